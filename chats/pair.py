@@ -1,0 +1,223 @@
+"""What makes two files a pair: the metadata in their safetensors headers, how it is read, written and compared.
+
+Two kinds of header keys belong to a member of a pair: the field's own ``modelspec.*`` (https://github.com/Stability-AI/ModelSpec)
+and ``chats.*``, listed in :class:`PairMetadata`. All values are strings, as safetensors wants them.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, get_args, get_type_hints
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .guidance import cfg_from_guidance_scale
+
+FORMAT_VERSION = 1
+PREFIX = "chats."
+# ComfyUI parses these two header keys as JSON of its own; a value of ours there would break loading.
+RESERVED_KEYS = frozenset({"config", "_quantization_metadata"})
+SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
+
+Member = Literal["preferred", "dispreferred"]
+PredictionType = Literal["epsilon", "v_prediction", "flow"]
+NullPrompt = Literal["encoded_empty", "zeros"]
+
+
+class PairError(ValueError):
+    """A file that cannot be used, or two files that are not a pair; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class PairMetadata:
+    """The ``chats.*`` keys of one member; a field that the file does not state is None.
+
+    ``alpha``, ``guidance_scale`` (the paper's s) and ``null_prompt`` are what the pair's maker recommends for sampling;
+    ``resolution`` is in pixels, ``step`` the optimizer steps trained, the ``*_sha256`` are hexadecimal digests.
+    """
+
+    member: Member
+    format_version: int = FORMAT_VERSION
+    pair_id: str | None = None
+    base_name: str | None = None
+    base_sha256: str | None = None
+    prediction_type: PredictionType | None = None
+    null_prompt: NullPrompt | None = None
+    null_prompt_prob: float | None = None
+    alpha: float | None = None
+    guidance_scale: float | None = None
+    beta: float | None = None
+    resolution: int | None = None
+    step: int | None = None
+    config_sha256: str | None = None
+    dataset_fingerprint: str | None = None
+
+    def to_header(self) -> dict[str, str]:
+        """The metadata as header entries ``chats.<field>`` → string; what is None is left out."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {PREFIX + name: str(value) for name, value in values.items() if value is not None}
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, str], name: str = "the file") -> PairMetadata | None:
+        """The metadata in a safetensors header, or None when the file does not call itself a member of a pair.
+
+        Args:
+            header: the header's metadata, string to string.
+            name: how to call the file in an error.
+
+        Raises:
+            PairError: when a ``chats.*`` value is not one this version understands.
+        """
+        stated = {key.removeprefix(PREFIX): value for key, value in header.items() if key.startswith(PREFIX)}
+        if not stated:
+            return None
+        if "member" not in stated:
+            raise PairError(
+                f"{name} has `chats.*` metadata but no `chats.member`, so it is not known which member of a pair it is; "
+                "export it again, or remove the metadata"
+            )
+        hints = get_type_hints(cls)
+        known = {key: _parse(name, key, value, hints[key]) for key, value in stated.items() if key in hints}
+        metadata = cls(**known)
+        if metadata.format_version > FORMAT_VERSION:
+            raise PairError(
+                f"{name} has `chats.format_version` {metadata.format_version}, this pack reads up to {FORMAT_VERSION}; "
+                "update ComfyUI-CHATS"
+            )
+        return metadata
+
+    def recommendation(self) -> str:
+        """What the pair's maker recommends for sampling, in a few words; empty when nothing is stated."""
+        parts = []
+        if self.guidance_scale is not None:
+            parts.append(f"cfg {cfg_from_guidance_scale(self.guidance_scale):g} (s = {self.guidance_scale:g})")
+        if self.alpha is not None:
+            parts.append(f"alpha {self.alpha:g}")
+        if self.null_prompt is not None:
+            parts.append(f"null prompt: {NULL_PROMPT_WORDS[self.null_prompt]}")
+        if self.resolution is not None:
+            parts.append(f"{self.resolution} px")
+        return ", ".join(parts)
+
+
+NULL_PROMPT_WORDS = {"encoded_empty": "an empty prompt", "zeros": "zeros (ConditioningZeroOut)"}
+
+
+def _parse(name: str, key: str, value: str, hint: object) -> object:
+    """One header value as the type of its field."""
+    options = [arg for arg in (get_args(hint) or (hint,)) if arg is not type(None)]
+    kind = options[0]
+    allowed = get_args(kind) or [option for option in options if isinstance(option, str)]
+    try:
+        parsed = value if allowed or kind is str else kind(value)
+    except ValueError:
+        parsed = None
+    if parsed is None or parsed != parsed or (allowed and value not in allowed):
+        expected = " or ".join(f"`{word}`" for word in allowed) if allowed else f"a number ({kind.__name__})"
+        raise PairError(f"{name} has `{PREFIX}{key}` = `{value}`, expected {expected}; it was not written by this pack: export it again")
+    return parsed
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata in the header of a safetensors file; no tensor is read, and nothing is ever unpickled.
+
+    Raises:
+        PairError: when the file is missing, is not a safetensors file, or is cut off.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PairError(f"{path.name} is not there; put the file in place or choose another")
+    if path.suffix.lower() not in SAFETENSORS_SUFFIXES:
+        raise PairError(
+            f"{path.name} is a `{path.suffix}` file, which can run code when it is opened; convert it to .safetensors first"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise PairError(f"{path.name} is not a whole safetensors file ({error}); download or export it again") from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> PairMetadata | None:
+    """The pair metadata of one file (see :func:`read_header` for errors), or None when it has none."""
+    return PairMetadata.from_header(read_header(path), Path(path).name)
+
+
+def check_files(preferred: str | os.PathLike[str], dispreferred: str | os.PathLike[str]) -> tuple[PairMetadata | None, list[str]]:
+    """Whether two files can be sampled as a pair.
+
+    Returns:
+        the preferred's metadata (the dispreferred's when only that has any), and warnings, one sentence each.
+
+    Raises:
+        PairError: the same file twice, a file that cannot be read, or a member in the other's place.
+    """
+    paths = {"preferred": Path(preferred), "dispreferred": Path(dispreferred)}
+    found = {member: read_metadata(path) for member, path in paths.items()}
+    if paths["preferred"].samefile(paths["dispreferred"]):
+        raise PairError(
+            f"`preferred` and `dispreferred` are both {paths['preferred'].name}; choose the two members of a pair"
+        )
+    for member, metadata in found.items():
+        if metadata is not None and metadata.member != member:
+            raise PairError(
+                f"`{member}` is {paths[member].name}, which is the {metadata.member} member of its pair; "
+                f"choose a {member} member there"
+            )
+    return found["preferred"] or found["dispreferred"], _differences(found["preferred"], found["dispreferred"])
+
+
+def _differences(preferred: PairMetadata | None, dispreferred: PairMetadata | None) -> list[str]:
+    """Warnings about two members whose metadata disagree."""
+    if preferred is None and dispreferred is None:
+        return []
+    if preferred is None or dispreferred is None:
+        silent = "preferred" if preferred is None else "dispreferred"
+        return [f"the {silent} file has no pair metadata, the other has; they may not belong together"]
+    warnings = []
+    if preferred.pair_id != dispreferred.pair_id:
+        warnings.append(f"the two files are of different pairs ({preferred.pair_id} and {dispreferred.pair_id})")
+    for name in ("base_sha256", "prediction_type", "step"):
+        ours, theirs = getattr(preferred, name), getattr(dispreferred, name)
+        if ours != theirs:
+            warnings.append(f"`{PREFIX}{name}` differs: {ours} in the preferred file, {theirs} in the dispreferred")
+    return warnings
+
+
+def write_member(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, torch.Tensor],
+    metadata: PairMetadata,
+    modelspec: Mapping[str, str] | None = None,
+) -> None:
+    """Writes one member of a pair: whole or not at all (a temporary file beside it, synced, then renamed over ``path``).
+
+    Args:
+        path: the .safetensors file to write.
+        tensors: the weights by key.
+        metadata: the ``chats.*`` entries.
+        modelspec: further header entries, ``modelspec.*``.
+
+    Raises:
+        PairError: when a header key is one that ComfyUI parses as its own, or the name does not end in .safetensors.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SAFETENSORS_SUFFIXES:
+        raise PairError(f"{path.name} must end in .safetensors")
+    header = {**(modelspec or {}), **metadata.to_header()}
+    if reserved := RESERVED_KEYS.intersection(header):
+        raise PairError(f"`{sorted(reserved)[0]}` cannot be a metadata key, ComfyUI parses it as its own; choose another name")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata=header)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,14 @@
+"""The nodes, one idea per file; each file ends in its list of nodes."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import apply, guider, ksampler, loaders, proxy_prompt
+
+
+class CHATSExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [*loaders.NODES, *proxy_prompt.NODES, *apply.NODES, *guider.NODES, *ksampler.NODES]
+
+
+async def comfy_entrypoint() -> CHATSExtension:
+    return CHATSExtension()

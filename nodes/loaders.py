@@ -1,0 +1,150 @@
+"""Loaders of pairs: two files in, two ordinary MODELs out, so that any other node can still work on each."""
+
+import logging
+
+import comfy.sd
+import folder_paths
+import nodes as comfy_nodes
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from server import PromptServer
+
+from ..chats import pair
+
+# ComfyUI's prediction by the class that interprets a network's output, in the words of the pair's metadata.
+PREDICTIONS = (("V_PREDICTION", "v_prediction"), ("EPS", "epsilon"), ("CONST", "flow"))
+
+
+def pair_paths(folder: str, preferred: str, dispreferred: str) -> tuple[str, str]:
+    """The full paths of two files of one of ComfyUI's model folders.
+
+    Raises:
+        PairError: when a file is not there.
+    """
+    paths = []
+    for member, name in (("preferred", preferred), ("dispreferred", dispreferred)):
+        path = folder_paths.get_full_path(folder, name)
+        if path is None:
+            raise pair.PairError(f"`{member}` is {name}, which is not in ComfyUI's {folder} folder; put it there or choose another file")
+        paths.append(path)
+    return paths[0], paths[1]
+
+
+def read_pair(paths: tuple[str, str], node_id: str | None) -> pair.PairMetadata | None:
+    """Checks the files, shows on the node what their metadata recommends, and logs what does not fit together."""
+    metadata, warnings = pair.check_files(*paths)
+    for warning in warnings:
+        logging.warning("CHATS: %s", warning)
+    lines = [f"recommended: {metadata.recommendation()}"] if metadata and metadata.recommendation() else []
+    lines += [f"⚠ {warning}" for warning in warnings]
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and node_id is not None:
+        server.send_progress_text("\n".join(lines) or "no pair metadata in these files", node_id)
+    return metadata
+
+
+def check_prediction(metadata: pair.PairMetadata | None, model: ModelPatcher) -> None:
+    """Warns when ComfyUI takes the model for another kind of prediction than the pair was trained for."""
+    bases = {base.__name__ for base in type(model.get_model_object("model_sampling")).__mro__}
+    taken_for = next((words for name, words in PREDICTIONS if name in bases), None)
+    if metadata and metadata.prediction_type and taken_for and metadata.prediction_type != taken_for:
+        logging.warning(
+            "CHATS: the pair was trained for %s and ComfyUI takes it for %s; put a ModelSamplingDiscrete node on both models",
+            metadata.prediction_type,
+            taken_for,
+        )
+
+
+def validate_pair(folder: str, preferred: object, dispreferred: object) -> bool | str:
+    """What ComfyUI shows when a workflow is queued: True, or one sentence. An input that is a link is not known yet."""
+    if not (isinstance(preferred, str) and isinstance(dispreferred, str)):
+        return True
+    try:
+        pair.check_files(*pair_paths(folder, preferred, dispreferred))
+    except pair.PairError as error:
+        return str(error)
+    return True
+
+
+def file_inputs(folder: str) -> list[io.Combo.Input]:
+    files = [name for name in folder_paths.get_filename_list(folder) if name.lower().endswith(pair.SAFETENSORS_SUFFIXES)]
+    tooltip = "File of the {} member, from ComfyUI's {} folder (.safetensors)."
+    return [io.Combo.Input(member, options=files, tooltip=tooltip.format(member, folder)) for member in ("preferred", "dispreferred")]
+
+
+def model_outputs() -> list[io.Model.Output]:
+    return [
+        io.Model.Output(display_name="preferred", tooltip="For the preferred input of CHATS Apply, Guider or KSampler."),
+        io.Model.Output(display_name="dispreferred", tooltip="For the dispreferred input of CHATS Apply, Guider or KSampler."),
+    ]
+
+
+class CHATSCheckpointPairLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CHATSCheckpointPairLoader",
+            display_name="Load CHATS Checkpoint Pair",
+            category="loaders/CHATS",
+            description="Loads a preferred and a dispreferred checkpoint. CLIP and VAE come from the preferred one. "
+            "Shows the settings that the pair's metadata recommends.",
+            inputs=file_inputs("checkpoints"),
+            outputs=[
+                *model_outputs(),
+                io.Clip.Output(display_name="CLIP", tooltip="The text encoder, from the preferred checkpoint."),
+                io.Vae.Output(display_name="VAE", tooltip="The VAE, from the preferred checkpoint."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, preferred: str | None = None, dispreferred: str | None = None) -> bool | str:
+        return validate_pair("checkpoints", preferred, dispreferred)
+
+    @classmethod
+    def execute(cls, preferred: str, dispreferred: str) -> io.NodeOutput:
+        paths = pair_paths("checkpoints", preferred, dispreferred)
+        metadata = read_pair(paths, cls.hidden.unique_id if cls.hidden else None)
+        embeddings = folder_paths.get_folder_paths("embeddings")
+        model, clip, vae = comfy.sd.load_checkpoint_guess_config(paths[0], embedding_directory=embeddings)[:3]
+        other = comfy.sd.load_checkpoint_guess_config(paths[1], output_vae=False, output_clip=False)[0]
+        check_prediction(metadata, model)
+        return io.NodeOutput(model, other, clip, vae)
+
+
+class CHATSDiffusionModelPairLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CHATSDiffusionModelPairLoader",
+            display_name="Load CHATS Diffusion Model Pair",
+            category="loaders/CHATS",
+            description="Loads a preferred and a dispreferred diffusion model (UNet or transformer, ComfyUI's or diffusers' layout). "
+            "CLIP and VAE come from other loaders. Shows the settings that the pair's metadata recommends.",
+            inputs=[
+                *file_inputs("diffusion_models"),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=comfy_nodes.UNETLoader.INPUT_TYPES()["required"]["weight_dtype"][0],
+                    tooltip="Precision of both models in memory; fp8 halves the memory of fp16 at some cost in quality.",
+                    extra_dict={"advanced": True},
+                ),
+            ],
+            outputs=model_outputs(),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, preferred: str | None = None, dispreferred: str | None = None) -> bool | str:
+        return validate_pair("diffusion_models", preferred, dispreferred)
+
+    @classmethod
+    def execute(cls, preferred: str, dispreferred: str, weight_dtype: str) -> io.NodeOutput:
+        paths = pair_paths("diffusion_models", preferred, dispreferred)
+        metadata = read_pair(paths, cls.hidden.unique_id if cls.hidden else None)
+        models = [comfy_nodes.UNETLoader().load_unet(name, weight_dtype)[0] for name in (preferred, dispreferred)]
+        check_prediction(metadata, models[0])
+        return io.NodeOutput(*models)
+
+
+NODES = [CHATSCheckpointPairLoader, CHATSDiffusionModelPairLoader]

@@ -1,0 +1,74 @@
+"""Runs inside a real ComfyUI, on its CPU mode. Where the interpreter is not ComfyUI's, the folder is skipped with one loud line.
+
+ComfyUI's folder: `COMFYUI_PATH`, else the folder above `custom_nodes/`, else `~/comfy/ComfyUI`.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def find_comfyui() -> Path | None:
+    """ComfyUI's folder, or None."""
+    stated = os.environ.get("COMFYUI_PATH")
+    above = ROOT.parents[1] if ROOT.parent.name == "custom_nodes" else None
+    for folder in [Path(stated)] if stated else [above, Path.home() / "comfy" / "ComfyUI"]:
+        if folder is not None and (folder / "comfy" / "samplers.py").is_file():
+            return folder
+    return None
+
+
+COMFYUI = find_comfyui()
+USABLE = COMFYUI is not None and importlib.util.find_spec("torchsde") is not None and importlib.util.find_spec("aiohttp") is not None
+SKIPPED = (
+    f"tests/comfy SKIPPED: ComfyUI is at {COMFYUI}, but this Python is not its own; run them with ComfyUI's Python (see README)"
+    if COMFYUI is not None
+    else "tests/comfy SKIPPED: no ComfyUI found; set COMFYUI_PATH to its folder"
+)
+
+if USABLE:
+    sys.path[:] = [str(COMFYUI), str(Path(__file__).parent)] + [p for p in sys.path if Path(p or ".").resolve() != ROOT]
+    import comfy.options
+    import utils.install_util  # noqa: F401  before nodes.py puts comfy/ on the path, whose utils.py would hide it (main.py does the same)
+
+    comfy.options.enable_args_parsing(False)
+    from comfy.cli_args import args
+
+    args.cpu = True
+    args.disable_api_nodes = True
+else:
+    collect_ignore_glob = ["test_*.py"]
+
+
+def pytest_report_header() -> str:
+    if not USABLE:
+        return SKIPPED
+    from comfyui_version import __version__
+
+    return f"tests/comfy: ComfyUI {__version__} at {COMFYUI}"
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if not USABLE:
+        terminalreporter.write_line(SKIPPED, yellow=True, bold=True)
+
+
+@pytest.fixture(scope="session")
+def pack():
+    """The pack, loaded from its path as ComfyUI loads custom nodes."""
+    return load_pack()
+
+
+def load_pack():
+    name = "custom_nodes_ComfyUI_CHATS"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]

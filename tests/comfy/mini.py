@@ -1,0 +1,143 @@
+"""Mini models that real ComfyUI detects as SD1.5, SDXL or SD3, with seeded random weights, and the conditioning they take."""
+
+import functools
+
+import comfy.model_management
+import comfy.sd
+import torch
+
+SD15 = dict(
+    image_size=32,
+    in_channels=4,
+    model_channels=320,
+    out_channels=4,
+    num_res_blocks=[1, 1],
+    channel_mult=[1, 1],
+    num_heads=8,
+    use_spatial_transformer=True,
+    transformer_depth=[1, 1],
+    transformer_depth_output=[1, 1, 1, 1],
+    transformer_depth_middle=1,
+    context_dim=768,
+    legacy=False,
+)
+# SDXL's depths, which ComfyUI knows it by, at a quarter of its widths.
+SDXL = dict(
+    image_size=32,
+    in_channels=4,
+    model_channels=320,
+    out_channels=4,
+    num_res_blocks=[2, 2, 2],
+    channel_mult=[1, 1, 1],
+    num_head_channels=64,
+    use_spatial_transformer=True,
+    use_linear_in_transformer=True,
+    transformer_depth=[0, 0, 2, 2, 10, 10],
+    transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
+    transformer_depth_middle=10,
+    context_dim=2048,
+    num_classes="sequential",
+    adm_in_channels=2816,
+    legacy=False,
+)
+
+
+def random_weights(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """Normal weights scaled by fan-in; every bias and norm is set, since an unset one is NaN on some machines."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for key, value in module.state_dict().items():
+        noise = torch.empty(value.shape).normal_(generator=generator)
+        if value.ndim <= 1:
+            weights[key] = noise * 0.05 + (1.0 if "norm" in key and key.endswith("weight") else 0.0)
+        else:
+            weights[key] = noise / value[0].numel() ** 0.5
+    return weights
+
+
+def unet_weights(config: dict, seed: int) -> dict[str, torch.Tensor]:
+    """Native (LDM) keys of a UNet, without prefix."""
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from comfy.ops import disable_weight_init
+
+    return random_weights(UNetModel(**config, device="cpu", dtype=torch.float32, operations=disable_weight_init), seed)
+
+
+def sd3_weights(seed: int) -> dict[str, torch.Tensor]:
+    """Native keys of an SD3 transformer of depth 2, without prefix."""
+    from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
+    from comfy.ops import disable_weight_init
+
+    model = OpenAISignatureMMDITWrapper(
+        input_size=None,
+        pos_embed_scaling_factor=None,
+        pos_embed_offset=None,
+        pos_embed_max_size=16,
+        patch_size=2,
+        in_channels=16,
+        depth=2,
+        num_patches=256,
+        adm_in_channels=2048,
+        context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}},
+        device="cpu",
+        dtype=torch.float32,
+        operations=disable_weight_init,
+    )
+    return random_weights(model, seed)
+
+
+def weights(kind: str, seed: int) -> dict[str, torch.Tensor]:
+    """Fresh weights of a kind: sd15, sd15_v (v-prediction), sdxl, sdxl_v, sd3."""
+    if kind == "sd3":
+        return sd3_weights(seed)
+    state = unet_weights(SDXL if kind.startswith("sdxl") else SD15, seed)
+    if kind == "sdxl_v":
+        state["v_pred"] = torch.tensor([])
+    return state
+
+
+@functools.cache
+def _cached_weights(kind: str, seed: int) -> dict[str, torch.Tensor]:
+    return weights(kind, seed)
+
+
+def model(kind: str, seed: int):
+    """A loaded ModelPatcher, its weights its own."""
+    patcher = comfy.sd.load_diffusion_model_state_dict({k: v.clone() for k, v in _cached_weights(kind, seed).items()})
+    assert patcher is not None, f"ComfyUI did not detect the mini {kind}"
+    if kind == "sd15_v":
+        from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+        (patcher,) = _result(ModelSamplingDiscrete, patcher, "v_prediction", False)
+    return patcher
+
+
+def _result(node, *args):
+    """A node's outputs, whether it is written in ComfyUI's first or third node API."""
+    if hasattr(node, "execute"):
+        return node.execute(*args).result
+    return getattr(node(), node.FUNCTION)(*args)
+
+
+def conditioning(kind: str, seed: int, tokens: int = 77, **options) -> list:
+    """One entry of random embeddings with the widths that the kind's text encoders give."""
+    width, pooled = {"sd15": (768, None), "sdxl": (2048, 1280), "sd3": (4096, 2048)}[kind.split("_")[0]]
+    generator = torch.Generator().manual_seed(seed)
+    entry = dict(options)
+    if pooled is not None:
+        entry["pooled_output"] = torch.randn(1, pooled, generator=generator)
+    return [[torch.randn(1, tokens, width, generator=generator), entry]]
+
+
+def latent(kind: str, batch: int = 1, size: int = 16, seed: int | None = None) -> dict:
+    """A latent of size × size; empty unless seeded."""
+    shape = (batch, 16 if kind == "sd3" else 4, size, size)
+    samples = torch.zeros(shape) if seed is None else torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return {"samples": samples}
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """‖actual − expected‖ / ‖expected‖; infinite when anything is not finite."""
+    if not (torch.isfinite(actual).all() and torch.isfinite(expected).all()):
+        return float("inf")
+    return (torch.linalg.vector_norm(actual - expected) / torch.linalg.vector_norm(expected)).item()
