@@ -4,6 +4,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from .compatibility import check_models
+from .inputs import interval_inputs, model_inputs
 from .pairing import pair_models
 
 
@@ -17,26 +18,6 @@ def apply_pair(preferred: ModelPatcher, dispreferred: ModelPatcher, start_percen
         raise ValueError(f"`start_percent` is {start_percent:g} and `end_percent` {end_percent:g}; the start must not be after the end")
     check_models(preferred, dispreferred)
     return pair_models(preferred, dispreferred, start_percent, end_percent)
-
-
-def model_inputs() -> list[io.Model.Input]:
-    return [
-        io.Model.Input("preferred", tooltip="The model trained on the images people chose; it runs the positive pass."),
-        io.Model.Input("dispreferred", tooltip="The model trained on the images people rejected; it runs the negative pass."),
-    ]
-
-
-def interval_inputs() -> list[io.Float.Input]:
-    tooltips = {
-        "start_percent": (0.0, "Share of the sampling from which the dispreferred model guides. Before it cfg is 1, at half the cost."),
-        "end_percent": (1.0, "Share of the sampling up to which the dispreferred model guides. After it cfg is 1, at half the cost."),
-    }
-    return [
-        io.Float.Input(
-            name, default=default, min=0.0, max=1.0, step=0.01, round=0.001, tooltip=tooltip, extra_dict={"advanced": True}
-        )
-        for name, (default, tooltip) in tooltips.items()
-    ]
 
 
 class CHATSApply(io.ComfyNode):

@@ -4,20 +4,8 @@ import comfy.samplers
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..chats.guidance import DEFAULT_GUIDANCE_SCALE, cfg_from_guidance_scale
-from .apply import apply_pair, interval_inputs, model_inputs
-
-
-def cfg_input() -> io.Float.Input:
-    return io.Float.Input(
-        "cfg",
-        default=cfg_from_guidance_scale(DEFAULT_GUIDANCE_SCALE),
-        min=0.0,
-        max=100.0,
-        step=0.1,
-        round=0.01,
-        tooltip="ComfyUI's cfg = 1 + s of the paper: its default s = 5 is cfg 6. At 1 only the preferred model runs.",
-    )
+from .apply import apply_pair
+from .inputs import cfg_input, interval_inputs, model_inputs
 
 
 class CHATSGuider(io.ComfyNode):

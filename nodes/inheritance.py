@@ -50,8 +50,7 @@ class Baseline:
                 clone.add_object_patch(name, value)
         for name in set(model.injections) - self.injections:
             logging.warning(
-                "CHATS: `%s` was put on the model after CHATS Apply and acts on the preferred model only; put it before, on each of the two",
-                name,
+                "CHATS: `%s` was put on the model after CHATS Apply and acts on the preferred only; put it before, on each of the two", name
             )
         later = later_options(_sampling_options(model), self.options, same=_same_after_clones)
         return clone, merge_nested_dicts(clone.model_options, later)

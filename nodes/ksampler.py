@@ -5,9 +5,9 @@ import nodes as comfy_nodes
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from .apply import apply_pair, interval_inputs, model_inputs
-from .guider import cfg_input
-from .proxy_prompt import alpha_input, build_negative, form_input
+from .apply import apply_pair
+from .inputs import alpha_input, cfg_input, form_input, interval_inputs, model_inputs, null_input
+from .proxy_prompt import build_negative
 
 
 class CHATSKSampler(io.ComfyNode):
@@ -21,7 +21,7 @@ class CHATSKSampler(io.ComfyNode):
             inputs=[
                 *model_inputs(),
                 io.Conditioning.Input("positive", tooltip="The prompt."),
-                io.Conditioning.Input("null", tooltip="The null prompt the pair was trained with: an empty prompt, or zeros (ConditioningZeroOut)."),
+                null_input(),
                 io.Latent.Input("latent_image", tooltip="The latent to denoise."),
                 io.Int.Input(
                     "seed",

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..chats import pair
+from .inputs import advanced
 
 # ComfyUI's prediction by the class that interprets a network's output, in the words of the pair's metadata.
 PREDICTIONS = (("V_PREDICTION", "v_prediction"), ("EPS", "epsilon"), ("CONST", "flow"))
@@ -123,11 +124,12 @@ class CHATSDiffusionModelPairLoader(io.ComfyNode):
             "CLIP and VAE come from other loaders. Shows the settings that the pair's metadata recommends.",
             inputs=[
                 *file_inputs("diffusion_models"),
-                io.Combo.Input(
-                    "weight_dtype",
-                    options=comfy_nodes.UNETLoader.INPUT_TYPES()["required"]["weight_dtype"][0],
-                    tooltip="Precision of both models in memory; fp8 halves the memory of fp16 at some cost in quality.",
-                    extra_dict={"advanced": True},
+                advanced(
+                    io.Combo.Input(
+                        "weight_dtype",
+                        options=comfy_nodes.UNETLoader.INPUT_TYPES()["required"]["weight_dtype"][0],
+                        tooltip="Precision of both models in memory; fp8 halves the memory of fp16 at some cost in quality.",
+                    )
                 ),
             ],
             outputs=model_outputs(),

@@ -80,7 +80,7 @@ class _Pair:
         """OUTER_SAMPLE: around the whole run, before the models are loaded."""
         guider = executor.class_obj
         if not guider.conds.get("negative"):
-            logging.warning("CHATS: %s has no negative, so the dispreferred model is not used; use a guider with a negative", type(guider).__name__)
+            logging.warning("CHATS: %s has no negative, so the dispreferred model is not used; use another guider", type(guider).__name__)
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         run = _Run(self, guider, {name: value for name, value in kwargs.items() if name == "latent_shapes"})
         try:

@@ -11,6 +11,7 @@ import torch
 from comfy_api.latest import io
 
 from ..chats import guidance
+from .inputs import alpha_input, form_input, null_input
 
 # Options of an entry that come out of the text encoders, as opposed to where, when and how the entry is applied.
 TEXT_OPTIONS = frozenset({"pooled_output", "t5xxl_ids", "t5xxl_weights", "text_input_ids", "unprocessed_ltxav_embeds"})
@@ -63,7 +64,9 @@ def _exact_entries(positive: list, null: list, alpha: float) -> list:
     """Eq. 16: the prompt and the null prompt as two entries with the strengths −α and 1+α; one of weight zero is left out."""
     (tokens, options), (null_tokens, null_options) = positive, null
     if "default" in options:
-        raise ValueError("the exact form cannot weigh a `default` conditioning entry; set `form` to `proxy`, or give that entry an area or a mask")
+        raise ValueError(
+            "the exact form cannot weigh a `default` conditioning entry; set `form` to `proxy`, or give that entry an area or a mask"
+        )
     placement = {name: value for name, value in options.items() if not _is_text(name)}
     null_text = {name: value for name, value in null_options.items() if _is_text(name)}
     strength = options.get("strength", 1.0)
@@ -102,29 +105,6 @@ def _same(one: object, other: object) -> bool:
 FORMS = {"proxy": _proxy_entries, "exact": _exact_entries}
 
 
-def alpha_input() -> io.Float.Input:
-    return io.Float.Input(
-        "alpha",
-        default=guidance.DEFAULT_ALPHA,
-        min=-2.0,
-        max=2.0,
-        step=0.05,
-        round=0.001,
-        tooltip="Share of the dispreferred conditional (the paper's α). 0.5 to 0.7 works well, the paper's default is 0.5. "
-        "0 is CFG with two models; below 0 pushes away from the prompt as the dispreferred model sees it.",
-    )
-
-
-def form_input() -> io.Combo.Input:
-    return io.Combo.Input(
-        "form",
-        options=list(FORMS),
-        default="proxy",
-        tooltip="proxy (Eq. 17): one mixed prompt, two passes a step. exact (Eq. 16): prompt and null prompt apart, three passes a step.",
-        extra_dict={"advanced": True},
-    )
-
-
 class CHATSProxyPrompt(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -132,14 +112,11 @@ class CHATSProxyPrompt(io.ComfyNode):
             node_id="CHATSProxyPrompt",
             display_name="CHATS Proxy Prompt",
             category="conditioning/CHATS",
-            description="Mixes the prompt and the null prompt into the negative that the dispreferred model is fed: −α · prompt + (1+α) · null. "
-            "Connect it to the negative input of any sampler.",
+            description="Mixes the prompt and the null prompt into the negative that the dispreferred model is fed: "
+            "−α · prompt + (1+α) · null. Connect it to the negative input of any sampler.",
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The prompt, as the sampler gets it; areas, masks and ControlNets carry over."),
-                io.Conditioning.Input(
-                    "null",
-                    tooltip="The null prompt the pair was trained with: an empty prompt, or zeros (ConditioningZeroOut). The loader shows which.",
-                ),
+                null_input(),
                 alpha_input(),
                 form_input(),
             ],

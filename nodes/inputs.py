@@ -1,0 +1,72 @@
+"""Inputs that several nodes share, so that a name, a range and a tooltip are written once."""
+
+from comfy_api.latest import io
+
+from ..chats import guidance
+
+
+def advanced(widget: io.WidgetInput) -> io.WidgetInput:
+    """Marks a rare input, which newer front ends fold away. Not a constructor argument: ComfyUI 0.3.64 knows none for it."""
+    widget.extra_dict["advanced"] = True
+    return widget
+
+
+def model_inputs() -> list[io.Model.Input]:
+    return [
+        io.Model.Input("preferred", tooltip="The model trained on the images people chose; it runs the positive pass."),
+        io.Model.Input("dispreferred", tooltip="The model trained on the images people rejected; it runs the negative pass."),
+    ]
+
+
+def null_input() -> io.Conditioning.Input:
+    return io.Conditioning.Input(
+        "null",
+        tooltip="The null prompt that the pair was trained with: an empty prompt, or zeros (ConditioningZeroOut). The loader shows which.",
+    )
+
+
+def alpha_input() -> io.Float.Input:
+    return io.Float.Input(
+        "alpha",
+        default=guidance.DEFAULT_ALPHA,
+        min=-2.0,
+        max=2.0,
+        step=0.05,
+        round=0.001,
+        tooltip="Share of the dispreferred conditional (the paper's α). 0.5 to 0.7 works well, the paper's default is 0.5. "
+        "0 is CFG with two models; below 0 pushes away from the prompt as the dispreferred model sees it.",
+    )
+
+
+def form_input() -> io.Combo.Input:
+    return advanced(
+        io.Combo.Input(
+            "form",
+            options=["proxy", "exact"],
+            default="proxy",
+            tooltip="proxy (Eq. 17): one mixed prompt, two passes a step. exact (Eq. 16): prompt and null apart, three passes a step.",
+        )
+    )
+
+
+def cfg_input() -> io.Float.Input:
+    return io.Float.Input(
+        "cfg",
+        default=guidance.cfg_from_guidance_scale(guidance.DEFAULT_GUIDANCE_SCALE),
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        round=0.01,
+        tooltip="ComfyUI's cfg = 1 + s of the paper: its default s = 5 is cfg 6. At 1 only the preferred model runs.",
+    )
+
+
+def interval_inputs() -> list[io.Float.Input]:
+    ends = {
+        "start_percent": (0.0, "Share of the sampling from which the dispreferred model guides. Before it cfg is 1, at half the cost."),
+        "end_percent": (1.0, "Share of the sampling up to which the dispreferred model guides. After it cfg is 1, at half the cost."),
+    }
+    return [
+        advanced(io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, round=0.001, tooltip=tooltip))
+        for name, (default, tooltip) in ends.items()
+    ]
