@@ -6,6 +6,7 @@ by the formula of Eq. 17 in denoised terms, negative + cfg · (positive − nega
 
 import comfy.samplers
 import torch
+from comfy.controlnet import ControlBase
 from comfy.samplers import KSAMPLER, CFGGuider, sampler_object
 
 
@@ -83,14 +84,38 @@ def result(node, *args, **kwargs) -> tuple:
     return getattr(node(), node.FUNCTION)(*args, **kwargs)
 
 
-def lora(model, seed: int, rank: int = 2, scale: float = 0.5) -> dict[str, torch.Tensor]:
-    """A LoRA on every attention projection of a model, by native keys."""
+def lora(model, seed: int, rank: int = 2, scale: float = 0.5, within: str = "") -> dict[str, torch.Tensor]:
+    """A LoRA on every attention projection of a model (of a part of it), by native keys."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for key, weight in model.model.state_dict().items():
         name = key.removesuffix(".weight")
-        if name != key and weight.ndim == 2 and any(part in key for part in ("attn", "to_q", "qkv", "proj")):
+        if name != key and weight.ndim == 2 and within in key and any(part in key for part in ("attn", "to_q", "qkv", "proj")):
             state[f"{name}.lora_down.weight"] = torch.randn(rank, weight.shape[1], generator=generator) / weight.shape[1] ** 0.5
             state[f"{name}.lora_up.weight"] = torch.randn(weight.shape[0], rank, generator=generator) * scale
             state[f"{name}.alpha"] = torch.tensor(float(rank))
     return state
+
+
+class ResidualControl(ControlBase):
+    """A control object: a fixed residual on the middle block, scaled by the row's prompt, up to a share of the schedule."""
+
+    def __init__(self, seed: int, until: float = 1.0):
+        super().__init__()
+        self.seed, self.until = seed, until
+
+    def pre_run(self, model, percent_to_timestep_function):
+        super().pre_run(model, percent_to_timestep_function)
+        self.sigma_end = percent_to_timestep_function(self.until)
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options=None):
+        if t[0] < self.sigma_end:
+            return None
+        residual = torch.randn(1, 320, 1, 1, generator=torch.Generator().manual_seed(self.seed))
+        scale = 4 * self.strength * cond["c_crossattn"].std(dim=(1, 2))  # a row at a time: who shares the batch is no matter
+        return {"middle": [residual * scale.reshape(-1, 1, 1, 1)], "output": [], "input": []}
+
+    def copy(self):
+        other = ResidualControl(self.seed, self.until)
+        self.copy_to(other)
+        return other

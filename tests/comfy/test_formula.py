@@ -10,7 +10,7 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import DualCFGGuider, SamplerCustom
 from comfy_extras.nodes_perpneg import Guider_PerpNeg, perp_neg
-from running import guider_of, lora, predictions, reference_of, result, run, schedule
+from running import ResidualControl, guider_of, lora, predictions, reference_of, result, run, schedule
 
 CFG = 6.0
 KINDS = ["sd15", "sd15_v", "sd3"]
@@ -120,33 +120,9 @@ def test_timestep_ranges(pairs, join, nodes):
     assert_formula(join, pairs("sd15"), early + late, negative, mini.latent("sd15"), steps=3)
 
 
-class Control:
-    """Minimal control object: adds a fixed residual to the middle block, within a range of noise levels, scaled by what it was given."""
-
-    def __new__(cls, seed, uncond):
-        from comfy.controlnet import ControlBase
-
-        class Residual(ControlBase):
-            def get_control(self, x_noisy, t, cond, batched_number, transformer_options=None):
-                if t[0] < self.timestep_range[1]:
-                    return None
-                residual = torch.randn(1, 320, 1, 1, generator=torch.Generator().manual_seed(seed)).expand(x_noisy.shape[0], -1, 1, 1)
-                scale = 3 * cond["c_crossattn"].std(dim=(1, 2)).reshape(-1, 1, 1, 1)  # a row at a time: who shares the batch is no matter
-                return {"middle": [residual * scale], "output": [], "input": []}
-
-            def get_models(self):
-                return []
-
-            def copy(self):
-                return self
-
-        control = Residual()
-        control.timestep_percent_range = (0.0, 0.5)
-        return {"control": control, "control_apply_to_uncond": uncond}
-
-
 def test_control_object(pairs, join, nodes):
-    positive = mini.conditioning("sd15", 3, **Control(1, uncond=False))
+    control, hint = ResidualControl(1, until=0.5), torch.zeros(1, 8, 8, 3)
+    positive = result(comfy_nodes.ControlNetApply, mini.conditioning("sd15", 3), control, hint, 0.7)[0]
     negative = nodes["CHATSProxyPrompt"](positive, mini.conditioning("sd15", 4), 0.5, "proxy")[0]
     assert negative[0][1]["control"] is positive[0][1]["control"]
     assert_formula(join, pairs("sd15"), positive, negative, mini.latent("sd15"), steps=3)
