@@ -99,3 +99,8 @@ def load_pack():
         sys.modules[name] = module
         spec.loader.exec_module(module)
     return sys.modules[name]
+
+
+def pack_module(name: str):
+    """A module of the pack by its dotted name below the root."""
+    return importlib.import_module(f"{load_pack().__name__}.{name}")
