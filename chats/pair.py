@@ -87,8 +87,7 @@ class PairMetadata:
         metadata = cls(**known)
         if metadata.format_version > FORMAT_VERSION:
             raise PairError(
-                f"{name} has `chats.format_version` {metadata.format_version}, this pack reads up to {FORMAT_VERSION}; "
-                "update ComfyUI-CHATS"
+                f"{name} has `chats.format_version` {metadata.format_version}, this pack reads up to {FORMAT_VERSION}; update ComfyUI-CHATS"
             )
         return metadata
 
@@ -134,9 +133,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, str]:
     if not path.is_file():
         raise PairError(f"{path.name} is not there; put the file in place or choose another")
     if path.suffix.lower() not in SAFETENSORS_SUFFIXES:
-        raise PairError(
-            f"{path.name} is a `{path.suffix}` file, which can run code when it is opened; convert it to .safetensors first"
-        )
+        raise PairError(f"{path.name} is a `{path.suffix}` file, which can run code when it is opened; convert it to .safetensors first")
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
@@ -161,14 +158,11 @@ def check_files(preferred: str | os.PathLike[str], dispreferred: str | os.PathLi
     paths = {"preferred": Path(preferred), "dispreferred": Path(dispreferred)}
     found = {member: read_metadata(path) for member, path in paths.items()}
     if paths["preferred"].samefile(paths["dispreferred"]):
-        raise PairError(
-            f"`preferred` and `dispreferred` are both {paths['preferred'].name}; choose the two members of a pair"
-        )
+        raise PairError(f"`preferred` and `dispreferred` are both {paths['preferred'].name}; choose the two members of a pair")
     for member, metadata in found.items():
         if metadata is not None and metadata.member != member:
             raise PairError(
-                f"`{member}` is {paths[member].name}, which is the {metadata.member} member of its pair; "
-                f"choose a {member} member there"
+                f"`{member}` is {paths[member].name}, which is the {metadata.member} member of its pair; choose a {member} member there"
             )
     return found["preferred"] or found["dispreferred"], _differences(found["preferred"], found["dispreferred"])
 

@@ -17,9 +17,7 @@ def check_models(preferred: ModelPatcher, dispreferred: ModelPatcher) -> None:
         if is_paired(model):
             raise ValueError(f"`{name}` already is a CHATS pair; connect the plain model, as it was before CHATS Apply")
     if difference := _first_difference(preferred, dispreferred):
-        raise ValueError(
-            f"`preferred` and `dispreferred` are different architectures: {difference}; choose the two members of one pair"
-        )
+        raise ValueError(f"`preferred` and `dispreferred` are different architectures: {difference}; choose the two members of one pair")
     _check_noise(preferred, dispreferred)
     if preferred.is_clone(dispreferred):
         if preferred.patches_uuid == dispreferred.patches_uuid:

@@ -179,8 +179,7 @@ def test_sampler_custom(pairs, join, nodes):
 def test_a_lora_on_each_side(kind, pairs, join, nodes):
     preferred, dispreferred = pairs(kind)
     adapted = [
-        comfy.sd.load_lora_for_models(model, None, lora(model, seed), 1.0, 0.0)[0]
-        for model, seed in ((preferred, 21), (dispreferred, 22))
+        comfy.sd.load_lora_for_models(model, None, lora(model, seed), 1.0, 0.0)[0] for model, seed in ((preferred, 21), (dispreferred, 22))
     ]
     assert len(adapted[0].patches) > 3
     assert_formula(join, adapted, *prompts(kind, nodes), mini.latent(kind))

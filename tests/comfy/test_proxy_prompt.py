@@ -130,5 +130,3 @@ def test_what_the_exact_form_cannot_do_is_refused(negative):
         negative([entry(77, 2)], [])
     with pytest.raises(ValueError, match="`form` is 'other'"):
         negative([entry(77, 2)], [entry(77, 4)], 0.5, "other")
-
-
