@@ -68,15 +68,21 @@ def test_a_diffusers_format_unet_loads(nodes, folder, written):
     native = UNetModel(**config, device="meta", dtype=torch.float16, operations=disable_weight_init).state_dict()
     names = {theirs: ours for theirs, ours in unet_to_diffusers(config).items() if ours in native}
     assert len(names) == len(native) == 686
-    states = {}
-    for offset, member in enumerate(("preferred", "dispreferred")):  # each tensor a number of its own
-        numbers = {theirs: (2 * index + offset) * 1e-3 for index, theirs in enumerate(names)}
-        states[member] = {theirs: torch.full(native[names[theirs]].shape, n, dtype=torch.float16) for theirs, n in numbers.items()}
-        save_file(states[member], folder / f"{member}.safetensors")
-    models = nodes["CHATSDiffusionModelPairLoader"]("preferred.safetensors", "dispreferred.safetensors", "default")
-    for model, state in zip(models, states.values(), strict=True):
+    # Each tensor of a shape a number of its own, of those that fp8 holds exactly: full size, yet a quarter of fp32's memory.
+    numbers = torch.arange(1, 120, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    numbers = torch.cat([numbers, (-numbers.half()).to(torch.float8_e4m3fn)])
+    for offset, member in enumerate(("preferred", "dispreferred")):
+        state = {
+            theirs: numbers[(index + offset) % len(numbers)].expand(native[ours].shape)
+            for index, (theirs, ours) in enumerate(names.items())
+        }
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / f"{member}.safetensors")
+    models = nodes["CHATSDiffusionModelPairLoader"]("preferred.safetensors", "dispreferred.safetensors", "fp8_e4m3fn")
+    for offset, model in enumerate(models):
         loaded = model.model.diffusion_model.state_dict()
-        assert all(torch.equal(loaded[names[theirs]].half(), tensor) for theirs, tensor in state.items())
+        for index, (theirs, ours) in enumerate(names.items()):
+            extremes = loaded[ours].half().aminmax()
+            assert extremes.min == extremes.max == numbers[(index + offset) % len(numbers)].half(), theirs
 
 
 def test_a_checkpoint_pair_gives_models_clip_and_vae(nodes, written, folder):
