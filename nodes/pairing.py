@@ -45,7 +45,13 @@ def pair_models(preferred: ModelPatcher, dispreferred: ModelPatcher, start_perce
         dispreferred: the model of the negative pass, left as it is.
         start_percent: share of the schedule from which the dispreferred model guides; before it, cfg is 1.
         end_percent: share of the schedule up to which it guides; after it, cfg is 1.
+
+    What wraps a whole run or guided step (caching nodes) can be there only once, on the model that is sampled.
     """
+    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE):
+        for name, wrappers in dispreferred.wrappers.get(kind, {}).items():
+            if wrappers:
+                logging.warning("CHATS: `%s` on the dispreferred model is not run there; put that node after CHATS Apply", name)
     model = preferred.clone()
     pair = _Pair(dispreferred, start_percent, end_percent)
     for kind, wrapper in pair.wrappers().items():

@@ -214,6 +214,26 @@ def test_an_injection_after_the_join_is_named_in_a_warning(pairs, join, prompts,
     assert "`bypass_lora` was put on the model after CHATS Apply and acts on the preferred only" in caplog.text
 
 
+def test_a_caching_node_after_the_join_skips_as_in_stock_cfg(nodes, twins, prompts):
+    """EasyCache decides on the positive pass and lets the negative follow; it must see one call around both models."""
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    first, second = twins("sd15")
+    cached = [result(EasyCacheNode, model, 5.0, 0.15, 0.95, False)[0] for model in (nodes["CHATSApply"](first, second, 0.0, 1.0)[0], first)]
+    samples = [run(guider_of(model, *prompts, CFG), mini.latent("sd15"), steps=8) for model in cached]
+    assert mini.relative_error(*samples) < 1e-5
+    without = run(guider_of(first, *prompts, CFG), mini.latent("sd15"), steps=8)
+    assert mini.relative_error(samples[0], without) > 1e-3, "nothing was skipped"
+
+
+def test_a_caching_node_on_the_dispreferred_is_named_in_a_warning(pairs, join, caplog):
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    preferred, dispreferred = pairs("sd15")
+    join(preferred, result(EasyCacheNode, dispreferred, 0.2, 0.15, 0.95, False)[0])
+    assert "`easycache` on the dispreferred model is not run there" in caplog.text
+
+
 def test_ksampler_runs_through_its_node(pairs, join, prompts):
     """Through common_ksampler, with ComfyUI's preview and progress machinery around it."""
     import nodes as comfy_nodes
