@@ -214,16 +214,24 @@ def test_an_injection_after_the_join_is_named_in_a_warning(pairs, join, prompts,
     assert "`bypass_lora` was put on the model after CHATS Apply and acts on the preferred only" in caplog.text
 
 
-def test_a_caching_node_after_the_join_skips_as_in_stock_cfg(nodes, twins, prompts):
-    """EasyCache decides on the positive pass and lets the negative follow; it must see one call around both models."""
+def test_a_caching_node_after_the_join_skips_both_models_in_the_same_steps(pairs, join, prompts):
+    """EasyCache decides on the positive pass and lets the negative follow, since it sees one call around both models."""
     from comfy_extras.nodes_easycache import EasyCacheNode
 
-    first, second = twins("sd15")
-    cached = [result(EasyCacheNode, model, 5.0, 0.15, 0.95, False)[0] for model in (nodes["CHATSApply"](first, second, 0.0, 1.0)[0], first)]
-    samples = [run(guider_of(model, *prompts, CFG), mini.latent("sd15"), steps=8) for model in cached]
-    assert mini.relative_error(*samples) < 1e-5
-    without = run(guider_of(first, *prompts, CFG), mini.latent("sd15"), steps=8)
-    assert mini.relative_error(samples[0], without) > 1e-3, "nothing was skipped"
+    models = pairs("sd15")
+    steps = []  # by member, the steps in which the network's last layer was reached
+    handles = []
+    for model in models:
+        reached = []
+        steps.append(reached)
+        handles.append(model.model.diffusion_model.out.register_forward_hook(lambda *_, reached=reached: reached.append(len(callbacks))))
+    callbacks = []
+    cached = result(EasyCacheNode, join(*models), 5.0, 0.15, 0.95, False)[0]
+    run(guider_of(cached, *prompts, CFG), mini.latent("sd15"), steps=8, callback=lambda *_: callbacks.append(1))
+    for handle in handles:
+        handle.remove()
+    assert steps[0] == steps[1]
+    assert 0 < len(steps[0]) < 8
 
 
 def test_a_caching_node_on_the_dispreferred_is_named_in_a_warning(pairs, join, caplog):
