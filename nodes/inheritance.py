@@ -53,7 +53,7 @@ class Baseline:
                 "CHATS: `%s` was put on the model after CHATS Apply and acts on the preferred only; put it before, on each of the two", name
             )
         later = later_options(_sampling_options(model), self.options, same=_same_after_clones)
-        return clone, merge_nested_dicts(clone.model_options, later)
+        return clone, merged_options(clone.model_options, later)
 
     def order_wrappers(self, model_options: dict, key: str) -> None:
         """Puts the wrappers of a run in the order that the pair, under ``key``, needs; ``model_options`` are the run's own.
@@ -96,6 +96,20 @@ def later_options(now: dict, before: dict, leave_out: tuple[str, ...] = (), same
         elif not same(value, before[name]):
             later[name] = value
     return later
+
+
+def merged_options(options: dict, later: dict) -> dict:
+    """``options`` with ``later`` on top, in nested dicts; neither is changed. (ComfyUI's own merge lets the older value win in 0.3.64.)"""
+    merged = dict(options)
+    for name, value in later.items():
+        own = options.get(name)
+        if isinstance(own, dict) and isinstance(value, dict):
+            merged[name] = merged_options(own, value)
+        elif isinstance(own, list) and isinstance(value, list):
+            merged[name] = [*own, *value]
+        else:
+            merged[name] = value
+    return merged
 
 
 def _sampling_options(model: ModelPatcher) -> dict:

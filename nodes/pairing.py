@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 
 import comfy.model_management
 import comfy.model_patcher
-import comfy.patcher_extension
 import comfy.sampler_helpers
 import comfy.samplers
 from comfy.hooks import EnumHookMode
@@ -30,7 +29,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .inheritance import Baseline, later_options
+from .inheritance import Baseline, later_options, merged_options
 
 KEY = "chats"
 # A guider's own weights of the negative pass, by attribute (CFGGuider and kin, DualCFGGuider, PerpNegGuider), at which it has no effect.
@@ -181,8 +180,7 @@ class _Run:
     def predict(self, conds: list, x: Tensor, timestep: Tensor, model_options: dict) -> list[Tensor]:
         """The dispreferred model's predictions, under its own options and whatever this call changed in the run's."""
         later = later_options(model_options, self.started_with, leave_out=("multigpu_clones", "multigpu_thread_pool"))
-        options = comfy.patcher_extension.merge_nested_dicts(self.options, later)
-        return comfy.samplers.calc_cond_batch(self.model.model, conds, x, timestep, options)
+        return comfy.samplers.calc_cond_batch(self.model.model, conds, x, timestep, merged_options(self.options, later))
 
     def close(self) -> None:
         """Undoes what the run did to the dispreferred model, however the run ended."""
@@ -225,11 +223,12 @@ def calc_cond_batch(executor, model, conds, x, timestep, model_options):
     negative = [run is not None and run.is_negative(entries) for entries in conds]
     if not any(negative):
         return executor(model, conds, x, timestep, model_options)
-    dispreferred = run.predict([c if n else None for c, n in zip(conds, negative, strict=True)], x, timestep, model_options)
-    if all(n or c is None for c, n in zip(conds, negative, strict=True)):
-        return dispreferred
-    preferred = executor(model, [None if n else c for c, n in zip(conds, negative, strict=True)], x, timestep, model_options)
-    return [d if n else p for p, d, n in zip(preferred, dispreferred, negative, strict=True)]
+    others = [None if n else entries for entries, n in zip(conds, negative, strict=True)]
+    preferred = executor(model, others, x, timestep, model_options) if any(others) else others
+    negatives = [entries if n else None for entries, n in zip(conds, negative, strict=True)]
+    dispreferred = run.predict(negatives, x, timestep, model_options)
+    # A place that is empty on both sides gets the dispreferred call's zeros, as it would from ComfyUI.
+    return [p if entries else d for p, d, entries in zip(preferred, dispreferred, others, strict=True)]
 
 
 @contextmanager
