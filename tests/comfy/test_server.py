@@ -6,33 +6,14 @@ The server loads mini models of random weights under the file names that the wor
 from __future__ import annotations
 
 import collections
-import contextlib
-import io
 import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
-import folder_paths
-import mini
 import numpy as np
 import pytest
-import torch
 import workflow_graph
-from PIL import Image
-from safetensors.torch import save_file
+from serving import PACK, ROOT, Server, running_server
 
-ROOT = Path(__file__).resolve().parents[2]
-COMFYUI = Path(folder_paths.__file__).resolve().parent
-PACK = "ComfyUI-CHATS"
 WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
 NODES = {
     "CHATSCheckpointPairLoader",
@@ -43,162 +24,12 @@ NODES = {
     "CHATSKSampler",
 }
 RARE_INPUTS = {"form", "start_percent", "end_percent", "weight_dtype"}
-START_SECONDS, RUN_SECONDS = 300, 120
-VAE_CONTRAST = 0.1
-
-
-def half(weights: dict[str, torch.Tensor], prefix: str = "") -> dict[str, torch.Tensor]:
-    return {prefix + key: value.half().contiguous() for key, value in weights.items()}
-
-
-def text_encoder_weights(seed: int) -> dict[str, torch.Tensor]:
-    """Random weights of CLIP-L, as SD1.5 checkpoints hold it."""
-    import comfy.sd1_clip
-    from comfy.clip_model import CLIPTextModel
-    from comfy.ops import disable_weight_init
-
-    config = json.loads((Path(comfy.sd1_clip.__file__).parent / "sd1_clip_config.json").read_text(encoding="utf-8"))
-    state = mini.random_weights(CLIPTextModel(config, torch.float32, "cpu", disable_weight_init), seed)
-    return {key: value for key, value in state.items() if key.startswith("text_model.")}
-
-
-def vae_weights(seed: int) -> dict[str, torch.Tensor]:
-    """Random weights of TAESD, a VAE of 5 MB that ComfyUI takes for any SD1.5 checkpoint."""
-    from comfy.taesd.taesd import TAESD
-
-    state = mini.random_weights(TAESD(latent_channels=4), seed)
-    decoder = [key for key in state if key.startswith("taesd_decoder.")]
-    *_, last_weight, last_bias = sorted(decoder, key=lambda key: (int(key.split(".")[1]), key.endswith("bias")))
-    # Medium grey with some contrast: as they fall, the colours run out of the range of a PNG.
-    output = {last_weight: state[last_weight] * VAE_CONTRAST, last_bias: torch.full_like(state[last_bias], 0.5)}
-    return {**state, **output, "vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
-
-
-def write_models(models: Path) -> None:
-    """A pair as diffusion models, the same pair as checkpoints, and files that nobody can load."""
-    unets, checkpoints = models / "diffusion_models", models / "checkpoints"
-    unets.mkdir(parents=True)
-    checkpoints.mkdir()
-    preferred, dispreferred = mini.weights("sd15", 1), mini.weights("sd15", 2)
-    save_file(half(preferred), unets / "chats_sd15_preferred.safetensors")
-    save_file(half(dispreferred), unets / "chats_sd15_dispreferred.safetensors")
-    encoders = half(text_encoder_weights(3), "cond_stage_model.transformer.") | half(vae_weights(4), "first_stage_model.")
-    whole = half(preferred, "model.diffusion_model.") | encoders
-    save_file(whole, checkpoints / "v1-5-pruned-emaonly-fp16.safetensors")
-    # The pair loader takes CLIP and VAE from the preferred file, so this one does without.
-    save_file(half(dispreferred, "model.diffusion_model."), checkpoints / "dispreferred.safetensors")
-    content = (unets / "chats_sd15_preferred.safetensors").read_bytes()
-    (unets / "truncated.safetensors").write_bytes(content[: len(content) // 2])
-    torch.save({"weight": torch.zeros(1)}, unets / "pickled.ckpt")
-
-
-def write_base_directory(base: Path) -> None:
-    """What a user's folder holds: the pack, the models, an input picture."""
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "benchmarks")
-    shutil.copytree(ROOT, base / "custom_nodes" / PACK, ignore=ignored)
-    write_models(base / "models")
-    (base / "input").mkdir()
-    columns, rows = np.meshgrid(np.arange(128), np.arange(96))
-    picture = np.stack([columns * 2, rows * 2, 255 - columns], axis=-1).astype(np.uint8)
-    alpha = np.where(columns < 64, 255, 0).astype(np.uint8)  # ComfyUI's mask is where a picture is transparent: the right half
-    Image.fromarray(np.dstack([picture, alpha])).save(base / "input" / "example.png")
-
-
-def python_path(scratch: Path) -> str:
-    """A path with the empty folder of templates that older ComfyUIs want (0.3.64 does), whichever templates package is installed."""
-    if "legacy_templates_path" not in (COMFYUI / "app" / "frontend_management.py").read_text(encoding="utf-8"):
-        package = scratch / "site" / "comfyui_workflow_templates"
-        (package / "templates").mkdir(parents=True)
-        (package / "__init__.py").touch()
-    return os.pathsep.join(filter(None, [str(scratch / "site"), os.environ.get("PYTHONPATH")]))
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-@dataclass
-class Server:
-    """The HTTP interface of one running ComfyUI."""
-
-    port: int
-    process: subprocess.Popen
-    log: Path
-
-    def get(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as response:
-            return response.read()
-
-    def json(self, path: str) -> dict:
-        return json.loads(self.get(path))
-
-    def wait_until_up(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline and self.process.poll() is None:
-            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-                self.get("/system_stats")
-                return
-            time.sleep(0.25)
-        pytest.fail(f"ComfyUI did not start; the end of its log:\n{self.log.read_text(errors='replace')[-4000:]}")
-
-    def queue(self, graph: dict[str, dict]) -> dict:
-        """The answer to `POST /prompt`, which has the status 400 when no node can run."""
-        body = json.dumps({"prompt": graph}).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/prompt", body, {"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=60) as response:
-                return json.load(response)
-        except urllib.error.HTTPError as error:
-            if error.code != 400:
-                raise
-            return json.load(error)
-
-    def run(self, graph: dict[str, dict]) -> list[np.ndarray]:
-        """The pictures that a graph saves, each [height, width, 3] of 0 to 255."""
-        answer = self.queue(graph)
-        assert answer.get("node_errors") == {}, answer
-        deadline = time.monotonic() + RUN_SECONDS
-        while not (entry := self.json(f"/history/{answer['prompt_id']}").get(answer["prompt_id"])):
-            assert time.monotonic() < deadline, f"no result within {RUN_SECONDS} s"
-            time.sleep(0.2)
-        assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
-        saved = [image for output in entry["outputs"].values() for image in output.get("images", [])]
-        return [self.picture(**image) for image in saved]
-
-    def picture(self, filename: str, subfolder: str, type: str) -> np.ndarray:
-        content = self.get(f"/view?filename={filename}&subfolder={subfolder}&type={type}")
-        with Image.open(io.BytesIO(content)) as image:
-            assert image.format == "PNG"
-            return np.asarray(image.convert("RGB"))
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
-    scratch = tmp_path_factory.mktemp("server")
-    write_base_directory(scratch / "base")
-    port = free_port()
-    command = [sys.executable, "main.py", "--cpu", "--port", str(port), "--base-directory", str(scratch / "base")]
-    command += ["--database-url", "sqlite:///:memory:", "--disable-auto-launch", "--disable-api-nodes"]
-    # One thread: the models are tiny, and on a busy machine threads spend far longer waiting for each other.
-    environment = {**os.environ, "PYTHONPATH": python_path(scratch), "OMP_NUM_THREADS": "1"}
-    log = scratch / "log.txt"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=COMFYUI, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            running = Server(port, process, log)
-            running.wait_until_up()
-            yield running
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            # Half a gigabyte of weights; pytest would keep them for three runs.
-            shutil.rmtree(scratch / "base")
+    with running_server(tmp_path_factory.mktemp("server")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
