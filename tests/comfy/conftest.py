@@ -3,6 +3,8 @@
 ComfyUI's folder: `COMFYUI_PATH`, else the folder above `custom_nodes/`, else `~/comfy/ComfyUI`.
 """
 
+import asyncio
+import functools
 import importlib.util
 import os
 import sys
@@ -62,6 +64,31 @@ def pytest_terminal_summary(terminalreporter) -> None:
 def pack():
     """The pack, loaded from its path as ComfyUI loads custom nodes."""
     return load_pack()
+
+
+@pytest.fixture(scope="session")
+def nodes(pack) -> dict:
+    """The pack's nodes by id: calling one gives its outputs."""
+    from running import result
+
+    classes = asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
+    return {node.GET_SCHEMA().node_id: functools.partial(result, node) for node in classes}
+
+
+@pytest.fixture(scope="session")
+def pairs():
+    """A preferred and a dispreferred model by kind; made once, never changed."""
+    import mini
+
+    return functools.cache(lambda kind: (mini.model(kind, 1), mini.model(kind, 2)))
+
+
+@pytest.fixture(scope="session")
+def twins():
+    """Two models with the same weights, each its own, by kind."""
+    import mini
+
+    return functools.cache(lambda kind: (mini.model(kind, 1), mini.model(kind, 1)))
 
 
 def load_pack():

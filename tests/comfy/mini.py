@@ -1,10 +1,8 @@
 """Mini models that real ComfyUI detects as SD1.5, SDXL or SD3, with seeded random weights, and the conditioning they take."""
 
-import functools
-
-import comfy.model_management
 import comfy.sd
 import torch
+from running import result
 
 SD15 = dict(
     image_size=32,
@@ -60,7 +58,7 @@ def unet_weights(config: dict, seed: int) -> dict[str, torch.Tensor]:
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
     from comfy.ops import disable_weight_init
 
-    return random_weights(UNetModel(**config, device="cpu", dtype=torch.float32, operations=disable_weight_init), seed)
+    return random_weights(UNetModel(**config, device="meta", dtype=torch.float32, operations=disable_weight_init), seed)
 
 
 def sd3_weights(seed: int) -> dict[str, torch.Tensor]:
@@ -79,7 +77,7 @@ def sd3_weights(seed: int) -> dict[str, torch.Tensor]:
         num_patches=256,
         adm_in_channels=2048,
         context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}},
-        device="cpu",
+        device="meta",
         dtype=torch.float32,
         operations=disable_weight_init,
     )
@@ -96,27 +94,15 @@ def weights(kind: str, seed: int) -> dict[str, torch.Tensor]:
     return state
 
 
-@functools.cache
-def _cached_weights(kind: str, seed: int) -> dict[str, torch.Tensor]:
-    return weights(kind, seed)
-
-
 def model(kind: str, seed: int):
     """A loaded ModelPatcher, its weights its own."""
-    patcher = comfy.sd.load_diffusion_model_state_dict({k: v.clone() for k, v in _cached_weights(kind, seed).items()})
+    patcher = comfy.sd.load_diffusion_model_state_dict(weights(kind, seed))
     assert patcher is not None, f"ComfyUI did not detect the mini {kind}"
     if kind == "sd15_v":
         from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
-        (patcher,) = _result(ModelSamplingDiscrete, patcher, "v_prediction", False)
+        (patcher,) = result(ModelSamplingDiscrete, patcher, "v_prediction", False)
     return patcher
-
-
-def _result(node, *args):
-    """A node's outputs, whether it is written in ComfyUI's first or third node API."""
-    if hasattr(node, "execute"):
-        return node.execute(*args).result
-    return getattr(node(), node.FUNCTION)(*args)
 
 
 def conditioning(kind: str, seed: int, tokens: int = 77, **options) -> list:
@@ -129,7 +115,7 @@ def conditioning(kind: str, seed: int, tokens: int = 77, **options) -> list:
     return [[torch.randn(1, tokens, width, generator=generator), entry]]
 
 
-def latent(kind: str, batch: int = 1, size: int = 16, seed: int | None = None) -> dict:
+def latent(kind: str, batch: int = 1, size: int = 8, seed: int | None = None) -> dict:
     """A latent of size × size; empty unless seeded."""
     shape = (batch, 16 if kind == "sd3" else 4, size, size)
     samples = torch.zeros(shape) if seed is None else torch.randn(shape, generator=torch.Generator().manual_seed(seed))

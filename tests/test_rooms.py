@@ -1,0 +1,61 @@
+"""The rules of the house: which room may import what. Each room is imported where the forbidden modules cannot be."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+COMFYUI = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "server"}
+TRAINING = {"diffusers", "accelerate", "datasets", "transformers", "peft"}
+BLOCKER = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {forbidden!r}:
+            raise ImportError("forbidden here: " + name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def import_without(forbidden: set[str], modules: list[str]) -> subprocess.CompletedProcess:
+    code = BLOCKER.format(forbidden=forbidden) + "\n".join(f"import {module}" for module in modules)
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def modules_of(package: str) -> list[str]:
+    files = sorted((ROOT / package).rglob("*.py"))
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
+    return [name.removesuffix(".__init__") for name in names]
+
+
+def imported_names(file: Path) -> set[str]:
+    """Absolute top-level names and, with their leading dots, relative ones."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add("." * node.level + (node.module or "").split(".")[0])
+    return names
+
+
+def test_chats_needs_only_torch_safetensors_and_einops():
+    result = import_without(COMFYUI | TRAINING | {"nodes", "chats_train"}, modules_of("chats"))
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_blocker_blocks():
+    assert import_without({"json"}, ["json"]).returncode != 0
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "nodes").glob("*.py")), ids=lambda file: file.name)
+def test_nodes_need_only_comfyui_and_chats(file):
+    # numpy and torch come with ComfyUI; so does everything in `allowed`, and nothing of the trainer's is among it.
+    allowed = COMFYUI | {"torch", "nodes", "__future__", ".chats", "..chats"}
+    names = {name for name in imported_names(file) if not (name.startswith(".") and not name.startswith(".."))}
+    foreign = names - allowed - set(sys.stdlib_module_names)
+    assert not foreign

@@ -1,0 +1,176 @@
+"""The shipped workflows as files: what the front end assumes when it loads them, and what a person needs who opens one.
+
+Nothing here knows ComfyUI's nodes; `tests/comfy/test_server.py` holds the same files against a running server.
+"""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+EXPECTED = {
+    "chats_img2img_inpaint",
+    "chats_sd15_ksampler",
+    "chats_sd35_flow",
+    "chats_sdxl_guider",
+    "chats_sdxl_ksampler",
+    "chats_vs_cfg_sdxl",
+}
+NOTES = {"Note", "MarkdownNote"}
+SEEDED = {"KSampler", "RandomNoise", "CHATSKSampler"}
+SEED_CONTROLS = {"fixed", "increment", "decrement", "randomize"}
+# No flow pair is published, so these two come out of the user's own training and have no address.
+OWN_FILES = {"chats_sd35_preferred.safetensors", "chats_sd35_dispreferred.safetensors"}
+TITLE_HEIGHT = 30  # of a node; its `pos` is below the title
+ACTIVE, BYPASSED = 0, 4
+
+
+@pytest.fixture(params=NAMES)
+def workflow(request) -> dict:
+    return json.loads((FOLDER / f"{request.param}.json").read_text(encoding="utf-8"))
+
+
+def nodes_by_id(workflow: dict) -> dict[int, dict]:
+    return {node["id"]: node for node in workflow["nodes"]}
+
+
+def rectangle(node: dict) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of a node with its title."""
+    (x, y), (width, height) = node["pos"], node["size"]
+    return x, y - TITLE_HEIGHT, x + width, y + height
+
+
+def overlap(one: tuple, other: tuple) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def inside(inner: tuple, outer: tuple) -> bool:
+    return inner[0] >= outer[0] and inner[1] >= outer[1] and inner[2] <= outer[2] and inner[3] <= outer[3]
+
+
+def group_rectangles(workflow: dict) -> list[tuple[float, float, float, float]]:
+    return [(x, y, x + width, y + height) for x, y, width, height in (group["bounding"] for group in workflow["groups"])]
+
+
+def test_every_workflow_is_there():
+    assert set(NAMES) == EXPECTED
+
+
+def test_format(workflow):
+    assert workflow["version"] == 0.4
+    assert {"last_node_id", "last_link_id", "nodes", "links", "groups", "config", "extra"} <= set(workflow)
+    for node in workflow["nodes"]:
+        missing = {"id", "type", "pos", "size", "flags", "order", "mode", "inputs", "outputs", "properties", "widgets_values"} - set(node)
+        assert not missing, f"{node['type']} lacks {missing}"
+        assert node["mode"] in (ACTIVE, BYPASSED), f"{node['type']} is muted"
+
+
+def test_ids_are_unique_and_counted(workflow):
+    nodes = [node["id"] for node in workflow["nodes"]]
+    links = [link[0] for link in workflow["links"]]
+    assert len(set(nodes)) == len(nodes)
+    assert len(set(links)) == len(links)
+    # The next node that a user adds gets last_node_id + 1.
+    assert workflow["last_node_id"] == max(nodes)
+    assert workflow["last_link_id"] == max(links)
+
+
+def test_links_agree_with_both_ends(workflow):
+    nodes = nodes_by_id(workflow)
+    for link, origin, origin_slot, target, target_slot, kind in workflow["links"]:
+        output = nodes[origin]["outputs"][origin_slot]
+        target_input = nodes[target]["inputs"][target_slot]
+        assert output["type"] == kind == target_input["type"], f"link {link}: {output['type']} → {target_input['type']}, stated {kind}"
+        assert link in output["links"], f"link {link} is unknown to its origin {nodes[origin]['type']}"
+        assert target_input["link"] == link, f"link {link} is unknown to its target {nodes[target]['type']}"
+
+
+def test_slots_name_no_other_links(workflow):
+    links = {link[0]: link for link in workflow["links"]}
+    for node in workflow["nodes"]:
+        for slot, target_input in enumerate(node["inputs"]):
+            assert target_input["link"] in links, f"{node['type']}: input `{target_input['name']}` is not connected"
+            assert links[target_input["link"]][3:5] == [node["id"], slot]
+        for slot, output in enumerate(node["outputs"]):
+            assert all(links[link][1:3] == [node["id"], slot] for link in output["links"])
+
+
+def test_order_runs_along_the_links(workflow):
+    order = {node["id"]: node["order"] for node in workflow["nodes"]}
+    assert sorted(order.values()) == list(range(len(order)))
+    assert all(order[origin] < order[target] for _, origin, _, target, *_ in workflow["links"])
+
+
+def test_seeds_are_fixed(workflow):
+    seeded = [node for node in workflow["nodes"] if node["type"] in SEEDED]
+    assert seeded
+    for node in seeded:
+        seed, control = node["widgets_values"][:2]
+        assert isinstance(seed, int)
+        assert control == "fixed", f"{node['type']}: the seed is set to `{control}`, which gives another picture at each run"
+    others = [value for node in workflow["nodes"] if node["type"] not in SEEDED for value in node["widgets_values"]]
+    assert not SEED_CONTROLS.intersection(filter(lambda value: isinstance(value, str), others)), "a node with a seed is not in SEEDED"
+
+
+def test_every_model_file_names_its_source(workflow):
+    for node in workflow["nodes"]:
+        files = {value for value in node["widgets_values"] if isinstance(value, str) and value.endswith(".safetensors")}
+        stated = {model["name"]: model for model in node["properties"].get("models", [])}
+        assert set(stated) == files - OWN_FILES, f"{node['type']}: properties.models has {set(stated)}, the widgets {files}"
+        for model in stated.values():
+            assert set(model) == {"name", "url", "directory"}
+            assert model["url"].startswith("https://huggingface.co/")
+            assert "/resolve/" in model["url"], f"{model['url']} is a page, not a file"
+            assert model["url"].endswith(".safetensors")
+
+
+def test_preferred_and_dispreferred_come_from_their_own_source(workflow):
+    """The authors call the preferred member `unet_win`; swapped, the pair would sample away from what people like."""
+    models = [model for node in workflow["nodes"] for model in node["properties"].get("models", [])]
+    for model in models:
+        assert ("/unet_win/" in model["url"]) == model["name"].endswith("_preferred.safetensors")
+        assert ("/unet_lose/" in model["url"]) == model["name"].endswith("_dispreferred.safetensors")
+
+
+def test_the_pair_is_connected_the_right_way_round(workflow):
+    nodes = nodes_by_id(workflow)
+    for _, origin, origin_slot, target, target_slot, _ in workflow["links"]:
+        name = nodes[target]["inputs"][target_slot]["name"]
+        if name in ("preferred", "dispreferred"):
+            assert nodes[origin]["outputs"][origin_slot]["name"] == name
+
+
+def test_one_note_says_what_to_change_first_and_names_every_file(workflow):
+    notes = [node for node in workflow["nodes"] if node["type"] in NOTES]
+    assert len(notes) == 1
+    (text,) = notes[0]["widgets_values"]
+    assert text.startswith("## Change first")
+    models = [model for node in workflow["nodes"] for model in node["properties"].get("models", [])]
+    for model in models:
+        assert model["name"] in text
+        assert model["url"] in text
+        assert f"models/{model['directory']}/" in text
+
+
+def test_no_two_nodes_overlap(workflow):
+    for one, other in itertools.combinations(workflow["nodes"], 2):
+        assert not overlap(rectangle(one), rectangle(other)), f"{one['type']} {one['id']} and {other['type']} {other['id']} overlap"
+
+
+def test_every_node_is_in_one_group_and_groups_are_apart(workflow):
+    groups = group_rectangles(workflow)
+    assert not any(overlap(one, other) for one, other in itertools.combinations(groups, 2))
+    for node in workflow["nodes"]:
+        count = sum(inside(rectangle(node), group) for group in groups)
+        assert count == (0 if node["type"] in NOTES else 1), f"{node['type']} {node['id']} is in {count} groups"
+        touching = sum(overlap(rectangle(node), group) for group in groups)
+        assert touching == count, f"{node['type']} {node['id']} sticks out of its group"
+
+
+def test_links_run_from_left_to_right(workflow):
+    nodes = nodes_by_id(workflow)
+    for link, origin, _, target, *_ in workflow["links"]:
+        assert nodes[origin]["pos"][0] <= nodes[target]["pos"][0], f"link {link} runs back from {nodes[origin]['type']}"
