@@ -71,8 +71,7 @@ def initial_noise(family: Family, batch: int, height: int, width: int, seed: int
     Raises:
         ValueError: when the picture does not divide into latents.
     """
-    # Flux packs 2 × 2 latents and SD3 patches them; UNets halve theirs anyway.
-    multiple = family.vae_scale_factor * 2
+    multiple = family.vae_scale_factor * family.latent_multiple
     if height % multiple or width % multiple:
         raise ValueError(f"the picture is {width} × {height}; {family.name} needs multiples of {multiple}")
     shape = (batch, family.latent_channels, height // family.vae_scale_factor, width // family.vae_scale_factor)

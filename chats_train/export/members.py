@@ -164,7 +164,7 @@ def _check_equal(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) ->
 
 
 def _modelspec(architecture: str, title: str, metadata: PairMetadata) -> dict[str, str]:
-    """The `modelspec.*` entries (https://github.com/Stability-AI/ModelSpec); no date, so that equal weights give equal files."""
+    """The `modelspec.*` entries (https://github.com/Stability-AI/ModelSpec)."""
     spec = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": architecture,

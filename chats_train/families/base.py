@@ -46,6 +46,8 @@ class Family(ABC):
     training_methods: ClassVar[tuple[str, ...]] = ("full", "lora")
     # Attention projections, by the ends of their diffusers names.
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    # Latents per side of one patch of the denoiser: pictures come in multiples of its pixels.
+    latent_multiple: ClassVar[int] = 1
     denoiser_part: ClassVar[str]
     text_parts: ClassVar[tuple[str, ...]]
     tokenizer_parts: ClassVar[tuple[str, ...]]

@@ -48,6 +48,7 @@ class Flux(Family):
     name = "flux"
     # Two copies of 12 billion weights fit nowhere that people have.
     training_methods = ("lora",)
+    latent_multiple = 2
     denoiser_part = "transformer"
     text_parts = ("text_encoder", "text_encoder_2")
     tokenizer_parts = ("tokenizer", "tokenizer_2")

@@ -45,6 +45,7 @@ def sd3_config(native: Shapes) -> dict[str, Any]:
 
 class SD3(Family):
     name = "sd3"
+    latent_multiple = 2
     denoiser_part = "transformer"
     text_parts = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizer_parts = ("tokenizer", "tokenizer_2", "tokenizer_3")

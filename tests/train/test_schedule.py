@@ -2,6 +2,7 @@
 
 import math
 
+import diffusers
 import pytest
 import torch
 
@@ -20,7 +21,6 @@ SCHEDULES = {
 
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 def test_diffusion_noise_and_velocity_are_diffusers(zero_terminal_snr):
-    diffusers = pytest.importorskip("diffusers")
     theirs = diffusers.DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=zero_terminal_snr
     )

@@ -6,18 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-
-pytest.importorskip("diffusers")
-
 import diffusers
+import pytest
 import tiny_pipelines
+import torch
 from safetensors.torch import save_file
 
 from chats_train.families import FAMILIES, SourceError, load_family
 from chats_train.families.sources import wanted_files
 
+ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["a cat", "two dogs on a roof"]
 PIPELINES = {
     "sd15": diffusers.StableDiffusionPipeline,
@@ -270,7 +268,7 @@ for name, path, options in {sources!r}:
     family.load_denoiser(), family.null_prompt(), family.encode_image(torch.zeros(1, 3, 32, 32)), family.fingerprint
 print(len(looks))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["0"], done.stderr
 
 
@@ -302,7 +300,7 @@ def test_of_a_hub_repository_only_what_is_read_is_fetched():
 
 def test_importing_the_families_is_light():
     code = "import sys, chats_train.families; print([m for m in ('diffusers', 'transformers', 'accelerate') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
