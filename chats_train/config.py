@@ -89,6 +89,9 @@ class RunConfig(Section):
     output_dir: FilePath = Field(description="checkpoints, previews, logs and the finished pair go here")
 
     pretrained_model: str = Field(description="the base: a .safetensors checkpoint, a diffusers folder, or a hub id, which is fetched")
+    encoders: str | None = Field(None, description="VAE and text encoders where a checkpoint has none: a diffusers folder or hub id")
+    tokenizer: str | None = Field(None, description="for a checkpoint: a folder with CLIP's vocab.json and merges.txt; null is ComfyUI's")
+    configs: str | None = Field(None, description="for a checkpoint of unusual size: a folder of diffusers' configurations")
     prediction_type: Literal["epsilon", "v_prediction", "flow"] | None = Field(
         None, description="epsilon, v_prediction or flow; null is what the base's own files state"
     )

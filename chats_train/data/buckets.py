@@ -23,12 +23,15 @@ class Bucket(NamedTuple):
 class SizeConditioning(NamedTuple):
     """SDXL's micro-conditioning of one image, in pixels and in the order of its ``time_ids`` (arXiv 2307.01952, Section 2.2).
 
-    ``original`` and ``target`` are (height, width), ``crop`` is (top, left) of the crop in the resized image.
+    The crop's corner is one of the image after resizing.
     """
 
-    original: Size
-    crop: Size
-    target: Size
+    original_height: int
+    original_width: int
+    crop_top: int
+    crop_left: int
+    target_height: int
+    target_width: int
 
 
 class Placement(NamedTuple):
@@ -74,4 +77,4 @@ def place(size: Size, bucket: Bucket) -> Placement:
 def size_conditioning(size: Size, bucket: Bucket) -> SizeConditioning:
     """What SDXL is told about an image of ``size`` (width, height) in its bucket: the true size and the true crop."""
     placement = place(size, bucket)
-    return SizeConditioning((size[1], size[0]), (placement.top, placement.left), (bucket.height, bucket.width))
+    return SizeConditioning(size[1], size[0], placement.top, placement.left, bucket.height, bucket.width)

@@ -13,7 +13,7 @@ ProblemKind = Literal["broken image", "missing caption", "size mismatch", "no pa
 
 
 class ImageBytes(Protocol):
-    """Where the bytes of one encoded image come from."""
+    """Where the bytes of one encoded image come from; ``str`` of it tells the user where that is."""
 
     def read(self) -> bytes:
         """The encoded image (PNG, JPEG, …), read anew at each call.
@@ -32,6 +32,9 @@ class FileImage:
 
     def read(self) -> bytes:
         return self.path.read_bytes()
+
+    def __str__(self) -> str:
+        return str(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,9 @@ class PairImage:
     def read(self) -> bytes:
         """The encoded image."""
         return self.source.read()
+
+    def __str__(self) -> str:
+        return str(self.source)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,9 @@ class TableImage:
             return (self.folder / cell).read_bytes()
         raise OSError("no image in this cell")
 
+    def __str__(self) -> str:
+        return f"`{self.column.column_names[0]}` of row {self.row}"
+
 
 def parquet(path: Path, columns: Columns, cache_dir: Path) -> Source:
     """Local parquet: one file, or all of a folder and the folders below it.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from chats_train.data.buckets import Bucket, SizeConditioning, make_buckets, pair_bucket, place, size_conditioning
+from chats_train.data.buckets import Bucket, make_buckets, pair_bucket, place, size_conditioning
 from chats_train.data.images import decode, pixels
 
 from .pictures import encoded, picture
@@ -59,8 +59,8 @@ def test_an_image_always_covers_its_bucket(size):
 
 
 def test_size_conditioning_is_height_first_and_true():
-    assert size_conditioning((400, 200), Bucket(64, 32)) == SizeConditioning((200, 400), (0, 0), (32, 64))
-    assert size_conditioning((400, 200), Bucket(64, 64)) == SizeConditioning((200, 400), (0, 32), (64, 64))
+    assert size_conditioning((400, 200), Bucket(64, 32)) == (200, 400, 0, 0, 32, 64)
+    assert size_conditioning((400, 200), Bucket(64, 64)) == (200, 400, 0, 32, 64, 64)
 
 
 def test_pixels_are_the_middle_of_the_image():
