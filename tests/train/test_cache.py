@@ -103,22 +103,24 @@ def test_nothing_is_encoded_twice(samples, tmp_path):
     assert (again.images, again.prompts) == (0, [])
 
 
-@pytest.mark.parametrize("change", ["fingerprint", "image", "caption", "bucket"])
-def test_a_changed_input_is_never_read_from_the_cache(samples, tmp_path, change):
+@pytest.mark.parametrize("change", ["fingerprint", "image", "bucket"])
+def test_latents_of_another_input_are_never_read(samples, tmp_path, change):
     fill_cache(tmp_path / "cache", samples, Pooling(), progress=False)
-    sample, fingerprint = samples[0], "f"
-    chosen, prompt, bucket = sample.chosen, sample.prompt, sample.bucket
-    if change == "fingerprint":
-        fingerprint = "another VAE"
-    elif change == "image":
-        chosen = image_of(tmp_path / "images" / "0c.png", png(77))
-    elif change == "caption":
-        prompt = "prompt 0."
-    else:
+    image, bucket = samples[0].chosen, samples[0].bucket
+    cached = CachedEncodings(tmp_path / "cache", "another VAE" if change == "fingerprint" else "f")
+    if change == "image":
+        image = image_of(tmp_path / "images" / "0c.png", png(77))
+    if change == "bucket":
         bucket = cache.Bucket(32, 48)
-    changed = PairSample("i", "n", prompt, chosen, sample.rejected, bucket)
     with pytest.raises(UserError, match=r"lacks .* run `python -m chats_train cache`"):
-        CachedEncodings(tmp_path / "cache", fingerprint).pair(changed)
+        cached.latents(image, bucket)
+
+
+@pytest.mark.parametrize(("text", "fingerprint"), [("prompt 0.", "f"), ("prompt 0", "another encoder")])
+def test_embeddings_of_another_input_are_never_read(samples, tmp_path, text, fingerprint):
+    fill_cache(tmp_path / "cache", samples, Pooling(), progress=False)
+    with pytest.raises(UserError, match="lacks the caption"):
+        CachedEncodings(tmp_path / "cache", fingerprint).prompt(text)
 
 
 def test_keys_do_not_run_together():
