@@ -70,6 +70,21 @@ def _parser() -> argparse.ArgumentParser:
     cache = _with_config(commands.add_parser("cache", help="encode images and prompts once, ahead of training"))
     cache.set_defaults(run=_cache)
 
+    train = _with_config(commands.add_parser("train", help="train, and export the pair at the end"))
+    train.add_argument("--no-cache", action="store_true", help="encode images and prompts at each use instead of once")
+    train.set_defaults(run=_train)
+
+    sample = _with_config(commands.add_parser("sample", help="sample prompts with a checkpoint: the base with CFG, the pair with CHATS"))
+    sample.add_argument("--prompt", action="append", required=True, help="may be given several times, a row each")
+    sample.add_argument("--form", choices=("proxy", "exact"), default="proxy", help="Eq. 17 or Eq. 16 (default: %(default)s)")
+    sample.add_argument("--output", type=Path, default=Path("sample.png"), help="the picture to write (default: %(default)s)")
+    _with_checkpoint(sample).set_defaults(run=_sample)
+
+    export = _with_config(commands.add_parser("export", help="write a checkpoint's pair as files that ComfyUI loads"))
+    export.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="of the weights (default: %(default)s)")
+    export.add_argument("--output", type=Path, help="the folder to write to (default: the run's output_dir)")
+    _with_checkpoint(export).set_defaults(run=_export)
+
     inspect = commands.add_parser("inspect", help="say what a .safetensors file is, from its header")
     inspect.add_argument("file", nargs="+", type=Path)
     inspect.set_defaults(run=_inspect)
@@ -79,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
 def _with_config(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     command.add_argument("config", type=Path, help="the run's YAML")
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as data.strict=true")
+    return command
+
+
+def _with_checkpoint(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    command.add_argument("--checkpoint", default="latest", help="a checkpoint's folder (default: the newest whole one)")
     return command
 
 
@@ -104,16 +124,35 @@ def _check(args: argparse.Namespace) -> None:
 
 def _cache(args: argparse.Namespace) -> None:
     from .cache import fill_cache
-    from .families import SourceError
 
     config = _read_config(args)
     family = _open_family(config)
     dataset = _open_dataset(config)
-    try:
-        fill_cache(config.cache_dir, dataset.samples, family, config.sample_prompts)
-    except SourceError as error:
-        raise UserError(str(error)) from error
+    fill_cache(config.cache_dir, dataset.samples, family, config.sample_prompts)
     print(f"cached in {config.cache_dir}: {len(dataset.samples)} pairs")
+
+
+def _train(args: argparse.Namespace) -> None:
+    from .training.run import train
+
+    print(train(_read_config(args), use_cache=not args.no_cache))
+
+
+def _sample(args: argparse.Namespace) -> None:
+    from .files import replacing
+    from .training.run import sample
+
+    picture = sample(_read_config(args), args.checkpoint, args.prompt, args.form)
+    with replacing(args.output) as temporary:
+        picture.save(temporary, format="png")
+    print(args.output)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from .training.run import export
+
+    for path in export(_read_config(args), args.checkpoint, args.output, args.dtype):
+        print(path)
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -130,16 +169,11 @@ def _read_config(args: argparse.Namespace) -> RunConfig:
 
 
 def _open_family(config: RunConfig) -> Family:
-    from .families import SourceError
+    from .inspection import count_text
     from .wiring import open_family
 
-    try:
-        family = open_family(config)
-        parts = family.parameter_counts()
-    except SourceError as error:
-        raise UserError(str(error)) from error
-    from .inspection import count_text
-
+    family = open_family(config)
+    parts = family.parameter_counts()
     sizes = ", ".join(f"{part} {count_text(count)}" for part, count in parts.items())
     print(f"base: {config.pretrained_model} ({family.prediction_type}, null prompt {family.null_prompt_kind}): {sizes}")
     return family

@@ -196,8 +196,8 @@ class RunConfig(Section):
         return self
 
     def sha256(self) -> str:
-        """Digest of all settings, hexadecimal: ``chats.config_sha256`` of the pair's metadata."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Digest of the settings, hexadecimal: ``chats.config_sha256`` of the pair's metadata. A run that was resumed is the same run."""
+        return hashlib.sha256(self.model_dump_json(exclude={"resume_from_checkpoint"}).encode()).hexdigest()
 
 
 # Settings whose defaults follow from others; a config may say null for them.

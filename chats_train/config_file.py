@@ -202,12 +202,7 @@ def _yaml_word(value: Any) -> str:
 
 
 def _literal_words(annotation: Any) -> list[Any]:
-    return [
-        word
-        for arg in get_args(annotation)
-        if arg is not type(None)
-        for word in (_literal_words(arg) if get_args(arg) else [arg])
-    ]
+    return [word for arg in get_args(annotation) if arg is not type(None) for word in (_literal_words(arg) if get_args(arg) else [arg])]
 
 
 def _field(location: tuple[Any, ...]) -> Any:

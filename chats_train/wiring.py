@@ -7,7 +7,7 @@ import torch
 from .config import RunConfig
 from .families import Family, load_family
 
-ENCODER_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"no": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def open_family(config: RunConfig, device: torch.device | str | None = None) -> Family:
@@ -23,7 +23,9 @@ def open_family(config: RunConfig, device: torch.device | str | None = None) -> 
         encoders=config.encoders,
         tokenizer=config.tokenizer,
         configs=config.configs,
-        encoder_dtype=ENCODER_DTYPES[config.mixed_precision],
+        # A frozen base under adapters needs no more precision than the forward pass has.
+        dtype=DTYPES[config.mixed_precision if config.training_method == "lora" else config.weight_dtype],
+        encoder_dtype=DTYPES[config.mixed_precision],
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         prediction_type=config.prediction_type,
         null_prompt=config.null_prompt,

@@ -2,3 +2,7 @@
 
 Nothing here needs diffusers: tensors go in under diffusers' names and come out under the names of the file formats.
 """
+
+from .members import export_full, export_lora
+
+__all__ = ["export_full", "export_lora"]

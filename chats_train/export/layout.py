@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 
-class LayoutError(ValueError):
+
+class LayoutError(UserError):
     """Weights that do not fit the layout of their family; the message is one sentence for the user."""
 
 

@@ -51,9 +51,7 @@ def load_family(
         raise SourceError(f"`family` is `{name}`; known are {', '.join(FAMILIES)}")
     family = FAMILIES[name]
     source = _open(family, pretrained_model, encoders, tokenizer, configs)
-    return family(
-        source, dtype=dtype, encoder_dtype=encoder_dtype, device=device, prediction_type=prediction_type, null_prompt=null_prompt
-    )
+    return family(source, dtype=dtype, encoder_dtype=encoder_dtype, device=device, prediction_type=prediction_type, null_prompt=null_prompt)
 
 
 def _open(family: type[Family], pretrained_model: str, encoders: str | None, tokenizer: str | None, configs: str | None) -> Source:

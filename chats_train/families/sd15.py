@@ -39,9 +39,7 @@ class SD15(Family):
         return {"tokens": encoder(ids).last_hidden_state}
 
     def predict(self, denoiser: Denoiser, noisy: Tensor, timesteps: Tensor, prompt: Prompt, sizes: Tensor | None = None) -> Tensor:
-        return denoiser(
-            noisy, timesteps.to(noisy.device), encoder_hidden_states=expand(prompt["tokens"], noisy), return_dict=False
-        )[0]
+        return denoiser(noisy, timesteps.to(noisy.device), encoder_hidden_states=expand(prompt["tokens"], noisy), return_dict=False)[0]
 
 
 def diffusion_schedule(source: Source, prediction_type: PredictionType | None) -> DiffusionSchedule:

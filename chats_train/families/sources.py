@@ -18,13 +18,15 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from ..errors import UserError
+
 Shapes = dict[str, tuple[int, ...]]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HASHED_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 READ_BYTES = 1 << 22
 
 
-class SourceError(ValueError):
+class SourceError(UserError):
     """A base model that cannot be used; the message is one sentence that names the setting and the way out."""
 
 
