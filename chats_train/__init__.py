@@ -1,0 +1,1 @@
+"""The trainer of preferred/dispreferred pairs: `python -m chats_train`."""

@@ -1,0 +1,229 @@
+"""What every model family has in common: parts, encodings, noise, one prediction.
+
+A family never holds a denoiser: it makes one (:meth:`Family.load_denoiser`) and is handed whichever is to predict, so that the
+preferred, the dispreferred and the reference all go through the same few lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from chats.pair import NullPrompt, PredictionType
+
+from .checkpoint import CheckpointLayout
+from .schedule import Schedule
+from .sources import Source, SourceError, parameter_count
+
+# Part of every fingerprint: raise it when the same encoders would give other encodings than before.
+ENCODING_VERSION = 1
+
+# A prompt is a dict of tensors with the batch first: `tokens` [batch, tokens, dim], and `pooled` [batch, dim] where the family has one.
+Prompt = dict[str, Tensor]
+# Anything that is called like the family's diffusers module; a closure that switches adapters will do.
+Denoiser = Callable[..., Any]
+
+
+class Family(ABC):
+    """One model family over one base model.
+
+    Args:
+        source: where the parts come from.
+        dtype: of the denoisers made here, and what the headless sampler feeds them.
+        encoder_dtype: of the text encoders. The VAE is always float32: SDXL's overflows in half precision.
+        device: of the encoders and the VAE.
+        prediction_type: overrides what the base states of itself (`epsilon` or `v_prediction`); None trusts it.
+        null_prompt: overrides the base's convention; None keeps it.
+    """
+
+    name: ClassVar[str]
+    training_methods: ClassVar[tuple[str, ...]] = ("full", "lora")
+    # Attention projections, by the ends of their diffusers names.
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    # Latents per side of one patch of the denoiser: pictures come in multiples of its pixels.
+    latent_multiple: ClassVar[int] = 1
+    denoiser_part: ClassVar[str]
+    text_parts: ClassVar[tuple[str, ...]]
+    tokenizer_parts: ClassVar[tuple[str, ...]]
+    checkpoint: ClassVar[CheckpointLayout]
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        dtype: torch.dtype = torch.float32,
+        encoder_dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        prediction_type: PredictionType | None = None,
+        null_prompt: NullPrompt | None = None,
+    ):
+        self.source, self.dtype, self.encoder_dtype, self.device = source, dtype, encoder_dtype, torch.device(device)
+        self._check_class()
+        self.schedule: Schedule = self._make_schedule(prediction_type)
+        self.prediction_type: PredictionType = self.schedule.prediction_type
+        self.null_prompt_kind: NullPrompt = null_prompt or self._null_convention()
+
+    # What a family says of itself.
+
+    @classmethod
+    def parts(cls) -> tuple[str, ...]:
+        """Every part of the base that training reads."""
+        return (cls.denoiser_part, "vae", *cls.text_parts, *cls.tokenizer_parts)
+
+    @staticmethod
+    @abstractmethod
+    def part_classes() -> dict[str, type]:
+        """The class of the denoiser, the VAE and each text encoder, by part; imports what is heavy."""
+
+    @abstractmethod
+    def _make_schedule(self, prediction_type: PredictionType | None) -> Schedule:
+        """The base's noise schedule."""
+
+    @abstractmethod
+    def encode_prompt(self, prompts: list[str]) -> Prompt:
+        """The prompts' embeddings, on the encoders' device; longer ones are cut off at the encoders' length."""
+
+    @abstractmethod
+    def predict(self, denoiser: Denoiser, noisy: Tensor, timesteps: Tensor, prompt: Prompt, sizes: Tensor | None = None) -> Tensor:
+        """What a denoiser predicts.
+
+        Args:
+            denoiser: a module of :meth:`load_denoiser`, wrapped or not; it is only called.
+            noisy: z_t, [batch, channels, height, width], in the dtype and on the device of the denoiser.
+            timesteps: [batch], as the schedule gives them.
+            prompt: embeddings, of the batch or of 1.
+            sizes: [batch, 6] in pixels: original height and width, top and left of the crop, target height and width. Only
+                SDXL is told them; None says that nothing was cropped.
+
+        Returns:
+            a prediction of the shape of ``noisy``.
+        """
+
+    def _null_convention(self) -> NullPrompt:
+        return "encoded_empty"
+
+    # Parts.
+
+    def load_denoiser(self) -> nn.Module:
+        """A fresh denoiser on the CPU, in ``dtype``, in eval mode with gradients on."""
+        return self.source.module(self.denoiser_part, self.part_classes()[self.denoiser_part], self.dtype)
+
+    @cached_property
+    def vae(self) -> nn.Module:
+        return self.source.module("vae", self.part_classes()["vae"], torch.float32).requires_grad_(False).to(self.device)
+
+    @cached_property
+    def text_encoders(self) -> list[nn.Module]:
+        classes = self.part_classes()
+        loaded = [self.source.module(part, classes[part], self.encoder_dtype) for part in self.text_parts]
+        return [encoder.requires_grad_(False).to(self.device) for encoder in loaded]
+
+    @cached_property
+    def tokenizers(self) -> list[Any]:
+        return [self.source.tokenizer(part, **self._tokenizer_settings(part)) for part in self.tokenizer_parts]
+
+    def _tokenizer_settings(self, part: str) -> dict[str, Any]:
+        """What the family fixes about a tokenizer whose files do not come from the base."""
+        return {}
+
+    def release_encoders(self) -> None:
+        """Lets go of VAE and text encoders; they come back when next asked for."""
+        for name in ("vae", "text_encoders"):
+            self.__dict__.pop(name, None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @cached_property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent, along one side."""
+        return 2 ** (len(self.source.config("vae")["block_out_channels"]) - 1)
+
+    @property
+    def latent_channels(self) -> int:
+        return self.source.config("vae")["latent_channels"]
+
+    # Encodings.
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Latents in the denoiser's scale for pixels [batch, 3, height, width] in [-1, 1].
+
+        The mean of the VAE's posterior, not a draw from it as in the authors' code: its deviation is tiny, and a cached
+        latent is then the same whenever it was made.
+        """
+        posterior = self.vae.encode(pixels.to(self.device, torch.float32)).latent_dist
+        return (posterior.mode() - self._vae_shift()) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_image(self, latents: Tensor) -> Tensor:
+        """Pixels [batch, 3, height, width], about in [-1, 1], for latents in the denoiser's scale."""
+        raw = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor + self._vae_shift()
+        return self.vae.decode(raw, return_dict=False)[0]
+
+    def _vae_shift(self) -> float:
+        return self.vae.config.get("shift_factor") or 0.0
+
+    def null_prompt(self) -> Prompt:
+        """The null prompt ∅ by the base's convention, as a batch of 1."""
+        empty = self.encode_prompt([""])
+        if self.null_prompt_kind == "encoded_empty":
+            return empty
+        return {name: torch.zeros_like(tensor) for name, tensor in empty.items()}
+
+    def _token_ids(self, index: int, prompts: list[str], length: int) -> Tensor:
+        """Padded token ids [batch, length] of one tokenizer, on the encoders' device."""
+        encoded = self.tokenizers[index](prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return encoded.input_ids.to(self.device)
+
+    # Noise, as the schedule has it.
+
+    def sample_timesteps(self, uniform: Tensor) -> Tensor:
+        return self.schedule.sample_timesteps(uniform)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return self.schedule.add_noise(latents, noise, timesteps)
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return self.schedule.target(latents, noise, timesteps)
+
+    # Facts.
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that encodings depend on: VAE, text encoders, tokenizers, their precision. Reads each file once."""
+        contents = self.source.digest(["vae", *self.text_parts, *self.tokenizer_parts])
+        return hashlib.sha256(f"{ENCODING_VERSION} {self.name} {self.encoder_dtype} {contents}".encode()).hexdigest()
+
+    @cached_property
+    def base_sha256(self) -> str:
+        """SHA-256 over the base's denoiser, `chats.base_sha256` of a pair."""
+        return self.source.digest([self.denoiser_part])
+
+    def parameter_counts(self) -> dict[str, int]:
+        """How many parameters each part has, from headers alone."""
+        return {part: parameter_count(self.source.shapes(part)) for part in (self.denoiser_part, "vae", *self.text_parts)}
+
+    def _check_class(self) -> None:
+        expected, stated = self.part_classes()[self.denoiser_part].__name__, self.source.config(self.denoiser_part).get("_class_name")
+        if stated != expected:
+            raise SourceError(
+                f"`pretrained_model` has a {stated} as its {self.denoiser_part}, `family` {self.name} needs a {expected}; correct `family`"
+            )
+
+
+def last_hidden_but_one(encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """What SDXL and SD3 take from a CLIP text encoder with projection: the hidden states before the last layer
+    [batch, tokens, dim], and the projected pooled text [batch, dim]."""
+    output = encoder(ids, output_hidden_states=True)
+    return output.hidden_states[-2], output.text_embeds
+
+
+def expand(tensor: Tensor, like: Tensor) -> Tensor:
+    """``tensor`` with a batch of 1 or of ``like``, as a batch of ``like`` on its device and in its dtype."""
+    return tensor.to(like).expand(like.shape[0], *tensor.shape[1:])

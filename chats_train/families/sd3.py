@@ -1,0 +1,95 @@
+"""Stable Diffusion 3 and 3.5: a transformer on rectified flow, under two CLIPs and a T5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chats.pair import PredictionType
+
+from .base import Denoiser, Family, Prompt, expand, last_hidden_but_one
+from .checkpoint import CheckpointLayout
+from .schedule import TRAIN_TIMESTEPS, FlowSchedule, Schedule
+from .sources import Shapes
+
+# ComfyUI pads T5 to CLIP's 77 for SD3, and diffusers' trainer cuts there: a pair is trained as it will be sampled.
+T5_TOKENS = 77
+# ComfyUI samples every SD3 with it, diffusers' scheduler configs state it, and its trainer draws timesteps with it.
+SHIFT = 3.0
+HEAD_DIM = 64
+
+
+def sd3_config(native: Shapes) -> dict[str, Any]:
+    """The transformer's configuration, as the shapes of its native weights tell it (SD3 medium, SD3.5 medium and large differ)."""
+    hidden, channels, patch, _ = native["x_embedder.proj.weight"]
+    text_width = native["context_embedder.weight"]
+    blocks = {int(key.split(".")[1]) for key in native if key.startswith("joint_blocks.")}
+    return {
+        "_class_name": "SD3Transformer2DModel",
+        "num_layers": len(blocks),
+        "num_attention_heads": hidden // HEAD_DIM,
+        "attention_head_dim": HEAD_DIM,
+        "patch_size": patch,
+        "in_channels": channels,
+        "out_channels": native["final_layer.linear.weight"][0] // patch**2,
+        "joint_attention_dim": text_width[1],
+        "caption_projection_dim": text_width[0],
+        "pooled_projection_dim": native["y_embedder.mlp.0.weight"][1],
+        "pos_embed_max_size": round(native["pos_embed"][1] ** 0.5),
+        "qk_norm": "rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in native else None,
+        "dual_attention_layers": tuple(sorted(block for block in blocks if f"joint_blocks.{block}.x_block.attn2.qkv.weight" in native)),
+    }
+
+
+class SD3(Family):
+    name = "sd3"
+    latent_multiple = 2
+    denoiser_part = "transformer"
+    text_parts = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    tokenizer_parts = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    checkpoint = CheckpointLayout("sd3", {"transformer": "model.diffusion_model."}, sd3_config)
+
+    @staticmethod
+    def part_classes() -> dict[str, type]:
+        from diffusers import AutoencoderKL, SD3Transformer2DModel
+        from transformers import CLIPTextModelWithProjection, T5EncoderModel
+
+        return {
+            "transformer": SD3Transformer2DModel,
+            "vae": AutoencoderKL,
+            "text_encoder": CLIPTextModelWithProjection,
+            "text_encoder_2": CLIPTextModelWithProjection,
+            "text_encoder_3": T5EncoderModel,
+        }
+
+    def _make_schedule(self, prediction_type: PredictionType | None) -> Schedule:
+        require_flow(prediction_type)
+        return FlowSchedule(shift=SHIFT, training_shift=SHIFT)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: list[str]) -> Prompt:
+        *clips, t5 = self.text_encoders
+        ids = [self._token_ids(index, prompts, clip.config.max_position_embeddings) for index, clip in enumerate(clips)]
+        encoded = [last_hidden_but_one(clip, clip_ids) for clip, clip_ids in zip(clips, ids, strict=True)]
+        clip_tokens = torch.cat([hidden for hidden, _ in encoded], dim=-1)
+        t5_tokens = t5(self._token_ids(2, prompts, T5_TOKENS)).last_hidden_state
+        padded = torch.nn.functional.pad(clip_tokens, (0, t5_tokens.shape[-1] - clip_tokens.shape[-1]))
+        return {"tokens": torch.cat([padded, t5_tokens], dim=1), "pooled": torch.cat([pooled for _, pooled in encoded], dim=-1)}
+
+    def predict(self, denoiser: Denoiser, noisy: Tensor, timesteps: Tensor, prompt: Prompt, sizes: Tensor | None = None) -> Tensor:
+        return denoiser(
+            hidden_states=noisy,
+            timestep=timesteps.to(noisy.device, torch.float32) * TRAIN_TIMESTEPS,
+            encoder_hidden_states=expand(prompt["tokens"], noisy),
+            pooled_projections=expand(prompt["pooled"], noisy),
+            return_dict=False,
+        )[0]
+
+
+def require_flow(prediction_type: PredictionType | None) -> None:
+    """Raises ValueError when the config asks a flow model for another prediction."""
+    if prediction_type not in (None, "flow"):
+        raise ValueError(f"`prediction_type` is `{prediction_type}`; SD3 and Flux predict `flow`: leave it out")

@@ -1,0 +1,74 @@
+"""Stable Diffusion XL, epsilon or v-prediction: a UNet under two CLIPs, which is told the picture's sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chats.pair import NullPrompt, PredictionType
+
+from .base import Denoiser, Family, Prompt, expand, last_hidden_but_one
+from .checkpoint import CheckpointLayout
+from .schedule import Schedule
+from .sd15 import diffusion_schedule
+
+
+class SDXL(Family):
+    name = "sdxl"
+    denoiser_part = "unet"
+    text_parts = ("text_encoder", "text_encoder_2")
+    tokenizer_parts = ("tokenizer", "tokenizer_2")
+    checkpoint = CheckpointLayout(
+        "sdxl",
+        {
+            "unet": "model.diffusion_model.",
+            "vae": "first_stage_model.",
+            "text_encoder": "conditioner.embedders.0.",
+            "text_encoder_2": "conditioner.embedders.1.",
+        },
+    )
+
+    @staticmethod
+    def part_classes() -> dict[str, type]:
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+        return {
+            "unet": UNet2DConditionModel,
+            "vae": AutoencoderKL,
+            "text_encoder": CLIPTextModel,
+            "text_encoder_2": CLIPTextModelWithProjection,
+        }
+
+    def _make_schedule(self, prediction_type: PredictionType | None) -> Schedule:
+        return diffusion_schedule(self.source, prediction_type)
+
+    def _null_convention(self) -> NullPrompt:
+        return "zeros" if self.source.zeros_for_empty_prompt else "encoded_empty"
+
+    def _tokenizer_settings(self, part: str) -> dict[str, Any]:
+        # OpenCLIP pads with token 0, which is "!"; OpenAI's CLIP with its end-of-text token.
+        return {"pad_token": "!"} if part == "tokenizer_2" else {}
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: list[str]) -> Prompt:
+        first, second = self.text_encoders
+        first_ids = self._token_ids(0, prompts, first.config.max_position_embeddings)
+        second_ids = self._token_ids(1, prompts, second.config.max_position_embeddings)
+        hidden, pooled = last_hidden_but_one(second, second_ids)
+        return {"tokens": torch.cat([first(first_ids, output_hidden_states=True).hidden_states[-2], hidden], dim=-1), "pooled": pooled}
+
+    def predict(self, denoiser: Denoiser, noisy: Tensor, timesteps: Tensor, prompt: Prompt, sizes: Tensor | None = None) -> Tensor:
+        if sizes is None:
+            height, width = (side * self.vae_scale_factor for side in noisy.shape[-2:])
+            sizes = torch.tensor([[height, width, 0, 0, height, width]])
+        added = {"text_embeds": expand(prompt["pooled"], noisy), "time_ids": expand(sizes, noisy)}
+        return denoiser(
+            noisy,
+            timesteps.to(noisy.device),
+            encoder_hidden_states=expand(prompt["tokens"], noisy),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]

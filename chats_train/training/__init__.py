@@ -1,0 +1,1 @@
+"""The training loop: members, draws, optimizer, steps, checkpoints."""

@@ -1,0 +1,203 @@
+"""One run: optimizer steps over micro-batches, and the state that a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chats.objective import OBJECTIVES
+
+from ..cache import PairEncodings
+from ..config import RunConfig
+from ..data import PairDataset
+from ..data.pairs import PairSample
+from ..errors import UserError
+from ..families import Family
+from .checkpoint import State, flatten_optimizer, unflatten_optimizer
+from .draws import VALIDATION_EPOCH, draw, held_out, step_pairs
+from .gradients import Batch, Gradients, make_batch
+from .members import make_members
+from .optimizer import Averages, learning_rate, make_optimizer
+from .processes import Processes
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step (counted from 1) came to; ``metrics`` are means over its pairs."""
+
+    step: int
+    metrics: dict[str, float]
+    pairs: int
+
+
+class NotFinite(ArithmeticError):
+    """A loss or gradient is NaN or infinite; the weights are those of the step before."""
+
+
+class Trainer:
+    """The models of a run and how they take a step.
+
+    Args:
+        config: the run.
+        family: the base's family, its encoders no longer needed.
+        dataset: the pairs; some are held out to measure on.
+        encodings: where their latents and embeddings come from.
+    """
+
+    def __init__(self, config: RunConfig, family: Family, dataset: PairDataset, encodings: PairEncodings, processes: Processes):
+        self.config, self.family, self.encodings, self.processes = config, family, encodings, processes
+        self.device = processes.device
+        self.dataset_fingerprint = dataset.fingerprint
+        self.samples, self.validation = held_out(dataset.samples, config.seed, config.validation_pairs)
+        objective = OBJECTIVES[config.objective]
+        self.members = make_members(config, family, objective.models, objective.needs_reference, self.device)
+        self.parameters = self.members.named_parameters()
+        self.gradients = Gradients(
+            family,
+            self.members,
+            objective,
+            config.beta,
+            self.device,
+            one_graph=config.memory == "low",
+            mixed_precision=config.mixed_precision,
+        )
+        self.optimizer = make_optimizer(config, self.parameters.values())
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.mixed_precision == "fp16")
+        self.averages = Averages(config.ema_decay, self.parameters) if config.ema_decay else None
+        self.null = self._null_prompt()
+        self.step = 0
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Pairs in one optimizer step, over all processes."""
+        return self.config.train_batch_size * self.config.gradient_accumulation_steps * self.processes.count
+
+    def train_step(self) -> StepReport:
+        """One optimizer step.
+
+        Raises:
+            NotFinite: before anything is changed, except under fp16, whose scaler skips such a step and tries a smaller scale.
+        """
+        picked = step_pairs(self.samples, self.config.seed, self.step, self.pairs_per_step)
+        self.optimizer.zero_grad()
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=self.device))
+        for micro in self.processes.share(micro_batches(picked, self.config.train_batch_size)):
+            scale = self.scaler.get_scale() / len(picked)
+            losses, metrics = self.gradients.backward(self._batch(micro), scale)
+            for name, values in {"loss": losses, **metrics}.items():
+                sums[name] += values.double().sum()
+        means = self._means(sums, len(picked))
+        rate = learning_rate(self.config, self.step, self.pairs_per_step)
+        means |= {"grad_norm": self._apply_gradients(means["loss"], rate), "learning_rate": rate}
+        if self.averages is not None:
+            self.averages.update(self.parameters, self.step)
+        self.step += 1
+        return StepReport(self.step, means, len(picked))
+
+    def validate(self) -> dict[str, float]:
+        """Means over the held-out pairs, with the same draws each time; empty where none are held out."""
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=self.device))
+        picked = [(VALIDATION_EPOCH, sample) for sample in self.validation]
+        for micro in self.processes.share(micro_batches(picked, self.config.train_batch_size)):
+            losses, metrics = self.gradients.measure(self._batch(micro))
+            for name, values in {"loss": losses, **metrics}.items():
+                sums[name] += values.double().sum()
+        return self._means(sums, len(picked)) if picked else {}
+
+    def state(self) -> State:
+        """Everything that the next step depends on."""
+        optimizer, values = flatten_optimizer(self.optimizer.state_dict())
+        tensors = {"members": self.members.state(), "optimizer": optimizer}
+        if self.averages is not None:
+            tensors["averages"] = self.averages.values
+        facts = {"pairs_per_step": self.pairs_per_step, "dataset_fingerprint": self.dataset_fingerprint}
+        return State(self.step, tensors, {"optimizer": values, "scaler": self.scaler.state_dict(), **facts})
+
+    def load_state(self, state: State) -> None:
+        """Goes on from a checkpoint.
+
+        Raises:
+            UserError: when it is of another run.
+        """
+        theirs = state.values["pairs_per_step"]
+        if theirs != self.pairs_per_step:
+            raise UserError(
+                f"the checkpoint's steps have {theirs} pairs, this run's {self.pairs_per_step} (batch × accumulation × processes); "
+                "change `gradient_accumulation_steps` so that they are equal, or set `resume_from_checkpoint: null`"
+            )
+        if state.values["dataset_fingerprint"] != self.dataset_fingerprint:
+            raise UserError(
+                "the data set changed since the checkpoint was written; bring back the old one, or set `resume_from_checkpoint: null`"
+            )
+        self.members.load_state(state.tensors["members"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict(unflatten_optimizer(state.tensors["optimizer"], state.values["optimizer"], groups))
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state.values["scaler"])
+        if self.averages is not None:
+            for name, value in state.tensors.get("averages", state.tensors["members"]).items():
+                self.averages.values[name].copy_(value)
+        self.step = state.step
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is exported: the averages where they are kept, else the weights themselves."""
+        return self.averages.values if self.averages is not None else self.members.state()
+
+    def _apply_gradients(self, loss: float, rate: float) -> float:
+        """Sums, checks, cuts and applies the gradients; their norm before the cut."""
+        parameters = list(self.parameters.values())
+        self.processes.sum_gradients(parameters)
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        limit = self.config.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+        if not self.scaler.is_enabled() and not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NotFinite(f"step {self.step + 1}: the loss is {loss:g}, the gradient's norm {norm:g}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        return norm
+
+    def _batch(self, micro: list[tuple[int, PairSample]]) -> Batch:
+        pairs = [self.encodings.pair(sample) for _, sample in micro]
+        draws = [draw(self.config.seed, epoch, sample.id, pair.chosen.shape) for (epoch, sample), pair in zip(micro, pairs, strict=True)]
+        return make_batch(self.family, pairs, draws, self.null, self.config.null_prompt_prob, self.device)
+
+    def _null_prompt(self) -> dict[str, Tensor]:
+        """∅ by the run's convention, as a batch of 1, from the cache: the encoders may be gone."""
+        empty = {name: tensor[None].to(self.device) for name, tensor in self.encodings.prompt("").items()}
+        if self.family.null_prompt_kind == "zeros":
+            return {name: torch.zeros_like(tensor) for name, tensor in empty.items()}
+        return empty
+
+    def _means(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:
+        names = sorted(self._metric_names())
+        totals = self.processes.sum(torch.stack([sums[name] for name in names]))
+        return dict(zip(names, (totals / count).tolist(), strict=True))
+
+    def _metric_names(self) -> set[str]:
+        """The metrics of the objective, known before the first batch: a process may have none in a step."""
+        objective = self.gradients.objective
+        names = {"loss", "error_chosen"}
+        if objective.needs_rejected:
+            names.add("error_rejected")
+        if objective.needs_reference:
+            names |= {"delta_chosen", "delta_rejected", "z", "gate", "implicit_accuracy"}
+        return names
+
+
+def micro_batches(picked: Sequence[tuple[int, PairSample]], size: int) -> list[list[tuple[int, PairSample]]]:
+    """The pairs of a step in batches of one bucket, at most ``size`` each; which batches there are depends on the step alone."""
+    by_bucket: dict[tuple[int, int], list[tuple[int, PairSample]]] = defaultdict(list)
+    for item in picked:
+        by_bucket[item[1].bucket].append(item)
+    return [items[start : start + size] for items in by_bucket.values() for start in range(0, len(items), size)]

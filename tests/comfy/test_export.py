@@ -1,0 +1,156 @@
+"""What the trainer exports, in real ComfyUI: names against ComfyUI's own maps, and whole pairs against the headless sampler.
+
+The second half needs the trainer's Python (diffusers is not ComfyUI's): set CHATS_TRAIN_PYTHON to it.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import comfy.lora
+import comfy.sd
+import comfy.utils
+import folder_paths
+import mini
+import pytest
+import torch
+from nodes import UNETLoader
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+# Last, so that ComfyUI's `nodes` stays in front of the pack's.
+sys.path.append(str(ROOT))
+
+from chats_train.export.layout import to_native
+from chats_train.export.layouts import file_format, lora_names
+
+TRAIN_PYTHON = os.environ.get("CHATS_TRAIN_PYTHON")
+KINDS = ["sd15", "sdxl", "sdxl_v", "sd3", "flux"]
+
+
+def diffusers_map(kind: str, model) -> dict[str, object]:
+    """ComfyUI's own map of a loaded model: diffusers' key → native key, or (native key, (dim, start, length), function)."""
+    config = model.model.model_config.unet_config
+    if kind == "sd3":
+        return comfy.utils.mmdit_to_diffusers(config)
+    # Two generations of diffusers' name for one layer.
+    return {key: to for key, to in comfy.utils.unet_to_diffusers(config).items() if not key.startswith("class_embedding.")}
+
+
+def in_diffusers_names(native: dict[str, torch.Tensor], mapping: dict[str, object]) -> dict[str, torch.Tensor]:
+    """Native weights under diffusers' names, by ComfyUI's map alone."""
+    found = {}
+    for key, to in mapping.items():
+        name, cut, function = (to, None, None) if isinstance(to, str) else (*to, None)[:3]
+        if name in native:
+            weight = native[name] if cut is None else native[name].narrow(*cut)
+            # Its only function swaps two halves, so it undoes itself.
+            found[key] = weight if function is None else function(weight)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3"])
+def test_native_names_are_comfyuis(kind):
+    native = mini.weights(kind, 1)
+    weights = in_diffusers_names(native, diffusers_map(kind, mini.model(kind, 1)))
+    ours = to_native(weights, file_format(kind).layout(weights))
+    assert ours.keys() == native.keys()
+    assert [key for key in native if not torch.equal(ours[key], native[key])] == []
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3"])
+def test_lora_names_are_mapped_to_the_right_weights(kind):
+    model = mini.model(kind, 1)
+    mapping = diffusers_map(kind, model)
+    weights = in_diffusers_names(mini.weights(kind, 1), mapping)
+    key_map = comfy.lora.model_lora_keys_unet(model.model, {})
+    names = lora_names(kind, weights)
+    assert len(names) == sum(key.endswith(".weight") for key in weights)
+    for module, name in names.items():
+        target, expected = key_map[name], mapping[f"{module}.weight"]
+        whole = isinstance(expected, str)
+        assert target == f"diffusion_model.{expected}" if whole else (target[0], target[1]) == (f"diffusion_model.{expected[0]}", expected[1])
+
+
+# Whole pairs.
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def exported(request, tmp_path_factory):
+    """Kind, folder and expectations of an exported pair whose files ComfyUI's loaders find."""
+    if TRAIN_PYTHON is None:
+        pytest.skip("CHATS_TRAIN_PYTHON is not set: exported pairs were NOT sampled in ComfyUI; set it to a Python with diffusers and peft")
+    folder = tmp_path_factory.mktemp(request.param)
+    command = [TRAIN_PYTHON, str(Path(__file__).with_name("make_members.py")), request.param, str(folder)]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    folder_paths.add_model_folder_path("diffusion_models", str(folder), is_default=True)
+    return request.param, folder, load_file(folder / "expected.safetensors")
+
+
+def conditioning(expected: dict[str, torch.Tensor], which: str) -> list:
+    options = {"pooled_output": expected[f"{which}.pooled"]} if f"{which}.pooled" in expected else {}
+    return [[expected[f"{which}.tokens"], options]]
+
+
+def sample(nodes, pair, expected, scheduler="normal", form="proxy", cfg=3.0) -> torch.Tensor:
+    """The pair through CHATS KSampler with the settings of make_members.py, in the denoiser's scale."""
+    latent = {"samples": torch.zeros_like(expected["cfg"])}
+    prompts = (conditioning(expected, which) for which in ("prompt", "null"))
+    (out,) = nodes["CHATSKSampler"](*pair, *prompts, latent, 5, 3, cfg, "euler", scheduler, 1.0, 0.5, form, 0.0, 1.0)
+    return pair[0].model.process_latent_in(out["samples"])
+
+
+def load_pair(nodes, kind):
+    return nodes["CHATSDiffusionModelPairLoader"](f"{kind}_preferred.safetensors", f"{kind}_dispreferred.safetensors", "default")
+
+
+def test_members_are_detected_whole(exported, nodes):
+    kind, folder, _ = exported
+    classes = {"sd15": "SD15", "sdxl": "SDXL", "sd3": "SD3", "flux": "Flux"}
+    for model, member in zip(load_pair(nodes, kind), ("preferred", "dispreferred"), strict=True):
+        assert type(model.model.model_config).__name__ == classes[kind.split("_")[0]]
+        # ComfyUI calls Flux's norms `weight`.
+        file = {key.replace("_norm.scale", "_norm.weight"): value for key, value in load_file(folder / f"{kind}_{member}.safetensors").items()}
+        loaded = model.model.diffusion_model.state_dict()
+        assert file.keys() - {"v_pred", "ztsnr"} == loaded.keys()
+        assert [key for key in loaded if not torch.equal(loaded[key], file[key])] == []
+    assert (model.model.model_type.name == "V_PREDICTION") == kind.endswith("_v")
+    assert bool(getattr(model.model.model_sampling, "zsnr", False)) == kind.endswith("_v")
+
+
+@pytest.mark.parametrize("run", ["proxy", "exact", "simple"])
+def test_a_pair_samples_as_it_does_headless(exported, nodes, run):
+    kind, _, expected = exported
+    options = {"scheduler": "simple"} if run == "simple" else {"form": run}
+    actual = sample(nodes, load_pair(nodes, kind), expected, **options)
+    assert mini.relative_error(actual, expected[run]) < 1e-3
+    # Another run of the same pair is another picture, so the line above can fail.
+    assert mini.relative_error(actual, expected["exact" if run == "proxy" else "proxy"]) > 1e-2
+
+
+def test_a_lora_pair_samples_as_it_does_headless(exported, nodes, caplog):
+    kind, folder, expected = exported
+    pair = []
+    for member in ("preferred", "dispreferred"):
+        # Each on its own copy: two LoRAs on one loaded base would be one set of weights.
+        (base,) = UNETLoader().load_unet(f"{kind}_preferred.safetensors", "default")
+        lora = load_file(folder / f"{kind}_{member}_lora.safetensors")
+        adapted, _ = comfy.sd.load_lora_for_models(base, None, lora, 1.0, 0.0)
+        assert sum(len(patches) for patches in adapted.patches.values()) == len(lora) / 3
+        pair.append(adapted)
+    assert "not loaded" not in caplog.text.lower()
+    actual = sample(nodes, pair, expected)
+    assert mini.relative_error(actual, expected["lora"]) < 1e-3
+    assert mini.relative_error(actual, expected["proxy"]) > 1e-2
+
+
+def test_one_member_samples_as_it_does_headless(exported, nodes):
+    from nodes import KSampler
+
+    kind, _, expected = exported
+    (model, _) = load_pair(nodes, kind)
+    prompts = [conditioning(expected, which) for which in ("prompt", "null")]
+    (out,) = KSampler().sample(model, 5, 3, 3.0, "euler", "normal", *prompts, {"samples": torch.zeros_like(expected["cfg"])})
+    assert mini.relative_error(model.model.process_latent_in(out["samples"]), expected["cfg"]) < 1e-3

@@ -1,0 +1,383 @@
+"""The model families, held against diffusers' own pipelines on tiny random bases."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import pytest
+import tiny_pipelines
+import torch
+from safetensors.torch import save_file
+
+from chats_train.families import FAMILIES, SourceError, load_family
+from chats_train.families.sources import wanted_files
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPTS = ["a cat", "two dogs on a roof"]
+PIPELINES = {
+    "sd15": diffusers.StableDiffusionPipeline,
+    "sdxl": diffusers.StableDiffusionXLPipeline,
+    "sd3": diffusers.StableDiffusion3Pipeline,
+    "flux": diffusers.FluxPipeline,
+}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bases")
+    return {name: tiny_pipelines.save_pipeline(name, root / name) for name in FAMILIES}
+
+
+def pipeline(name: str, folder: Path, scheduler=None):
+    """diffusers' pipeline over the parts of a base."""
+    family = load_family(name, str(folder))
+    parts = {family.denoiser_part: family.load_denoiser(), "vae": family.vae}
+    parts |= dict(zip(family.text_parts, family.text_encoders, strict=True))
+    parts |= dict(zip(family.tokenizer_parts, family.tokenizers, strict=True))
+    if name == "sd15":
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    made = PIPELINES[name](scheduler=scheduler, **parts)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def pipeline_embeddings(name: str, pipe) -> dict[str, torch.Tensor]:
+    if name == "sd15":
+        return {"tokens": pipe.encode_prompt(PROMPTS, "cpu", 1, False)[0]}
+    if name == "sdxl":
+        tokens, _, pooled, _ = pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
+    elif name == "sd3":
+        tokens, _, pooled, _ = pipe.encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False, max_sequence_length=77)
+    else:
+        tokens, pooled, _ = pipe.encode_prompt(PROMPTS, None, max_sequence_length=256)
+    return {"tokens": tokens, "pooled": pooled}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_are_encoded_as_diffusers_encodes_them(bases, name):
+    family = load_family(name, str(bases[name]))
+    ours, theirs = family.encode_prompt(PROMPTS), pipeline_embeddings(name, pipeline(name, bases[name]))
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        assert torch.equal(ours[key], theirs[key])
+        assert not torch.allclose(ours[key][0], ours[key][1])
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_one_step_of_a_flow_pipeline_is_our_prediction(bases, name):
+    # From σ = 1 to 0 in one step a pipeline gives noise − v, so it shows packing, positions, guidance and time at once.
+    pipe = pipeline(name, bases[name], diffusers.FlowMatchEulerDiscreteScheduler())
+    family, denoiser = load_family(name, str(bases[name])), pipe.transformer
+    noise = torch.randn(2, 16, 6, 8, generator=torch.Generator().manual_seed(1))
+    embeddings = family.encode_prompt(PROMPTS)
+    options = {"prompt_embeds": embeddings["tokens"], "pooled_prompt_embeds": embeddings["pooled"]}
+    if name == "flux":
+        latents = pipe._pack_latents(noise, 2, 16, 6, 8)
+        packed = pipe(**options, latents=latents, height=48, width=64, num_inference_steps=1, output_type="latent").images
+        theirs = pipe._unpack_latents(packed, 48, 64, 8)
+    else:
+        options |= {"guidance_scale": 1.0}
+        theirs = pipe(**options, latents=noise, height=48, width=64, num_inference_steps=1, output_type="latent").images
+    with torch.no_grad():
+        ours = family.predict(denoiser, noise, torch.ones(2), embeddings)
+    torch.testing.assert_close(noise - ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_one_step_of_a_unet_pipeline_is_our_prediction(bases, name):
+    scheduler = diffusers.EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    pipe = pipeline(name, bases[name], scheduler)
+    family = load_family(name, str(bases[name]))
+    noise = torch.randn(2, 4, 6, 8, generator=torch.Generator().manual_seed(1))
+    embeddings = family.encode_prompt(PROMPTS)
+    options = {"prompt_embeds": embeddings["tokens"], "guidance_scale": 1.0, "height": 48, "width": 64}
+    if name == "sdxl":
+        options |= {"pooled_prompt_embeds": embeddings["pooled"]}
+    theirs = pipe(**options, latents=noise, num_inference_steps=1, output_type="latent").images
+    sigma, timestep = scheduler.sigmas[0], scheduler.timesteps[0]
+    x = noise * scheduler.init_noise_sigma
+    with torch.no_grad():
+        ours = family.predict(pipe.unet, x / (sigma**2 + 1).sqrt(), timestep.long().expand(2), embeddings)
+    torch.testing.assert_close(x - sigma * ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_sdxl_is_told_the_true_sizes(bases):
+    family = load_family("sdxl", str(bases["sdxl"]))
+    denoiser, prompt = family.load_denoiser(), family.encode_prompt(["a cat"])
+    noisy, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([10, 500])
+    uncropped = torch.tensor([[64, 64, 0, 0, 64, 64]])
+    cropped = torch.tensor([[100, 64, 18, 0, 64, 64]])
+    with torch.no_grad():
+        plain, told, other = (family.predict(denoiser, noisy, timesteps, prompt, sizes) for sizes in (None, uncropped, cropped))
+    assert torch.equal(plain, told)
+    assert not torch.allclose(plain, other, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "scale", "shift"), [("sd15", 0.18215, 0.0), ("sd3", 1.5305, 0.0609), ("flux", 0.3611, 0.1159)])
+def test_latents_have_the_familys_scale_and_shift(bases, name, scale, shift):
+    family = load_family(name, str(bases[name]))
+    pixels = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = family.encode_image(pixels)
+    raw = family.vae.encode(pixels).latent_dist.mean
+    torch.testing.assert_close(latents, (raw - shift) * scale)
+    torch.testing.assert_close(family.decode_image(latents), family.vae.decode(raw).sample, atol=1e-4, rtol=1e-4)
+
+
+def test_the_null_prompt_follows_the_base(bases, tmp_path):
+    sd15 = load_family("sd15", str(bases["sd15"]))
+    assert sd15.null_prompt_kind == "encoded_empty"
+    assert torch.equal(sd15.null_prompt()["tokens"], sd15.encode_prompt([""])["tokens"])
+    sdxl = load_family("sdxl", str(bases["sdxl"]))
+    assert sdxl.null_prompt_kind == "zeros"
+    assert {key: (tuple(value.shape), value.count_nonzero().item()) for key, value in sdxl.null_prompt().items()} == {
+        "tokens": ((1, 77, 64), 0),
+        "pooled": ((1, 40), 0),
+    }
+    assert load_family("sdxl", str(bases["sdxl"]), null_prompt="encoded_empty").null_prompt()["tokens"].count_nonzero() > 0
+    unforced = shutil.copytree(bases["sdxl"], tmp_path / "unforced")
+    (unforced / "model_index.json").write_text(json.dumps({"force_zeros_for_empty_prompt": False}))
+    assert load_family("sdxl", str(unforced)).null_prompt_kind == "encoded_empty"
+
+
+def test_the_prediction_type_is_the_bases_or_the_users(bases, tmp_path):
+    v = tiny_pipelines.save_pipeline("sdxl", tmp_path / "v", prediction_type="v_prediction", zero_terminal_snr=True)
+    family = load_family("sdxl", str(v))
+    assert (family.prediction_type, family.schedule.zero_terminal_snr) == ("v_prediction", True)
+    assert load_family("sdxl", str(v), prediction_type="epsilon").prediction_type == "epsilon"
+    assert load_family("sd15", str(bases["sd15"])).prediction_type == "epsilon"
+    assert load_family("sd3", str(bases["sd3"])).prediction_type == "flow"
+    with pytest.raises(SourceError, match="`prediction_type` is `flow`"):
+        load_family("sd15", str(bases["sd15"]), prediction_type="flow")
+    with pytest.raises(ValueError, match="leave it out"):
+        load_family("flux", str(bases["flux"]), prediction_type="epsilon")
+
+
+@pytest.mark.parametrize("changed", ["vae", "text_encoder", "text_encoder_2", "tokenizer_2"])
+def test_a_changed_encoder_changes_the_fingerprint(bases, tmp_path, changed):
+    copy = shutil.copytree(bases["sdxl"], tmp_path / "copy")
+    before = load_family("sdxl", str(bases["sdxl"])).fingerprint
+    assert load_family("sdxl", str(copy)).fingerprint == before
+    file = next((copy / changed).glob("*.safetensors"), copy / changed / "vocab.json")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert load_family("sdxl", str(copy)).fingerprint != before
+
+
+def test_the_fingerprint_knows_the_precision_and_ignores_the_denoiser(bases, tmp_path):
+    copy = shutil.copytree(bases["sd15"], tmp_path / "copy")
+    tiny_pipelines.denoiser("sd15", seed=9).save_pretrained(copy / "unet")
+    ours, theirs = load_family("sd15", str(bases["sd15"])), load_family("sd15", str(copy))
+    assert ours.fingerprint == theirs.fingerprint
+    assert ours.base_sha256 != theirs.base_sha256
+    assert load_family("sd15", str(copy), encoder_dtype=torch.bfloat16).fingerprint != ours.fingerprint
+
+
+def test_parameters_are_counted_from_headers(bases):
+    for name, folder in bases.items():
+        family = load_family(name, str(folder))
+        counts = family.parameter_counts()
+        # SD3's table of positions is stored with the weights.
+        buffers = sum(buffer.numel() for key, buffer in family.load_denoiser().named_buffers() if "pos_embed" in key)
+        assert counts[family.denoiser_part] == sum(p.numel() for p in family.load_denoiser().parameters()) + buffers
+        assert counts["vae"] == sum(p.numel() for p in family.vae.parameters())
+
+
+def test_encoders_are_released_and_come_back(bases):
+    family = load_family("sd15", str(bases["sd15"]))
+    before = family.null_prompt()["tokens"]
+    family.release_encoders()
+    assert not {"vae", "text_encoders"} & family.__dict__.keys()
+    assert torch.equal(family.null_prompt()["tokens"], before)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_reach_every_weight_of_the_denoiser(bases, name):
+    family = load_family(name, str(bases[name]))
+    denoiser = family.load_denoiser()
+    latents = torch.randn(1, family.latent_channels, 8, 8)
+    timesteps = family.sample_timesteps(torch.tensor([0.4]))
+    noise = torch.randn_like(latents)
+    prediction = family.predict(denoiser, family.add_noise(latents, noise, timesteps), timesteps, family.encode_prompt(["a"]))
+    (prediction - family.target(latents, noise, timesteps)).square().mean().backward()
+    idle = [key for key, weight in denoiser.named_parameters() if weight.grad is None or not weight.grad.abs().sum() > 0]
+    # SD3's last block asks nothing of its text any more, so its queries lead nowhere.
+    dead = ("transformer_blocks.1.attn.add_q_proj", "transformer_blocks.1.attn.norm_added_q") if name == "sd3" else ()
+    assert [key for key in idle if not key.startswith(dead)] == []
+
+
+# Sources.
+
+
+def test_errors_name_the_setting_and_the_way_out(bases, tmp_path):
+    with pytest.raises(SourceError, match="`family` is `sd2`; known are sd15, sdxl, sd3, flux"):
+        load_family("sd2", str(bases["sd15"]))
+    with pytest.raises(SourceError, match="no diffusers folder and no hub id"):
+        load_family("sd15", str(tmp_path / "nothing here"))
+    with pytest.raises(SourceError, match=r"no model_index\.json"):
+        load_family("sd15", str(tmp_path))
+    with pytest.raises(SourceError, match="no folder `unet`"):
+        load_family("sd15", str(bases["flux"]))
+    with pytest.raises(SourceError, match="SD3Transformer2DModel as its transformer, `family` flux"):
+        load_family("flux", str(bases["sd3"]))
+    (tmp_path / "base.ckpt").write_bytes(b"\x80\x04")
+    with pytest.raises(SourceError, match="can run code"):
+        load_family("sd15", str(tmp_path / "base.ckpt"))
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    with pytest.raises(SourceError, match="not a whole safetensors file"):
+        load_family("sd15", str(tmp_path / "cut.safetensors"))
+
+
+def test_pickled_weights_in_a_folder_are_refused(bases, tmp_path):
+    copy = shutil.copytree(bases["sd15"], tmp_path / "copy")
+    next((copy / "text_encoder").glob("*.safetensors")).rename(copy / "text_encoder" / "pytorch_model.bin")
+    with pytest.raises(SourceError, match="never opened"):
+        load_family("sd15", str(copy)).encode_prompt(["a"])
+
+
+def test_a_half_precision_variant_is_taken_where_there_is_nothing_else(bases, tmp_path):
+    copy = shutil.copytree(bases["sd15"], tmp_path / "copy")
+    (copy / "unet" / "diffusion_pytorch_model.safetensors").rename(copy / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    (copy / "text_encoder" / "model.safetensors").rename(copy / "text_encoder" / "model.fp16.safetensors")
+    ours, theirs = load_family("sd15", str(copy)), load_family("sd15", str(bases["sd15"]))
+    assert torch.equal(ours.load_denoiser().conv_in.weight, theirs.load_denoiser().conv_in.weight)
+    assert torch.equal(ours.null_prompt()["tokens"], theirs.null_prompt()["tokens"])
+
+
+def test_nothing_goes_online(bases, tmp_path):
+    sources = [(name, str(folder), {}) for name, folder in bases.items()]
+    tokenizer = tiny_pipelines.save_clip_tokenizer(tmp_path / "tokenizer")
+    for name in ("sd15", "sdxl"):
+        save_file(tiny_pipelines.native_checkpoint(name, bases[name]), tmp_path / f"{name}.safetensors")
+        sources.append((name, str(tmp_path / f"{name}.safetensors"), {"configs": str(bases[name]), "tokenizer": str(tokenizer)}))
+    # Any look at the network, even one that is caught and retried, is counted.
+    code = f"""
+import socket
+looks = []
+def refuse(*args, **kwargs):
+    looks.append(args)
+    raise OSError("no network")
+socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
+import torch
+from chats_train.families import load_family
+for name, path, options in {sources!r}:
+    family = load_family(name, path, **options)
+    family.load_denoiser(), family.null_prompt(), family.encode_image(torch.zeros(1, 3, 32, 32)), family.fingerprint
+print(len(looks))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["0"], done.stderr
+
+
+def test_of_a_hub_repository_only_what_is_read_is_fetched():
+    names = [
+        "model_index.json",
+        "sd_xl_base_1.0.safetensors",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/openvino_model.bin",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "vae_1_0/diffusion_pytorch_model.safetensors",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        "scheduler/scheduler_config.json",
+        "text_encoder/pytorch_model.bin",
+    ]
+    assert wanted_files(names, ["unet", "vae", "text_encoder", "tokenizer"]) == [
+        "model_index.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        "scheduler/scheduler_config.json",
+    ]
+
+
+def test_importing_the_families_is_light():
+    code = "import sys, chats_train.families; print([m for m in ('diffusers', 'transformers', 'accelerate') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# Single files.
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_a_checkpoint_is_the_same_base_as_its_folder(bases, tmp_path, name):
+    folder = load_family(name, str(bases[name]))
+    save_file(tiny_pipelines.native_checkpoint(name, bases[name]), tmp_path / "base.safetensors")
+    tokenizer = tiny_pipelines.save_clip_tokenizer(tmp_path / "tokenizer")
+    file = load_family(name, str(tmp_path / "base.safetensors"), tokenizer=str(tokenizer), configs=str(bases[name]))
+    ours, theirs = file.encode_prompt(PROMPTS), folder.encode_prompt(PROMPTS)
+    for key in theirs:
+        torch.testing.assert_close(ours[key], theirs[key])
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    torch.testing.assert_close(file.encode_image(pixels), folder.encode_image(pixels))
+    loaded, expected = file.load_denoiser().state_dict(), folder.load_denoiser().state_dict()
+    assert loaded.keys() == expected.keys()
+    assert [key for key in expected if not torch.equal(loaded[key], expected[key])] == []
+    assert file.parameter_counts() == folder.parameter_counts()
+    assert file.null_prompt_kind == folder.null_prompt_kind
+
+
+@pytest.mark.parametrize(
+    ("dropped", "message"),
+    [
+        ("first_stage_model.", "holds no `vae`; set `encoders`"),
+        ("first_stage_model.encoder.conv_in.weight", "lacks weights of its vae"),
+        ("cond_stage_model.transformer.text_model.final_layer_norm.bias", "lacks weights of its text_encoder"),
+        ("model.diffusion_model.out.2.bias", r"has no `out\.2\.bias`"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_refused(bases, tmp_path, dropped, message):
+    tensors = tiny_pipelines.native_checkpoint("sd15", bases["sd15"])
+    save_file({key: value for key, value in tensors.items() if not key.startswith(dropped)}, tmp_path / "base.safetensors")
+    family = load_family("sd15", str(tmp_path / "base.safetensors"), configs=str(bases["sd15"]))
+    with pytest.raises(SourceError, match=message):
+        family.load_denoiser(), family.vae, family.text_encoders
+
+
+def test_markers_of_a_checkpoint_tell_its_prediction(bases, tmp_path):
+    tensors = tiny_pipelines.native_checkpoint("sdxl", bases["sdxl"]) | {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
+    save_file(tensors, tmp_path / "v.safetensors")
+    family = load_family("sdxl", str(tmp_path / "v.safetensors"), configs=str(bases["sdxl"]))
+    assert (family.prediction_type, family.schedule.zero_terminal_snr) == ("v_prediction", True)
+
+
+def test_a_missing_tokenizer_says_where_to_find_one(bases, tmp_path, monkeypatch):
+    save_file(tiny_pipelines.native_checkpoint("sd15", bases["sd15"]), tmp_path / "base.safetensors")
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path / "none"))
+    family = load_family("sd15", str(tmp_path / "base.safetensors"), configs=str(bases["sd15"]))
+    with pytest.raises(SourceError, match="set `tokenizer` to a folder"):
+        family.encode_prompt(["a"])
+    tiny_pipelines.save_clip_tokenizer(tmp_path / "none" / "comfy" / "sd1_tokenizer")
+    assert family.encode_prompt(["a"])["tokens"].shape == (1, 77, 24)
+
+
+PUBLISHED = {
+    # Keys of the UNet as published, and parameters of each part.
+    "sd15": (686, {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}),
+    "sdxl": (1680, {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840}),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_bundled_configs_are_those_of_the_published_models(name):
+    from accelerate import init_empty_weights
+
+    from chats_train.families.checkpoint import CONFIGS
+
+    classes, (unet_keys, counts) = FAMILIES[name].part_classes(), PUBLISHED[name]
+    for part, count in counts.items():
+        config = json.loads((CONFIGS / name / part / "config.json").read_text())
+        cls = classes[part]
+        with init_empty_weights():
+            module = cls.from_config(config) if hasattr(cls, "from_config") else cls(cls.config_class(**config))
+        assert sum(p.numel() for p in module.parameters()) == count, part
+        if part == "unet":
+            assert len(module.state_dict()) == unet_keys

@@ -1,0 +1,259 @@
+"""Tiny random base models of every family, saved as diffusers folders: random encoders and denoisers, tokenizers of single letters.
+
+The denoisers are small in every width that only diffusers sees. `comfy=True` gives the widths that real ComfyUI knows a family by.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz!"
+CLIP_WIDTHS = {"sd15": (24,), "sdxl": (24, 40), "sd3": (24, 40), "flux": (24,)}
+T5_WIDTH = 80
+
+
+def randomised(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Normal weights scaled by fan-in, and no bias or norm left at its default: a swapped or forgotten one must show."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in module.named_parameters():
+        noise = torch.empty(value.shape).normal_(generator=generator)
+        one = 1.0 if value.ndim <= 1 and "norm" in name and name.endswith("weight") else 0.0
+        value.data = noise * 0.1 + one if value.ndim <= 1 else noise / value[0].numel() ** 0.5
+    return module.eval()
+
+
+def save_clip_tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> Path:
+    """CLIP's tokenizer over single letters, as its vocab.json and merges.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": pad_token}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}))
+    return folder
+
+
+CLIP_VOCABULARY = 2 * len(LETTERS) + 2
+
+
+def save_t5_tokenizer(folder: Path) -> None:
+    words = ["<pad>", "</s>", "<unk>", "▁", *LETTERS]
+    tokenizer = Tokenizer(models.Unigram([(word, -1.0) for word in words], unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
+
+
+def clip(width: int, projection: bool, seed: int) -> torch.nn.Module:
+    config = CLIPTextConfig(
+        vocab_size=CLIP_VOCABULARY,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        projection_dim=width,
+        bos_token_id=CLIP_VOCABULARY - 2,
+        eos_token_id=CLIP_VOCABULARY - 1,
+        pad_token_id=1,
+    )
+    return randomised((CLIPTextModelWithProjection if projection else CLIPTextModel)(config), seed)
+
+
+def t5(width: int, seed: int) -> torch.nn.Module:
+    sizes = {"d_model": width, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    config = T5Config(vocab_size=4 + len(LETTERS), feed_forward_proj="gated-gelu", **sizes)
+    return randomised(T5EncoderModel(config), seed)
+
+
+def vae(family: str, seed: int) -> torch.nn.Module:
+    scale, shift, channels = {
+        "sd15": (0.18215, None, 4),
+        "sdxl": (0.13025, None, 4),
+        "sd3": (1.5305, 0.0609, 16),
+        "flux": (0.3611, 0.1159, 16),
+    }[family]
+    blocks = 4
+    return randomised(
+        AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * blocks,
+            up_block_types=["UpDecoderBlock2D"] * blocks,
+            block_out_channels=[8, 8, 16, 16],
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=channels,
+            scaling_factor=scale,
+            shift_factor=shift,
+            use_quant_conv=channels == 4,
+            use_post_quant_conv=channels == 4,
+        ),
+        seed,
+    )
+
+
+def denoiser(family: str, seed: int = 0, comfy: bool = False) -> torch.nn.Module:
+    """A random denoiser; with ``comfy`` one that real ComfyUI detects."""
+    return randomised({"sd15": _sd15, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux}[family](comfy), seed)
+
+
+def _sd15(comfy: bool) -> torch.nn.Module:
+    return UNet2DConditionModel(
+        block_out_channels=(320, 320) if comfy else (16, 32),
+        layers_per_block=1 if comfy else 2,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D" if comfy else "DownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D" if comfy else "UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=768 if comfy else CLIP_WIDTHS["sd15"][0],
+        attention_head_dim=8,
+        norm_num_groups=32 if comfy else 8,
+    )
+
+
+def _sdxl(comfy: bool) -> torch.nn.Module:
+    """ComfyUI knows SDXL by its depths 1, 2, 10 and its widths; a quarter of the channels will do."""
+    channels, pooled = (320, 320, 320) if comfy else (16, 32, 32), 1280 if comfy else CLIP_WIDTHS["sdxl"][1]
+    return UNet2DConditionModel(
+        block_out_channels=channels,
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=2048 if comfy else sum(CLIP_WIDTHS["sdxl"]),
+        transformer_layers_per_block=[1, 2, 10] if comfy else [1, 1, 2],
+        attention_head_dim=[channel // (64 if comfy else 8) for channel in channels],
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256 if comfy else 8,
+        projection_class_embeddings_input_dim=pooled + 6 * (256 if comfy else 8),
+        norm_num_groups=32 if comfy else 8,
+    )
+
+
+def _sd3(comfy: bool) -> torch.nn.Module:
+    """ComfyUI takes SD3's number of heads for its depth, so two heads need two blocks there."""
+    return SD3Transformer2DModel(
+        sample_size=32,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=64,
+        caption_projection_dim=128,
+        joint_attention_dim=4096 if comfy else T5_WIDTH,
+        pooled_projection_dim=2048 if comfy else sum(CLIP_WIDTHS["sd3"]),
+        pos_embed_max_size=16,
+        qk_norm="rms_norm",
+        dual_attention_layers=(0,),
+    )
+
+
+def _flux(comfy: bool) -> torch.nn.Module:
+    return FluxTransformer2DModel(
+        num_layers=1,
+        num_single_layers=2,
+        num_attention_heads=1,
+        attention_head_dim=128,
+        joint_attention_dim=4096 if comfy else T5_WIDTH,
+        pooled_projection_dim=768 if comfy else CLIP_WIDTHS["flux"][0],
+        guidance_embeds=True,
+    )
+
+
+def save_pipeline(family: str, folder: Path, prediction_type: str = "epsilon", zero_terminal_snr: bool = False, seed: int = 0) -> Path:
+    """A whole tiny base in diffusers' arrangement."""
+    part = "unet" if family in ("sd15", "sdxl") else "transformer"
+    denoiser(family, seed).save_pretrained(folder / part)
+    vae(family, seed + 1).save_pretrained(folder / "vae")
+    for index, width in enumerate(CLIP_WIDTHS[family]):
+        suffix = f"_{index + 1}" if index else ""
+        projection = family == "sd3" or index == 1
+        clip(width, projection, seed + 2 + index).save_pretrained(folder / f"text_encoder{suffix}")
+        save_clip_tokenizer(folder / f"tokenizer{suffix}", pad_token="!" if index else "<|endoftext|>")
+    if family in ("sd3", "flux"):
+        suffix = len(CLIP_WIDTHS[family]) + 1
+        t5(T5_WIDTH, seed + 5).save_pretrained(folder / f"text_encoder_{suffix}")
+        save_t5_tokenizer(folder / f"tokenizer_{suffix}")
+        FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+    else:
+        DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type=prediction_type,
+            rescale_betas_zero_snr=zero_terminal_snr,
+        ).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "Tiny"}))
+    return folder
+
+
+def native_checkpoint(family: str, root: Path) -> dict[str, torch.Tensor]:
+    """A tiny base as one SD1.5 or SDXL checkpoint: VAE and CLIP renamed here, by hand, as the published files name them."""
+    from chats_train.export.layout import to_native
+    from chats_train.export.unet import unet_layout
+
+    unet = UNet2DConditionModel.from_pretrained(root / "unet").state_dict()
+    tensors = {f"model.diffusion_model.{key}": value for key, value in to_native(unet, unet_layout(unet)).items()}
+    vae_state = AutoencoderKL.from_pretrained(root / "vae").state_dict()
+    tensors |= {f"first_stage_model.{_native_vae_key(key)}": _native_vae_value(key, value) for key, value in vae_state.items()}
+    first = CLIPTextModel.from_pretrained(root / "text_encoder").state_dict()
+    prefix = "cond_stage_model" if family == "sd15" else "conditioner.embedders.0"
+    tensors |= {f"{prefix}.transformer.text_model.{key.removeprefix('text_model.')}": value for key, value in first.items()}
+    if family == "sdxl":
+        second = CLIPTextModelWithProjection.from_pretrained(root / "text_encoder_2").state_dict()
+        tensors |= {f"conditioner.embedders.1.model.{key}": value for key, value in _open_clip(second).items()}
+    return {key: value.contiguous().clone() for key, value in tensors.items()}
+
+
+def _native_vae_key(key: str) -> str:
+    blocks = 4
+    for i in range(blocks):
+        key = key.replace(f"encoder.down_blocks.{i}.resnets.", f"encoder.down.{i}.block.")
+        key = key.replace(f"encoder.down_blocks.{i}.downsamplers.0.", f"encoder.down.{i}.downsample.")
+        key = key.replace(f"decoder.up_blocks.{i}.resnets.", f"decoder.up.{blocks - 1 - i}.block.")
+        key = key.replace(f"decoder.up_blocks.{i}.upsamplers.0.", f"decoder.up.{blocks - 1 - i}.upsample.")
+    for ours, theirs in (
+        ("mid_block.resnets.0", "mid.block_1"),
+        ("mid_block.resnets.1", "mid.block_2"),
+        ("mid_block.attentions.0", "mid.attn_1"),
+        ("group_norm", "norm"),
+        ("to_q", "q"),
+        ("to_k", "k"),
+        ("to_v", "v"),
+        ("to_out.0", "proj_out"),
+        ("conv_shortcut", "nin_shortcut"),
+        ("conv_norm_out", "norm_out"),
+    ):
+        key = key.replace(ours, theirs)
+    return key
+
+
+def _native_vae_value(key: str, value: torch.Tensor) -> torch.Tensor:
+    return value[:, :, None, None] if "attentions" in key and value.ndim == 2 else value
+
+
+def _open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    state = {key.removeprefix("text_model."): value for key, value in state.items()}
+    native = {
+        "token_embedding.weight": state["embeddings.token_embedding.weight"],
+        "positional_embedding": state["embeddings.position_embedding.weight"],
+        "ln_final.weight": state["final_layer_norm.weight"],
+        "ln_final.bias": state["final_layer_norm.bias"],
+        "text_projection": state["text_projection.weight"].T,
+    }
+    for layer in range(3):
+        ours, theirs = f"encoder.layers.{layer}", f"transformer.resblocks.{layer}"
+        for end in ("weight", "bias"):
+            native[f"{theirs}.attn.in_proj_{end}"] = torch.cat([state[f"{ours}.self_attn.{p}_proj.{end}"] for p in "qkv"])
+            native[f"{theirs}.attn.out_proj.{end}"] = state[f"{ours}.self_attn.out_proj.{end}"]
+            native[f"{theirs}.mlp.c_fc.{end}"] = state[f"{ours}.mlp.fc1.{end}"]
+            native[f"{theirs}.mlp.c_proj.{end}"] = state[f"{ours}.mlp.fc2.{end}"]
+            native[f"{theirs}.ln_1.{end}"] = state[f"{ours}.layer_norm1.{end}"]
+            native[f"{theirs}.ln_2.{end}"] = state[f"{ours}.layer_norm2.{end}"]
+    return native
