@@ -126,11 +126,7 @@ class Family(ABC):
 
     @cached_property
     def tokenizers(self) -> list[Any]:
-        return [self.source.tokenizer(part, **self._tokenizer_settings(part)) for part in self.tokenizer_parts]
-
-    def _tokenizer_settings(self, part: str) -> dict[str, Any]:
-        """What the family fixes about a tokenizer whose files do not come from the base."""
-        return {}
+        return [self.source.tokenizer(part) for part in self.tokenizer_parts]
 
     def release_encoders(self) -> None:
         """Lets go of VAE and text encoders; they come back when next asked for."""
@@ -222,6 +218,17 @@ def last_hidden_but_one(encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor
     [batch, tokens, dim], and the projected pooled text [batch, dim]."""
     output = encoder(ids, output_hidden_states=True)
     return output.hidden_states[-2], output.text_embeds
+
+
+def open_clip_ids(ids: Tensor, end: int) -> Tensor:
+    """Token ids [batch, tokens] of OpenAI's CLIP, which pads with its ``end`` of text, as OpenCLIP pads them: with 0.
+
+    A departure from diffusers, whose second tokenizer calls token 0 ("!") its padding and then reads every "!" of a prompt as
+    that, where OpenCLIP and ComfyUI read the word "!".
+    """
+    ends = ids == end
+    after_the_end = ends.cumsum(dim=1) - ends.long() > 0
+    return ids.masked_fill(after_the_end, 0)
 
 
 def expand(tensor: Tensor, like: Tensor) -> Tensor:

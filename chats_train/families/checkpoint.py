@@ -84,12 +84,12 @@ class CheckpointSource(Source):
             raise SourceError(f"{self.path.name} lacks weights of its {part}; download it again, or set `encoders` to a diffusers folder")
         return module.eval()
 
-    def tokenizer(self, part: str, **settings: Any) -> Any:
+    def tokenizer(self, part: str) -> Any:
         if self.encoders is not None:
-            return self.encoders.tokenizer(part, **settings)
+            return self.encoders.tokenizer(part)
         from transformers import CLIPTokenizer
 
-        return CLIPTokenizer.from_pretrained(self._clip_tokenizer(), local_files_only=True, model_max_length=77, **settings)
+        return CLIPTokenizer.from_pretrained(self._clip_tokenizer(), local_files_only=True, model_max_length=77)
 
     def shapes(self, part: str) -> Shapes:
         if part == self.denoiser_part:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from chats.pair import PredictionType
 
-from .base import Denoiser, Family, Prompt, expand, last_hidden_but_one
+from .base import Denoiser, Family, Prompt, expand, last_hidden_but_one, open_clip_ids
 from .checkpoint import CheckpointLayout
 from .schedule import TRAIN_TIMESTEPS, FlowSchedule, Schedule
 from .sources import Shapes
@@ -48,7 +48,8 @@ class SD3(Family):
     latent_multiple = 2
     denoiser_part = "transformer"
     text_parts = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    tokenizer_parts = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    # Both CLIPs read one vocabulary; `open_clip_ids` gives the second one its padding.
+    tokenizer_parts = ("tokenizer", "tokenizer_3")
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     checkpoint = CheckpointLayout("sd3", {"transformer": "model.diffusion_model."}, sd3_config)
 
@@ -71,13 +72,14 @@ class SD3(Family):
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Prompt:
-        *clips, t5 = self.text_encoders
-        ids = [self._token_ids(index, prompts, clip.config.max_position_embeddings) for index, clip in enumerate(clips)]
-        encoded = [last_hidden_but_one(clip, clip_ids) for clip, clip_ids in zip(clips, ids, strict=True)]
-        clip_tokens = torch.cat([hidden for hidden, _ in encoded], dim=-1)
-        t5_tokens = t5(self._token_ids(2, prompts, T5_TOKENS)).last_hidden_state
+        clip_l, clip_g, t5 = self.text_encoders
+        ids = self._token_ids(0, prompts, clip_l.config.max_position_embeddings)
+        hidden_l, pooled_l = last_hidden_but_one(clip_l, ids)
+        hidden_g, pooled_g = last_hidden_but_one(clip_g, open_clip_ids(ids, self.tokenizers[0].eos_token_id))
+        clip_tokens = torch.cat([hidden_l, hidden_g], dim=-1)
+        t5_tokens = t5(self._token_ids(1, prompts, T5_TOKENS)).last_hidden_state
         padded = torch.nn.functional.pad(clip_tokens, (0, t5_tokens.shape[-1] - clip_tokens.shape[-1]))
-        return {"tokens": torch.cat([padded, t5_tokens], dim=1), "pooled": torch.cat([pooled for _, pooled in encoded], dim=-1)}
+        return {"tokens": torch.cat([padded, t5_tokens], dim=1), "pooled": torch.cat([pooled_l, pooled_g], dim=-1)}
 
     def predict(self, denoiser: Denoiser, noisy: Tensor, timesteps: Tensor, prompt: Prompt, sizes: Tensor | None = None) -> Tensor:
         return denoiser(

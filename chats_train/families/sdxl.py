@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from chats.pair import NullPrompt, PredictionType
 
-from .base import Denoiser, Family, Prompt, expand, last_hidden_but_one
+from .base import Denoiser, Family, Prompt, expand, last_hidden_but_one, open_clip_ids
 from .checkpoint import CheckpointLayout
 from .schedule import Schedule
 from .sd15 import diffusion_schedule
@@ -19,7 +17,8 @@ class SDXL(Family):
     name = "sdxl"
     denoiser_part = "unet"
     text_parts = ("text_encoder", "text_encoder_2")
-    tokenizer_parts = ("tokenizer", "tokenizer_2")
+    # Both encoders read one vocabulary; `open_clip_ids` gives the second one its padding.
+    tokenizer_parts = ("tokenizer",)
     checkpoint = CheckpointLayout(
         "sdxl",
         {
@@ -48,17 +47,13 @@ class SDXL(Family):
     def _null_convention(self) -> NullPrompt:
         return "zeros" if self.source.zeros_for_empty_prompt else "encoded_empty"
 
-    def _tokenizer_settings(self, part: str) -> dict[str, Any]:
-        # OpenCLIP pads with token 0, which is "!"; OpenAI's CLIP with its end-of-text token.
-        return {"pad_token": "!"} if part == "tokenizer_2" else {}
-
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Prompt:
         first, second = self.text_encoders
-        first_ids = self._token_ids(0, prompts, first.config.max_position_embeddings)
-        second_ids = self._token_ids(1, prompts, second.config.max_position_embeddings)
-        hidden, pooled = last_hidden_but_one(second, second_ids)
-        return {"tokens": torch.cat([first(first_ids, output_hidden_states=True).hidden_states[-2], hidden], dim=-1), "pooled": pooled}
+        ids = self._token_ids(0, prompts, first.config.max_position_embeddings)
+        hidden_l = first(ids, output_hidden_states=True).hidden_states[-2]
+        hidden_g, pooled = last_hidden_but_one(second, open_clip_ids(ids, self.tokenizers[0].eos_token_id))
+        return {"tokens": torch.cat([hidden_l, hidden_g], dim=-1), "pooled": pooled}
 
     def predict(self, denoiser: Denoiser, noisy: Tensor, timesteps: Tensor, prompt: Prompt, sizes: Tensor | None = None) -> Tensor:
         if sizes is None:

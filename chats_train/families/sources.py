@@ -46,8 +46,8 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def tokenizer(self, part: str, **settings: Any) -> Any:
-        """A tokenizer of transformers; ``settings`` override what its files say."""
+    def tokenizer(self, part: str) -> Any:
+        """A tokenizer of transformers."""
 
     @abstractmethod
     def shapes(self, part: str) -> Shapes:
@@ -93,10 +93,10 @@ class FolderSource(Source):
         options["torch_dtype" if cls.__module__.startswith("diffusers.") else "dtype"] = dtype
         return cls.from_pretrained(self.root, subfolder=part, **options).eval()
 
-    def tokenizer(self, part: str, **settings: Any) -> Any:
+    def tokenizer(self, part: str) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self._folder(part), local_files_only=True, **settings)
+        return AutoTokenizer.from_pretrained(self._folder(part), local_files_only=True)
 
     def shapes(self, part: str) -> Shapes:
         return {key: shape for file in self._weights(part) for key, shape in tensor_shapes(file).items()}

@@ -1,4 +1,4 @@
-"""Run by test_export.py in the trainer's Python: `python make_members.py KIND FOLDER`.
+"""Run by test_export.py in the trainer's Python, with the repository and tests/train on its path: `python make_members.py KIND FOLDER`.
 
 Makes a random pair and a pair of LoRAs that ComfyUI detects, exports them, and samples them with the headless sampler. What the
 test needs to do the same in ComfyUI lies in `expected.safetensors`: prompts, and latents by name of the run.
@@ -6,9 +6,6 @@ test needs to do the same in ComfyUI lies in `expected.safetensors`: prompts, an
 
 import sys
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "train")]
 
 import peft
 import tiny_pipelines
@@ -20,7 +17,7 @@ from chats_train.export.members import export_full, export_lora
 from chats_train.families import load_family
 from chats_train.sampling import SamplingSettings, initial_noise, sample_cfg, sample_pair
 
-SEED, STEPS, PIXELS, GUIDANCE_SCALE, ALPHA, RANK, LORA_ALPHA = 5, 3, (64, 96), 2.0, 0.5, 4, 2.0
+SEED, STEPS, PIXELS, GUIDANCE_SCALE, ALPHA, RANK, LORA_ALPHA = 5, 2, (64, 96), 2.0, 0.5, 4, 2.0
 RUNS = {
     "proxy": SamplingSettings(STEPS, "normal", GUIDANCE_SCALE, ALPHA, "proxy"),
     "exact": SamplingSettings(STEPS, "normal", GUIDANCE_SCALE, ALPHA, "exact"),
@@ -37,40 +34,58 @@ def random_prompt(family: str, seed: int) -> dict[str, torch.Tensor]:
     return prompt if pooled is None else prompt | {"pooled": torch.randn(1, pooled, generator=generator)}
 
 
-def random_lora(base: torch.nn.Module, targets: tuple[str, ...], seed: int) -> torch.nn.Module:
-    config = peft.LoraConfig(r=RANK, lora_alpha=LORA_ALPHA, target_modules=list(targets))
-    model = peft.get_peft_model(base, config)
+def add_lora(model: peft.PeftModel, member: str, seed: int) -> dict[str, torch.Tensor]:
+    """A random adapter of a member's name on the shared base; its state, as it is exported."""
+    model.set_adapter(member)
     generator = torch.Generator().manual_seed(seed)
     for key, weight in model.named_parameters():
-        if "lora_" in key:
+        if "lora_" in key and f".{member}." in key:
             weight.data.normal_(generator=generator).mul_(weight.shape[1] ** -0.5)
-    return model.eval()
+    return peft.get_peft_model_state_dict(model, adapter_name=member)
+
+
+def with_adapter(model: peft.PeftModel, member: str):
+    """The base as one member sees it: two adapters, one base, as the trainer holds them."""
+
+    def denoiser(*args, **options):
+        model.set_adapter(member)
+        return model(*args, **options)
+
+    return denoiser
 
 
 def main(kind: str, folder: Path) -> None:
     name, v_prediction = kind.split("_")[0], kind.endswith("_v")
     prediction = {"prediction_type": "v_prediction" if v_prediction else "epsilon", "zero_terminal_snr": v_prediction}
     family = load_family(name, str(tiny_pipelines.save_pipeline(name, folder / "base", **prediction)))
-    members = {member: tiny_pipelines.denoiser(name, seed, comfy=True) for seed, member in enumerate(("preferred", "dispreferred"), 1)}
-    base_shapes = {key: tuple(value.shape) for key, value in members["preferred"].state_dict().items()}
+    common = {"pair_id": "p", "prediction_type": family.prediction_type}
+    metadata = {member: PairMetadata(member, **common) for member in ("preferred", "dispreferred")}
+    models = {member: tiny_pipelines.denoiser(name, seed, comfy=True) for seed, member in enumerate(metadata, 1)}
     prompt, null = random_prompt(name, 1), random_prompt(name, 2)
     noise = initial_noise(family, 1, *PIXELS, SEED)
-    results = {"cfg": sample_cfg(family, members["preferred"], prompt, null, noise, RUNS["proxy"])}
+
+    results = {"cfg": sample_cfg(family, models["preferred"], prompt, null, noise, RUNS["proxy"])}
     for run, settings in RUNS.items():
-        results[run] = sample_pair(family, *members.values(), prompt, null, noise, settings)
-    for seed, (member, denoiser) in enumerate(members.items()):
-        metadata = PairMetadata(member, pair_id="p", prediction_type=family.prediction_type)
+        results[run] = sample_pair(family, *models.values(), prompt, null, noise, settings)
+    for member, model in models.items():
         path = folder / f"{kind}_{member}.safetensors"
-        export_full(path, name, denoiser.state_dict(), metadata, title="mini", zero_terminal_snr=v_prediction)
-        # Both LoRAs are on the preferred member, which serves as their base.
-        adapted = random_lora(tiny_pipelines.denoiser(name, 1, comfy=True), family.lora_targets, seed)
-        lora = peft.get_peft_model_state_dict(adapted)
-        export_lora(folder / f"{kind}_{member}_lora.safetensors", name, lora, LORA_ALPHA, base_shapes, metadata, title="mini")
-        members[member] = adapted
-    results["lora"] = sample_pair(family, *members.values(), prompt, null, noise, RUNS["proxy"])
+        export_full(path, name, model.state_dict(), metadata[member], title="mini", zero_terminal_snr=v_prediction)
+
+    # Both LoRAs are on the preferred member, which serves as their base.
+    shapes = {key: tuple(value.shape) for key, value in models["preferred"].state_dict().items()}
+    config = peft.LoraConfig(r=RANK, lora_alpha=LORA_ALPHA, target_modules=list(family.lora_targets))
+    base = peft.get_peft_model(models["preferred"], config, adapter_name="preferred").eval()
+    base.add_adapter("dispreferred", config)
+    for seed, member in enumerate(metadata, 11):
+        path = folder / f"{kind}_{member}_lora.safetensors"
+        export_lora(path, name, add_lora(base, member, seed), LORA_ALPHA, shapes, metadata[member], title="mini")
+    adapted = (with_adapter(base, member) for member in metadata)
+    results["lora"] = sample_pair(family, *adapted, prompt, null, noise, RUNS["proxy"])
     prompts = {f"{which}.{key}": value for which, entry in (("prompt", prompt), ("null", null)) for key, value in entry.items()}
     save_file(results | prompts, folder / "expected.safetensors")
 
 
 if __name__ == "__main__":
+    # The layers are so small that threads mostly wait for each other.
+    torch.set_num_threads(1)
     main(sys.argv[1], Path(sys.argv[2]))

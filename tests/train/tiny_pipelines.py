@@ -18,7 +18,8 @@ from diffusers import (
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz!"
+# "!" is token 0 in CLIP's vocabulary, which OpenCLIP pads with.
+LETTERS = "!abcdefghijklmnopqrstuvwxyz"
 CLIP_WIDTHS = {"sd15": (24,), "sdxl": (24, 40), "sd3": (24, 40), "flux": (24,)}
 T5_WIDTH = 80
 
