@@ -1,6 +1,7 @@
 """The rules of the house: which room may import what. Each room is imported where the forbidden modules cannot be."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,12 @@ def imported_names(file: Path) -> set[str]:
 
 def test_chats_needs_only_torch_safetensors_and_einops():
     result = import_without(COMFYUI | TRAINING | {"nodes", "chats_train"}, modules_of("chats"))
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="the trainer's packages are not installed")
+def test_the_trainer_needs_neither_comfyui_nor_the_nodes():
+    result = import_without(COMFYUI | {"nodes"}, [name for name in modules_of("chats_train") if not name.endswith("__main__")])
     assert result.returncode == 0, result.stderr
 
 

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from pictures import encoded, picture
 from PIL import Image
 
 from chats_train.data.buckets import Bucket, make_buckets, pair_bucket, place, size_conditioning
 from chats_train.data.images import decode, pixels
-
-from .pictures import encoded, picture
 
 
 def test_buckets_by_hand():

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from pictures import encoded, picture, png
 
 from chats_train import cache, shards
 from chats_train.cache import CachedEncodings, LiveEncodings, fill_cache
 from chats_train.data.pairs import FileImage, PairImage, PairSample
 from chats_train.errors import UserError
-
-from .pictures import encoded, picture, png
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -207,8 +206,8 @@ import sys
 from pathlib import Path
 from chats_train import shards
 from chats_train.cache import fill_cache
-sys.path.insert(0, "tests")
-from train.test_cache import Pooling, make_samples
+sys.path.insert(0, "tests/train")
+from test_cache import Pooling, make_samples
 shards.SHARD_SECONDS = 0.0
 folder = Path(sys.argv[1])
 fill_cache(folder / "cache", make_samples(folder / "images", 12), Pooling(seconds=0.05), progress=False)

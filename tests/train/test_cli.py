@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from pictures import write_folders
 from safetensors.torch import save_file
 
 from chats_train import cli
 from chats_train.config_file import load_config
-
-from .pictures import write_folders
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,7 +90,7 @@ def test_a_fault_of_ours_is_not_hidden(monkeypatch):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     pytest.importorskip("chats_train.families")
-    from . import tiny_pipelines
+    import tiny_pipelines
 
     return tiny_pipelines.save_pipeline("sd15", tmp_path_factory.mktemp("base") / "sd15")
 

@@ -6,6 +6,7 @@ import socket
 import datasets
 import pyarrow
 import pytest
+from pictures import encoded, picture, png, write_folders
 from PIL import Image
 from pyarrow import parquet
 
@@ -13,8 +14,6 @@ from chats_train.config_file import PLACEHOLDERS, parse_config
 from chats_train.data import open_dataset
 from chats_train.data.dataset import VERDICTS_FILE
 from chats_train.errors import UserError
-
-from .pictures import encoded, picture, png, write_folders
 
 
 @pytest.fixture(autouse=True)

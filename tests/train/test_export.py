@@ -177,9 +177,7 @@ def test_a_lora_has_the_names_of_its_family_and_an_alpha_each(tmp_path, name, ex
 def test_a_convolutions_lora_fits_too(tmp_path):
     base = tiny_pipelines.denoiser("sd15")
     model = peft.get_peft_model(tiny_pipelines.denoiser("sd15"), peft.LoraConfig(r=4, target_modules=["conv1", "proj_in"]))
-    count = export_lora(
-        tmp_path / "l.safetensors", "sd15", peft.get_peft_model_state_dict(model), 4, shapes_of(base), METADATA, title="t"
-    )
+    count = export_lora(tmp_path / "l.safetensors", "sd15", peft.get_peft_model_state_dict(model), 4, shapes_of(base), METADATA, title="t")
     assert tensors_of(tmp_path / "l.safetensors")["lora_unet_mid_block_resnets_0_conv1.lora_down.weight"].shape == (4, 32, 3, 3)
     assert count > 5
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_pipelines
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -27,8 +28,6 @@ from chats_train.training.optimizer import learning_rate, make_optimizer, stocha
 from chats_train.training.processes import Processes
 from chats_train.training.trainer import Trainer, micro_batches
 from chats_train.wiring import open_family
-
-from . import tiny_pipelines
 
 PAIRS = 12
 SETTINGS = {
@@ -230,9 +229,16 @@ def test_a_second_run_does_not_take_over_the_first_ones_folder(config):
 COMMAND = [sys.executable, "-m", "chats_train", "train"]
 
 
-@pytest.mark.parametrize("settings", [{"training_method": "full", "optimizer": "adafactor", "ema_decay": 0.9},
-                                      {"training_method": "full", "weight_dtype": "bf16"}])  # fmt: skip
-def test_a_run_that_is_killed_ends_bitwise_as_one_that_is_not(settings, config, tmp_path):
+# SIGKILL at a moment after the checkpoint of each of these steps.
+@pytest.mark.parametrize(
+    ("settings", "kills"),
+    [
+        ({"training_method": "full", "optimizer": "adafactor", "ema_decay": 0.9}, (3, 7)),
+        ({"training_method": "full", "weight_dtype": "bf16"}, (5,)),
+    ],
+    ids=["adafactor with averages", "bf16"],
+)
+def test_a_run_that_is_killed_ends_bitwise_as_one_that_is_not(settings, kills, config, tmp_path):
     runs = {}
     for name in ("whole", "killed"):
         run = config(output=name, max_train_steps=12, checkpointing_steps=1, **settings)
@@ -242,7 +248,7 @@ def test_a_run_that_is_killed_ends_bitwise_as_one_that_is_not(settings, config, 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*COMMAND, runs["whole"][1]], check=True, capture_output=True, env=environment)
     folder, path = runs["killed"]
-    for target in (3, 7):  # SIGKILL at a moment after the checkpoint of this step
+    for target in kills:
         process = subprocess.Popen([*COMMAND, path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
         while process.poll() is None and not (folder / "checkpoints" / f"step-{target:08d}").exists():
             time.sleep(0.02)
@@ -302,14 +308,13 @@ def test_a_damaged_checkpoint_is_never_used(config):
 
 
 WORKER = """
-import json, sys, torch
-sys.path.insert(0, {root!r})
-from tests.train.test_training import trainer_of
+import json, sys
+sys.path[:0] = [{root!r}, {here!r}]
+from test_training import trainer_of
 from chats_train.config_file import parse_config
 trainer = trainer_of(parse_config(json.loads(sys.argv[1])))
 report = trainer.train_step()
 if trainer.processes.is_main:
-    torch.set_printoptions(precision=10)
     from safetensors.torch import save_file
     save_file({{name: p.grad for name, p in trainer.parameters.items() if p.grad is not None}}, sys.argv[2])
     print(json.dumps(report.metrics))
@@ -318,25 +323,22 @@ if trainer.processes.is_main:
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_two_processes_have_the_gradients_of_one(method, config, tmp_path):
+    alone = trainer_of(config(training_method=method, gradient_accumulation_steps=4, max_grad_norm=0.0))
+    report = alone.train_step()
+    expected = {name: parameter.grad for name, parameter in alone.parameters.items() if parameter.grad is not None}
+
     root = str(Path(__file__).resolve().parents[2])
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(root=root))
-    gradients, metrics = [], []
-    for processes, accumulation in ((1, 4), (2, 2)):
-        run = config(training_method=method, gradient_accumulation_steps=accumulation, max_grad_norm=0.0).model_dump(mode="json")
-        file = tmp_path / f"{processes}.safetensors"
-        launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "--standalone"]
-        environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-        result = subprocess.run(
-            [*launch, script, json.dumps(run), file], capture_output=True, text=True, cwd=root, env=environment, check=False
-        )
-        assert result.returncode == 0, result.stderr[-3000:]
-        gradients.append(load_file(file))
-        metrics.append(json.loads(result.stdout.strip().splitlines()[-1]))
-    assert set(gradients[0]) == set(gradients[1])
-    vectors = [torch.cat([tensor.flatten() for _, tensor in sorted(one.items())]) for one in gradients]
+    (tmp_path / "worker.py").write_text(WORKER.format(root=root, here=str(Path(__file__).parent)))
+    run = config(training_method=method, gradient_accumulation_steps=2, max_grad_norm=0.0).model_dump(mode="json")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+    command = [*launch, tmp_path / "worker.py", json.dumps(run), tmp_path / "gradients.safetensors"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    actual = load_file(tmp_path / "gradients.safetensors")
+    assert set(actual) == set(expected)
+    vectors = [torch.cat([gradients[name].flatten() for name in sorted(expected)]) for gradients in (expected, actual)]
     assert torch.linalg.vector_norm(vectors[0] - vectors[1]) / torch.linalg.vector_norm(vectors[0]) < 1e-6
-    assert metrics[0] == pytest.approx(metrics[1], rel=1e-5)
+    assert json.loads(result.stdout.strip().splitlines()[-1]) == pytest.approx(report.metrics, rel=1e-5)
 
 
 def test_draws_follow_from_seed_epoch_and_pair_alone():
