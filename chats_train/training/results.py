@@ -91,8 +91,10 @@ def export_pair(
             shapes = family.source.shapes(family.denoiser_part)
             export_lora(path, family.name, own, config.network_alpha, shapes, metadata, title=title, dtype=EXPORT_DTYPES[dtype])
         else:
+            # A file is the whole state, also what does not train (SD3's table of positions is a buffer).
+            whole = {**family.load_denoiser().state_dict(), **own}
             zero_snr = getattr(family.schedule, "zero_terminal_snr", False)
-            export_full(path, family.name, own, metadata, title=title, dtype=EXPORT_DTYPES[dtype], zero_terminal_snr=zero_snr)
+            export_full(path, family.name, whole, metadata, title=title, dtype=EXPORT_DTYPES[dtype], zero_terminal_snr=zero_snr)
         paths.append(path)
     return paths
 

@@ -4,7 +4,12 @@ The reference knows nothing of the pack: a guider that asks two stock single-mod
 by the formula of Eq. 17 in denoised terms, negative + cfg · (positive − negative).
 """
 
+import os
+import subprocess
+from pathlib import Path
+
 import comfy.samplers
+import pytest
 import torch
 from comfy.controlnet import ControlBase
 from comfy.samplers import KSAMPLER, CFGGuider, sampler_object
@@ -47,6 +52,18 @@ class FormulaGuider(CFGGuider):
         positive = predictions(self.preferred, self.given, x, sigma)["positive"]
         negative = predictions(self.dispreferred, self.given, x, sigma)["negative"]
         return negative + self.cfg * (positive - negative)
+
+
+def in_the_trainers_python(script: str, *arguments: str) -> None:
+    """Runs a script of this folder with the trainer's packages, which are not ComfyUI's; skips loudly where none are named."""
+    python = os.environ.get("CHATS_TRAIN_PYTHON")
+    if python is None:
+        pytest.skip("CHATS_TRAIN_PYTHON is not set: the trainer's pairs were NOT tried; set it to a Python with the extra `train`")
+    here = Path(__file__).resolve().parent
+    path = os.pathsep.join([str(here.parents[1]), str(here.parent / "train")])
+    command = [python, str(here / script), *arguments]
+    made = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    assert made.returncode == 0, made.stderr[-4000:]
 
 
 def guider_of(model, positive, negative, cfg: float) -> CFGGuider:

@@ -3,8 +3,6 @@
 The second half needs the trainer's Python (diffusers is not ComfyUI's): set CHATS_TRAIN_PYTHON to it.
 """
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import mini
 import pytest
 import torch
 from nodes import KSampler, UNETLoader
+from running import in_the_trainers_python
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +24,6 @@ sys.path.append(str(ROOT))
 from chats_train.export.layout import to_native  # noqa: E402
 from chats_train.export.layouts import file_format, lora_names  # noqa: E402
 
-TRAIN_PYTHON = os.environ.get("CHATS_TRAIN_PYTHON")
 # SDXL as v-prediction alone: a mini that ComfyUI knows is 1.1 GB, and epsilon differs by two markers less.
 KINDS = ["sd15", "sdxl_v", "sd3", "flux"]
 
@@ -82,13 +80,8 @@ def test_lora_names_are_mapped_to_the_right_weights(kind):
 @pytest.fixture(scope="module", params=KINDS)
 def exported(request, tmp_path_factory):
     """Kind, folder and expectations of an exported pair whose files ComfyUI's loaders find."""
-    if TRAIN_PYTHON is None:
-        pytest.skip("CHATS_TRAIN_PYTHON is not set: exported pairs were NOT sampled in ComfyUI; set it to a Python with diffusers and peft")
     folder = tmp_path_factory.mktemp(request.param)
-    command = [TRAIN_PYTHON, str(Path(__file__).with_name("make_members.py")), request.param, str(folder)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "train")])}
-    made = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert made.returncode == 0, made.stderr
+    in_the_trainers_python("make_members.py", request.param, str(folder))
     folder_paths.add_model_folder_path("diffusion_models", str(folder), is_default=True)
     return request.param, folder, load_file(folder / "expected.safetensors")
 

@@ -1,0 +1,47 @@
+"""From preference pairs on disk to a picture: a pair trained by `chats_train`, loaded and sampled in real ComfyUI."""
+
+import comfy.sd
+import folder_paths
+import mini
+import pytest
+import torch
+from nodes import UNETLoader
+from running import in_the_trainers_python
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module", params=[("sd15", "full"), ("sd15", "lora"), ("sd3", "full"), ("sd3", "lora")], ids="-".join)
+def trained(request, tmp_path_factory):
+    """Method, the pair's folder, and what the headless sampler gives."""
+    family, method = request.param
+    folder = tmp_path_factory.mktemp("trained")
+    in_the_trainers_python("train_members.py", family, method, str(folder))
+    for path in (folder, folder / "run"):
+        folder_paths.add_model_folder_path("diffusion_models", str(path), is_default=True)
+    return method, folder / "run", load_file(folder / "expected.safetensors")
+
+
+def members(method, folder, nodes) -> list:
+    """The pair as a user loads it."""
+    names = ["run_preferred.safetensors", "run_dispreferred.safetensors"]
+    if method == "full":
+        return nodes["CHATSDiffusionModelPairLoader"](*names, "default")
+    # Each LoRA on a base of its own: two on one loaded base would be one set of weights.
+    bases = [UNETLoader().load_unet("base.safetensors", "default")[0] for _ in names]
+    loras = [load_file(folder / name) for name in names]
+    return [comfy.sd.load_lora_for_models(base, None, lora, 1.0, 0.0)[0] for base, lora in zip(bases, loras, strict=True)]
+
+
+def test_a_trained_pair_samples_as_it_does_headless(trained, nodes, caplog):
+    method, folder, expected = trained
+    pair = members(method, folder, nodes)
+    assert "not loaded" not in caplog.text.lower()
+    prompts = []
+    for which in ("prompt", "null"):
+        options = {"pooled_output": expected[f"{which}.pooled"]} if f"{which}.pooled" in expected else {}
+        prompts.append([[expected[f"{which}.tokens"], options]])
+    latent = {"samples": torch.zeros_like(expected["trained"])}
+    out = nodes["CHATSKSampler"](*pair, *prompts, latent, 5, 2, 3.0, "euler", "normal", 1.0, 0.5, "proxy", 0.0, 1.0)[0]
+    actual = pair[0].model.process_latent_in(out["samples"])
+    assert mini.relative_error(actual, expected["trained"]) < 1e-3
+    assert mini.relative_error(expected["base"], expected["trained"]) > 1e-2, "training moved nothing"

@@ -1,0 +1,94 @@
+"""Run by test_trained.py in the trainer's Python: `python train_members.py FAMILY METHOD FOLDER` trains a pair on a mini base.
+
+The base is a diffusers folder whose denoiser and text encoders have the widths that ComfyUI knows the family by. Beside the pair that
+`chats_train train` leaves in `FOLDER/run`, it writes the base's denoiser as ComfyUI loads it, and what the headless sampler gives.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import tiny_pipelines
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from chats.pair import PairMetadata
+from chats_train.cli import main as chats_train
+from chats_train.config_file import load_config
+from chats_train.export import export_full
+from chats_train.sampling import SamplingSettings, initial_noise, sample_pair
+from chats_train.training.members import make_members
+from chats_train.training.run import CHECKPOINTS
+from chats_train.wiring import open_family
+
+SEED, STEPS, PIXELS, GUIDANCE_SCALE, ALPHA = 5, 2, (64, 64), 2.0, 0.5
+
+
+def save_base(family: str, folder: Path) -> Path:
+    """A tiny base at ComfyUI's widths."""
+    tiny_pipelines.CLIP_WIDTHS |= {"sd15": (768,), "sd3": (768, 1280)}
+    tiny_pipelines.T5_WIDTH = 4096
+    tiny_pipelines.save_pipeline(family, folder)
+    part = "unet" if family == "sd15" else "transformer"
+    tiny_pipelines.denoiser(family, 1, comfy=True).save_pretrained(folder / part)
+    return folder
+
+
+def save_pairs(folder: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    for side in ("chosen", "rejected"):
+        (folder / side).mkdir(parents=True)
+        for index in range(4):
+            content = torch.randint(0, 256, (*PIXELS, 3), generator=generator, dtype=torch.uint8).numpy()
+            Image.fromarray(content).save(folder / side / f"{index}.png")
+            (folder / side / f"{index}.txt").write_text("abcd"[index])
+    return folder
+
+
+def main(family_name: str, method: str, folder: Path) -> None:
+    raw = {
+        "version": 1,
+        "family": family_name,
+        "output_dir": str(folder / "run"),
+        "pretrained_model": str(save_base(family_name, folder / "base")),
+        "data": {"path": str(save_pairs(folder / "pairs"))},
+        "training_method": method,
+        "resolution": PIXELS[0],
+        "mixed_precision": "no",
+        "gradient_checkpointing": False,
+        "max_train_steps": 3,
+        "gradient_accumulation_steps": 2,
+        "lr_warmup_steps": 0,
+        "validation_pairs": 0,
+        "learning_rate": 1e-2 if method == "lora" else 1e-3,
+        "network_rank": 4,
+        "network_alpha": 2.0,
+    }
+    (folder / "run.yaml").write_text(json.dumps(raw))
+    assert chats_train(["train", str(folder / "run.yaml")]) == 0
+    assert chats_train(["export", str(folder / "run.yaml"), "--dtype", "fp32"]) == 0
+
+    config = load_config(folder / "run.yaml")
+    family = open_family(config, "cpu")
+    base = family.load_denoiser().state_dict()
+    export_full(folder / "base.safetensors", family.name, base, PairMetadata("preferred"), title="base")
+    members = make_members(config, family, 2, True, torch.device("cpu"))
+    members.load_state(load_file(folder / "run" / CHECKPOINTS / "step-00000003" / "members.safetensors"))
+
+    def late(name: str):
+        return lambda *args, **options: members.denoiser(name)(*args, **options)
+
+    prompt, null = family.encode_prompt(["a b"]), family.null_prompt()
+    noise = initial_noise(family, 1, *PIXELS, SEED)
+    settings = SamplingSettings(STEPS, "normal", GUIDANCE_SCALE, ALPHA, "proxy")
+    results = {"trained": sample_pair(family, late("preferred"), late("dispreferred"), prompt, null, noise, settings)}
+    untrained = family.load_denoiser()
+    results["base"] = sample_pair(family, untrained, untrained, prompt, null, noise, settings)
+    prompts = {f"{which}.{key}": value for which, entry in (("prompt", prompt), ("null", null)) for key, value in entry.items()}
+    save_file(results | prompts, folder / "expected.safetensors")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
