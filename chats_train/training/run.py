@@ -114,8 +114,6 @@ def _save_preview(trainer: Trainer) -> None:
     config = trainer.config
     encoded = [trainer.encodings.prompt(text) for text in config.sample_prompts]
     prompts = [({name: tensor[None].to(trainer.device) for name, tensor in prompt.items()}, trainer.null) for prompt in encoded]
-    if trainer.members.reference() is None:
-        return
     picture = preview(config, trainer.family, trainer.members, prompts, trainer.device)
     with replacing(config.output_dir / PREVIEWS / f"step-{trainer.step:08d}.png") as temporary:
         picture.save(temporary, format="png")

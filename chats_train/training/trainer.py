@@ -55,7 +55,8 @@ class Trainer:
         self.dataset_fingerprint = dataset.fingerprint
         self.samples, self.validation = held_out(dataset.samples, config.seed, config.validation_pairs)
         objective = OBJECTIVES[config.objective]
-        self.members = make_members(config, family, objective.models, objective.needs_reference, self.device)
+        with_reference = objective.needs_reference or config.sample_every > 0  # previews show the base too
+        self.members = make_members(config, family, objective.models, with_reference, self.device)
         self.parameters = self.members.named_parameters()
         self.gradients = Gradients(
             family,

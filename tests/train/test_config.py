@@ -191,3 +191,13 @@ def test_a_config_is_read_without_torch(tmp_path):
     code = "import sys; from chats_train.config_file import load_config; load_config(sys.argv[1]); assert 'torch' not in sys.modules"
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "run.yaml")], cwd=root, check=True)
+
+
+def test_the_configs_families_are_the_trainers():
+    """The config knows a few facts of each family without importing it, so that help and config errors come at once."""
+    from chats_train import config, families
+
+    assert set(config.FAMILIES) == set(families.FAMILIES)
+    for name, family in families.FAMILIES.items():
+        assert set(config.FAMILIES[name].methods) == set(family.training_methods)
+        assert config.FAMILIES[name].multiple == 8 * family.latent_multiple
