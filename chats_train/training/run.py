@@ -46,10 +46,11 @@ def train(config: RunConfig, use_cache: bool = True) -> str:
     Raises:
         UserError: for what the user can mend; a NaN among it, with the last good checkpoint named.
     """
+    _refuse_to_take_over(config)
     processes = Processes()
     family = open_family(config, processes.device)
     dataset = _open_data(config, processes)
-    config = config.model_copy(update={"prediction_type": family.prediction_type, "null_prompt": family.null_prompt_kind})
+    config = _settled(config, family)
     encodings = _open_encodings(config, family, dataset, processes, use_cache)
     trainer = Trainer(config, family, dataset, encodings, processes)
     _resume(trainer)
@@ -148,14 +149,22 @@ def _open_encodings(config: RunConfig, family: Family, dataset: PairDataset, pro
     return CachedEncodings(config.cache_dir, family.fingerprint)
 
 
+def _settled(config: RunConfig, family: Family) -> RunConfig:
+    """The config with what the base states filled in; what is exported names it."""
+    return config.model_copy(update={"prediction_type": family.prediction_type, "null_prompt": family.null_prompt_kind})
+
+
+def _refuse_to_take_over(config: RunConfig) -> None:
+    if config.resume_from_checkpoint is None and find_checkpoint(config.output_dir / CHECKPOINTS, "latest") is not None:
+        raise UserError(
+            f"`output_dir` is {config.output_dir}, which has checkpoints of an earlier run; "
+            "set `resume_from_checkpoint: latest` to go on, or choose another `output_dir`"
+        )
+
+
 def _resume(trainer: Trainer) -> None:
     wanted = trainer.config.resume_from_checkpoint
     if wanted is None:
-        if find_checkpoint(trainer.config.output_dir / CHECKPOINTS, "latest") is not None:
-            raise UserError(
-                f"`output_dir` is {trainer.config.output_dir}, which has checkpoints of an earlier run; "
-                "set `resume_from_checkpoint: latest` to go on, or choose another `output_dir`"
-            )
         return
     path = find_checkpoint(trainer.config.output_dir / CHECKPOINTS, wanted)
     if path is not None:
@@ -202,7 +211,7 @@ def export(config: RunConfig, wanted: str, folder: Path | None = None, dtype: st
     folder.mkdir(parents=True, exist_ok=True)
     family = open_family(config, "cpu")
     weights = state.tensors.get("averages", state.tensors["members"])
-    return export_pair(config, family, weights, state.step, state.values["dataset_fingerprint"], folder, dtype)
+    return export_pair(_settled(config, family), family, weights, state.step, state.values["dataset_fingerprint"], folder, dtype)
 
 
 def sample(config: RunConfig, wanted: str, prompts: list[str], form: Form) -> Image.Image:

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from chats.objective import OBJECTIVES
+from chats.pair import check_files, read_header
 from chats_train.cache import CachedEncodings, fill_cache
 from chats_train.cli import main
 from chats_train.config_file import parse_config
@@ -211,6 +212,8 @@ def test_a_run_leaves_what_its_maker_looks_at(config, capsys, tmp_path):
     assert main(["sample", str(path), "--prompt", "a c", "--form", "exact", "--output", str(tmp_path / "s.png")]) == 0
     assert main(["export", str(path), "--output", str(tmp_path / "out"), "--dtype", "fp32"]) == 0
     exported = load_file(tmp_path / "out" / "run_preferred.safetensors")
+    assert read_header(tmp_path / "out" / "run_preferred.safetensors") == read_header(folder / "run_preferred.safetensors")
+    assert check_files(*(folder / f"run_{member}.safetensors" for member in ("preferred", "dispreferred")))[1] == []
     averages = load_file(folder / "checkpoints" / "step-00000006" / "averages.safetensors")
     name, value = next((name, value) for name, value in averages.items() if name.startswith("preferred.") and "lora_A" in name)
     layer = name.removeprefix("preferred.").removesuffix(".lora_A.preferred.weight").replace(".", "_")
