@@ -212,7 +212,7 @@ def _derived(family: FamilyDefaults, raw: dict[str, Any]) -> dict[str, Any]:
         resolution, step = family.resolution, DEFAULT_BUCKET_STEPS
     return {
         "resolution": family.resolution,
-        "min_bucket_reso": max(step, resolution // 2 // step * step),
+        "min_bucket_reso": min(resolution, max(step, resolution // 2 // step * step)),
         "max_bucket_reso": resolution * 2,
         "cache_dir": str(Path(str(raw.get("output_dir", ""))) / "cache"),
         "learning_rate": FULL_LEARNING_RATE if raw.get("training_method") == "full" else LORA_LEARNING_RATE,
