@@ -146,8 +146,10 @@ def read_metadata(path: str | os.PathLike[str]) -> PairMetadata | None:
     return PairMetadata.from_header(read_header(path), Path(path).name)
 
 
-def check_files(preferred: str | os.PathLike[str], dispreferred: str | os.PathLike[str]) -> tuple[PairMetadata | None, list[str]]:
-    """Whether two files can be sampled as a pair.
+def check_files(
+    preferred: str | os.PathLike[str] | None, dispreferred: str | os.PathLike[str] | None
+) -> tuple[PairMetadata | None, list[str]]:
+    """Whether two files can be sampled as a pair; None for a side that is not a file, as where only one side has a LoRA.
 
     Returns:
         the preferred's metadata (the dispreferred's when only that has any), and warnings, one sentence each.
@@ -155,16 +157,18 @@ def check_files(preferred: str | os.PathLike[str], dispreferred: str | os.PathLi
     Raises:
         PairError: the same file twice, a file that cannot be read, or a member in the other's place.
     """
-    paths = {"preferred": Path(preferred), "dispreferred": Path(dispreferred)}
+    stated = {"preferred": preferred, "dispreferred": dispreferred}
+    paths = {member: Path(path) for member, path in stated.items() if path is not None}
     found = {member: read_metadata(path) for member, path in paths.items()}
-    if paths["preferred"].samefile(paths["dispreferred"]):
+    if len(paths) == 2 and paths["preferred"].samefile(paths["dispreferred"]):
         raise PairError(f"`preferred` and `dispreferred` are both {paths['preferred'].name}; choose the two members of a pair")
     for member, metadata in found.items():
         if metadata is not None and metadata.member != member:
             raise PairError(
                 f"`{member}` is {paths[member].name}, which is the {metadata.member} member of its pair; choose a {member} member there"
             )
-    return found["preferred"] or found["dispreferred"], _differences(found["preferred"], found["dispreferred"])
+    metadata = found.get("preferred") or found.get("dispreferred")
+    return metadata, _differences(found["preferred"], found["dispreferred"]) if len(paths) == 2 else []
 
 
 def _differences(preferred: PairMetadata | None, dispreferred: PairMetadata | None) -> list[str]:

@@ -2,12 +2,12 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import apply, guider, ksampler, loaders, proxy_prompt
+from . import apply, guider, ksampler, loaders, lora_loader, proxy_prompt
 
 
 class CHATSExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*loaders.NODES, *proxy_prompt.NODES, *apply.NODES, *guider.NODES, *ksampler.NODES]
+        return [*loaders.NODES, *lora_loader.NODES, *proxy_prompt.NODES, *apply.NODES, *guider.NODES, *ksampler.NODES]
 
 
 async def comfy_entrypoint() -> CHATSExtension:

@@ -2,6 +2,7 @@
 
 from comfy.model_patcher import ModelPatcher
 
+from .inheritance import option_difference
 from .pairing import is_paired
 
 # What a noise process is called, by the class in ComfyUI that adds the noise.
@@ -11,7 +12,8 @@ PROCESS_NAMES = {"EPS": "diffusion", "CONST": "flow matching"}
 def check_models(preferred: ModelPatcher, dispreferred: ModelPatcher) -> None:
     """Raises ValueError, in one sentence with the way out, unless the two models can be sampled together.
 
-    Both need the same architecture, the same kind of noise, and weights of their own.
+    Both need the same architecture and the same kind of noise. Two versions of one loaded model need the same options too, since one
+    pass serves both; whether their weights can be told apart in it, :func:`.pairing.pair_models` finds out.
     """
     for name, model in (("preferred", preferred), ("dispreferred", dispreferred)):
         if is_paired(model):
@@ -22,10 +24,11 @@ def check_models(preferred: ModelPatcher, dispreferred: ModelPatcher) -> None:
     if preferred.is_clone(dispreferred):
         if preferred.patches_uuid == dispreferred.patches_uuid:
             raise ValueError("`preferred` and `dispreferred` are the same model; connect the two members of a pair")
-        raise ValueError(
-            "`preferred` and `dispreferred` are patched versions (LoRAs) of one loaded model, and ComfyUI holds only one version at a "
-            "time; load the base twice, from two files, or merge each LoRA into a file of its own"
-        )
+        if difference := option_difference(preferred, dispreferred):
+            raise ValueError(
+                f"`preferred` and `dispreferred` share one set of weights and differ in more than LoRAs: `{difference}`; put the node that "
+                "sets it after CHATS Apply, or on the model before its LoRAs, or load the base twice, from two files"
+            )
 
 
 def _first_difference(preferred: ModelPatcher, dispreferred: ModelPatcher) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, MethodType
 
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, copy_nested_dicts, merge_nested_dicts
 
@@ -39,12 +40,7 @@ class Baseline:
 
     def hand_on(self, model: ModelPatcher, dispreferred: ModelPatcher) -> tuple[ModelPatcher, dict]:
         """A clone of ``dispreferred`` with the patches that ``model`` got since, and its model options with the options it got."""
-        clone = dispreferred.clone()
-        if model.patches_uuid != self.patches_uuid:
-            for key, patches in model.patches.items():
-                clone.patches.setdefault(key, []).extend(patches[self.patch_counts.get(key, 0) :])
-            # The same two sets of patches get the same identity in every run, so the weights are not patched anew each time.
-            clone.patches_uuid = uuid.uuid5(dispreferred.patches_uuid, str(model.patches_uuid))
+        clone = self.with_later_patches(model, dispreferred)
         for name, value in model.object_patches.items():
             if name not in self.object_patches or not _same_after_clones(value, self.object_patches[name]):
                 clone.add_object_patch(name, value)
@@ -55,13 +51,27 @@ class Baseline:
         later = later_options(_sampling_options(model), self.options, same=_same_after_clones)
         return clone, merged_options(clone.model_options, later)
 
+    def with_later_patches(self, model: ModelPatcher, dispreferred: ModelPatcher) -> ModelPatcher:
+        """A clone of ``dispreferred`` with the weight patches that ``model`` got since."""
+        clone = dispreferred.clone()
+        if model.patches_uuid != self.patches_uuid:
+            for key, patches in model.patches.items():
+                clone.patches.setdefault(key, []).extend(patches[self.patch_counts.get(key, 0) :])
+            # The same two sets of patches get the same identity in every run, so the weights are not patched anew each time.
+            clone.patches_uuid = uuid.uuid5(dispreferred.patches_uuid, str(model.patches_uuid))
+        return clone
+
     def order_wrappers(self, model_options: dict, key: str) -> None:
         """Puts the wrappers of a run in the order that the pair, under ``key``, needs; ``model_options`` are the run's own.
 
-        CALC_COND_BATCH: first what was added after the pair, once around both models; then the pair; then the preferred's own.
-        PREDICT_NOISE: the pair last, so that it sees the guidance that others set.
+        CALC_COND_BATCH: first what was added after the pair, once around both models; then the pair, where it routes to a second model;
+        then the preferred's own. PREDICT_NOISE: the pair last, so that it sees the guidance that others set.
         """
         wrappers = model_options["transformer_options"]["wrappers"]
+        others = {name: added for name, added in wrappers[WrappersMP.PREDICT_NOISE].items() if name != key}
+        wrappers[WrappersMP.PREDICT_NOISE] = {**others, key: wrappers[WrappersMP.PREDICT_NOISE][key]}
+        if key not in wrappers.get(WrappersMP.CALC_COND_BATCH, {}):
+            return
         before = self.options["transformer_options"]["wrappers"][WrappersMP.CALC_COND_BATCH]
         now = wrappers[WrappersMP.CALC_COND_BATCH]
         after = later_options(now, before, same=_same_after_clones)
@@ -70,8 +80,36 @@ class Baseline:
             key: now[key],
             "before": [wrapper for name, own in before.items() if name != key for wrapper in own],
         }
-        others = {name: added for name, added in wrappers[WrappersMP.PREDICT_NOISE].items() if name != key}
-        wrappers[WrappersMP.PREDICT_NOISE] = {**others, key: wrappers[WrappersMP.PREDICT_NOISE][key]}
+
+
+def option_difference(one: ModelPatcher, other: ModelPatcher) -> str | None:
+    """The first thing in which two clones of a model differ beside their weight patches, as a dotted name; None where there is nothing."""
+    for name in sorted({*one.object_patches, *other.object_patches}):
+        if not _same_object(one.object_patches.get(name), other.object_patches.get(name)):
+            return name
+    if injections := set(one.injections) ^ set(other.injections):
+        return min(injections)
+    options = [_sampling_options(model) for model in (one, other)]
+    for now, before in (options, options[::-1]):
+        path, found = [], later_options(now, before, same=_same_after_clones)
+        while isinstance(found, dict) and found:
+            name, found = next(iter(found.items()))
+            path.append(str(name))
+        if path:
+            return ".".join(path)
+    return None
+
+
+def _same_object(one: object, other: object) -> bool:
+    """Whether two object patches do the same; model sampling nodes make a new object, of a new class, each time."""
+    if one is other:
+        return True
+    if not (isinstance(one, torch.nn.Module) and isinstance(other, torch.nn.Module)):
+        return False
+    if [base.__qualname__ for base in type(one).__mro__] != [base.__qualname__ for base in type(other).__mro__]:
+        return False
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
 def later_options(now: dict, before: dict, leave_out: tuple[str, ...] = (), same: Callable[[object, object], bool] = operator.is_) -> dict:

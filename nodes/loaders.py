@@ -16,22 +16,26 @@ from .inputs import advanced
 PREDICTIONS = (("V_PREDICTION", "v_prediction"), ("EPS", "epsilon"), ("CONST", "flow"))
 
 
-def pair_paths(folder: str, preferred: str, dispreferred: str) -> tuple[str, str]:
-    """The full paths of two files of one of ComfyUI's model folders.
+# In a list of files: no file on this side.
+NONE = "none"
+
+
+def pair_paths(folder: str, preferred: str, dispreferred: str) -> tuple[str | None, str | None]:
+    """The full paths of two files of one of ComfyUI's model folders; None for `none`.
 
     Raises:
         PairError: when a file is not there.
     """
     paths = []
     for member, name in (("preferred", preferred), ("dispreferred", dispreferred)):
-        path = folder_paths.get_full_path(folder, name)
-        if path is None:
+        path = None if name == NONE else folder_paths.get_full_path(folder, name)
+        if path is None and name != NONE:
             raise pair.PairError(f"`{member}` is {name}, which is not in ComfyUI's {folder} folder; put it there or choose another file")
         paths.append(path)
     return paths[0], paths[1]
 
 
-def read_pair(paths: tuple[str, str], node_id: str | None) -> pair.PairMetadata | None:
+def read_pair(paths: tuple[str | None, str | None], node_id: str | None) -> pair.PairMetadata | None:
     """Checks the files, shows on the node what their metadata recommends, and logs what does not fit together."""
     metadata, warnings = pair.check_files(*paths)
     for warning in warnings:
@@ -67,8 +71,13 @@ def validate_pair(folder: str, preferred: object, dispreferred: object) -> bool 
     return True
 
 
+def safetensors_files(folder: str) -> list[str]:
+    """The files of one of ComfyUI's model folders that can be opened without running code."""
+    return [name for name in folder_paths.get_filename_list(folder) if name.lower().endswith(pair.SAFETENSORS_SUFFIXES)]
+
+
 def file_inputs(folder: str) -> list[io.Combo.Input]:
-    files = [name for name in folder_paths.get_filename_list(folder) if name.lower().endswith(pair.SAFETENSORS_SUFFIXES)]
+    files = safetensors_files(folder)
     tooltip = "File of the {} member, from ComfyUI's {} folder (.safetensors)."
     return [io.Combo.Input(member, options=files, tooltip=tooltip.format(member, folder)) for member in ("preferred", "dispreferred")]
 
