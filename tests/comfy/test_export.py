@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import comfy.lora
-import comfy.sd
 import comfy.utils
 import folder_paths
 import mini
@@ -82,7 +81,8 @@ def exported(request, tmp_path_factory):
     """Kind, folder and expectations of an exported pair whose files ComfyUI's loaders find."""
     folder = tmp_path_factory.mktemp(request.param)
     in_the_trainers_python("make_members.py", request.param, str(folder))
-    folder_paths.add_model_folder_path("diffusion_models", str(folder), is_default=True)
+    for name in ("diffusion_models", "loras"):
+        folder_paths.add_model_folder_path(name, str(folder), is_default=True)
     return request.param, folder, load_file(folder / "expected.safetensors")
 
 
@@ -133,14 +133,11 @@ def test_a_pair_samples_as_it_does_headless(exported, pair, nodes, run):
 
 def test_a_lora_pair_samples_as_it_does_headless(exported, nodes, caplog):
     kind, folder, expected = exported
-    adapted_pair = []
-    for member in ("preferred", "dispreferred"):
-        # Each on its own copy: two LoRAs on one loaded base would be one set of weights.
-        (base,) = UNETLoader().load_unet(f"{kind}_preferred.safetensors", "default")
-        lora = load_file(folder / f"{kind}_{member}_lora.safetensors")
-        adapted, _ = comfy.sd.load_lora_for_models(base, None, lora, 1.0, 0.0)
-        assert sum(len(patches) for patches in adapted.patches.values()) == len(lora) / 3
-        adapted_pair.append(adapted)
+    (base,) = UNETLoader().load_unet(f"{kind}_preferred.safetensors", "default")
+    names = [f"{kind}_{member}_lora.safetensors" for member in ("preferred", "dispreferred")]
+    adapted_pair = nodes["CHATSLoRAPairLoader"](base, *names, 1.0, 1.0)
+    for name, adapted in zip(names, adapted_pair, strict=True):
+        assert sum(len(patches) for patches in adapted.patches.values()) == len(load_file(folder / name)) / 3
     assert "not loaded" not in caplog.text.lower()
     actual = sample(nodes, adapted_pair, expected)
     assert mini.relative_error(actual, expected["lora"]) < 1e-3

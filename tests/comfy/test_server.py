@@ -18,6 +18,7 @@ WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.jso
 NODES = {
     "CHATSCheckpointPairLoader",
     "CHATSDiffusionModelPairLoader",
+    "CHATSLoRAPairLoader",
     "CHATSProxyPrompt",
     "CHATSApply",
     "CHATSGuider",

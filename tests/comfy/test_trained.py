@@ -1,6 +1,5 @@
 """From preference pairs on disk to a picture: a pair trained by `chats_train`, loaded and sampled in real ComfyUI."""
 
-import comfy.sd
 import folder_paths
 import mini
 import pytest
@@ -17,7 +16,8 @@ def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     in_the_trainers_python("train_members.py", family, method, str(folder))
     for path in (folder, folder / "run"):
-        folder_paths.add_model_folder_path("diffusion_models", str(path), is_default=True)
+        for kind in ("diffusion_models", "loras"):
+            folder_paths.add_model_folder_path(kind, str(path), is_default=True)
     return method, folder / "run", load_file(folder / "expected.safetensors")
 
 
@@ -26,10 +26,8 @@ def members(method, folder, nodes) -> list:
     names = ["run_preferred.safetensors", "run_dispreferred.safetensors"]
     if method == "full":
         return nodes["CHATSDiffusionModelPairLoader"](*names, "default")
-    # Each LoRA on a base of its own: two on one loaded base would be one set of weights.
-    bases = [UNETLoader().load_unet("base.safetensors", "default")[0] for _ in names]
-    loras = [load_file(folder / name) for name in names]
-    return [comfy.sd.load_lora_for_models(base, None, lora, 1.0, 0.0)[0] for base, lora in zip(bases, loras, strict=True)]
+    (base,) = UNETLoader().load_unet("base.safetensors", "default")
+    return nodes["CHATSLoRAPairLoader"](base, *names, 1.0, 1.0)
 
 
 def test_a_trained_pair_samples_as_it_does_headless(trained, nodes, caplog):

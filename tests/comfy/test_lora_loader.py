@@ -1,0 +1,96 @@
+"""Loading LoRA pairs from files: two LoRAs on one base, one on a preferred model, and what is refused before anything is sampled."""
+
+import folder_paths
+import mini
+import pytest
+import torch
+from conftest import pack_module
+from running import guider_of, lora, run
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Writes a LoRA as a member of a pair into ComfyUI's folder of LoRAs."""
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    folder_paths.filename_list_cache.clear()
+    pair_module = pack_module("chats.pair")
+
+    def write(name, state, member, pair_id="p1"):
+        pair_module.write_member(tmp_path / name, state, pair_module.PairMetadata(member, pair_id=pair_id, alpha=0.5))
+
+    yield write
+    folder_paths.filename_list_cache.clear()
+
+
+@pytest.fixture
+def files(written, pairs):
+    """A pair of LoRAs for the mini SD1.5."""
+    model = pairs("sd15")[0]
+    states = {member: lora(model, seed) for seed, member in ((41, "preferred"), (42, "dispreferred"))}
+    for member, state in states.items():
+        written(f"{member}.safetensors", state, member)
+    return states
+
+
+def test_a_pair_on_one_base(nodes, files, pairs):
+    base = pairs("sd15")[0]
+    preferred, dispreferred = nodes["CHATSLoRAPairLoader"](base, "preferred.safetensors", "dispreferred.safetensors", 0.8, 1.2)
+    assert preferred.is_clone(base)
+    assert dispreferred.is_clone(base)
+    assert {patch[0] for patches in preferred.patches.values() for patch in patches} == {0.8}
+    assert {patch[0] for patches in dispreferred.patches.values() for patch in patches} == {1.2}
+    joined = nodes["CHATSApply"](preferred, dispreferred, 0.0, 1.0)[0]
+    conds = mini.conditioning("sd15", 3), mini.conditioning("sd15", 4)
+    paired = run(guider_of(joined, *conds, 6.0), mini.latent("sd15"))
+    assert mini.relative_error(paired, run(guider_of(preferred, *conds, 6.0), mini.latent("sd15"))) > 0.05
+
+
+def test_a_preferred_model_and_a_lora_that_leads_from_it(nodes, files, pairs):
+    base = pairs("sd15")[0]
+    preferred, dispreferred = nodes["CHATSLoRAPairLoader"](base, "none", "dispreferred.safetensors", 1.0, 1.0)
+    assert preferred is base
+    assert len(dispreferred.patches) > 0
+    nodes["CHATSApply"](preferred, dispreferred, 0.0, 1.0)
+
+
+def test_a_strength_of_zero_takes_a_lora_out(nodes, files, pairs):
+    base = pairs("sd15")[0]
+    conds = mini.conditioning("sd15", 3), mini.conditioning("sd15", 4)
+    sides = nodes["CHATSLoRAPairLoader"](base, "preferred.safetensors", "dispreferred.safetensors", 0.0, 0.0)
+    actual = run(guider_of(nodes["CHATSApply"](*sides, 0.0, 1.0)[0], *conds, 6.0), mini.latent("sd15"))
+    assert mini.relative_error(actual, run(guider_of(base, *conds, 6.0), mini.latent("sd15"))) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("preferred", "dispreferred", "words"),
+    [
+        ("none", "none", "both none; choose at least one LoRA"),
+        ("preferred.safetensors", "preferred.safetensors", "are both preferred.safetensors"),
+        ("none", "preferred.safetensors", "`dispreferred` is preferred.safetensors, which is the preferred member"),
+        ("gone.safetensors", "none", "gone.safetensors, which is not in ComfyUI's loras folder"),
+    ],
+)
+def test_refused_when_queued(preferred, dispreferred, words, nodes, files):
+    node = nodes["CHATSLoRAPairLoader"].args[0]
+    assert words in node.validate_inputs(preferred, dispreferred)
+    assert node.validate_inputs("preferred.safetensors", "dispreferred.safetensors") is True
+
+
+def test_a_lora_of_another_family_is_refused(nodes, files, pairs):
+    with pytest.raises(ValueError, match=r"preferred.safetensors changes no weight of `model`"):
+        nodes["CHATSLoRAPairLoader"](pairs("sd3")[0], "preferred.safetensors", "dispreferred.safetensors", 1.0, 1.0)
+
+
+def test_loras_of_two_pairs_are_warned_of(nodes, files, written, pairs, caplog):
+    written("other.safetensors", files["dispreferred"], "dispreferred", pair_id="p2")
+    nodes["CHATSLoRAPairLoader"](pairs("sd15")[0], "preferred.safetensors", "other.safetensors", 1.0, 1.0)
+    assert "different pairs (p1 and p2)" in caplog.text
+
+
+def test_the_base_stays_as_it_was(nodes, files, pairs):
+    base = pairs("sd15")[0]
+    before = dict(base.patches)
+    weights = {key: value.clone() for key, value in base.model.state_dict().items()}
+    nodes["CHATSLoRAPairLoader"](base, "preferred.safetensors", "dispreferred.safetensors", 1.0, 1.0)
+    assert base.patches == before
+    assert all(torch.equal(value, weights[key]) for key, value in base.model.state_dict().items())
