@@ -54,7 +54,7 @@ class LayerDifference(torch.nn.Module):
     def add(self, layer: torch.nn.Module, output: Tensor, inputs: Tensor, rows: slice) -> None:
         """Adds the difference to some rows of the layer's output, in place."""
         bias = self.part("bias", output)
-        if isinstance(layer, torch.nn.GroupNorm | torch.nn.LayerNorm | torch.nn.RMSNorm):
+        if _is_norm(layer):
             output[rows].add_(_norm(layer, inputs[rows], self.part("weight", inputs), bias))
             return
         if self.down is not None:
@@ -67,10 +67,15 @@ class LayerDifference(torch.nn.Module):
             output[rows].add_(bias.reshape(-1, *[1] * (output.ndim - 2)) if isinstance(layer, CONVOLUTIONS) else bias)
 
 
+def _is_norm(layer: torch.nn.Module) -> bool:
+    # Older ComfyUIs have RMSNorms of their own, one in each architecture.
+    return isinstance(layer, torch.nn.GroupNorm | torch.nn.LayerNorm) or type(layer).__name__ == "RMSNorm"
+
+
 def _norm(layer: torch.nn.Module, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """What a change of weight and bias adds to a norm's output: the norm is linear in both."""
-    if isinstance(layer, torch.nn.RMSNorm):
-        return functional.rms_norm(inputs, layer.normalized_shape, weight, layer.eps)
+    if type(layer).__name__ == "RMSNorm":
+        return functional.rms_norm(inputs, weight.shape, weight, layer.eps)
     if weight is None:
         weight = torch.zeros_like(bias)
     if isinstance(layer, torch.nn.GroupNorm):
@@ -103,8 +108,7 @@ def _check_layer(name: str, layer: torch.nn.Module, parts: Mapping[str, LowRank 
     low = parts.get("weight")
     linear = isinstance(layer, torch.nn.Linear) or (hasattr(layer, "in_features") and hasattr(layer, "out_features"))
     plain_conv = isinstance(layer, CONVOLUTIONS) and layer.groups == 1 and layer.padding_mode == "zeros"
-    norm = isinstance(layer, torch.nn.GroupNorm | torch.nn.LayerNorm | torch.nn.RMSNorm)
-    fits = norm if isinstance(low, Tensor) else linear or plain_conv or (norm and low is None)
+    fits = _is_norm(layer) if isinstance(low, Tensor) else linear or plain_conv or (low is None and _is_norm(layer))
     if not fits or not parts.keys() <= {"weight", "bias"}:
         raise InexpressibleError(f"`{name}` is a {type(layer).__name__} whose {' and '.join(sorted(parts))} differ")
 

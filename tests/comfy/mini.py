@@ -61,8 +61,8 @@ def unet_weights(config: dict, seed: int) -> dict[str, torch.Tensor]:
     return random_weights(UNetModel(**config, device="meta", dtype=torch.float32, operations=disable_weight_init), seed)
 
 
-def sd3_weights(seed: int) -> dict[str, torch.Tensor]:
-    """Native keys of an SD3 transformer of depth 2, without prefix."""
+def sd3_weights(seed: int, qk_norm: str | None = None) -> dict[str, torch.Tensor]:
+    """Native keys of an SD3 transformer of depth 2, without prefix; SD3.5 normalizes q and k (`rms`)."""
     from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
     from comfy.ops import disable_weight_init
 
@@ -75,6 +75,7 @@ def sd3_weights(seed: int) -> dict[str, torch.Tensor]:
         in_channels=16,
         depth=2,
         num_patches=256,
+        qk_norm=qk_norm,
         adm_in_channels=2048,
         context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}},
         device="meta",
@@ -85,9 +86,9 @@ def sd3_weights(seed: int) -> dict[str, torch.Tensor]:
 
 
 def weights(kind: str, seed: int) -> dict[str, torch.Tensor]:
-    """Fresh weights of a kind: sd15, sd15_v (v-prediction), sdxl, sdxl_v, sd3."""
-    if kind == "sd3":
-        return sd3_weights(seed)
+    """Fresh weights of a kind: sd15, sd15_v (v-prediction), sdxl, sdxl_v, sd3, sd3_5."""
+    if kind.startswith("sd3"):
+        return sd3_weights(seed, "rms" if kind == "sd3_5" else None)
     state = unet_weights(SDXL if kind.startswith("sdxl") else SD15, seed)
     if kind == "sdxl_v":
         state["v_pred"] = torch.tensor([])
@@ -117,7 +118,7 @@ def conditioning(kind: str, seed: int, tokens: int = 77, **options) -> list:
 
 def latent(kind: str, batch: int = 1, size: int = 8, seed: int | None = None) -> dict:
     """A latent of size × size; empty unless seeded."""
-    shape = (batch, 16 if kind == "sd3" else 4, size, size)
+    shape = (batch, 16 if kind.startswith("sd3") else 4, size, size)
     samples = torch.zeros(shape) if seed is None else torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return {"samples": samples}
 

@@ -90,7 +90,7 @@ def test_as_two_models(kind, batch, assert_separate):
     assert assert_separate(kind, batch) > 0.05
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sd3"])
+@pytest.mark.parametrize("kind", ["sd15", "sd3", "sd3_5"])
 def test_every_layer_its_biases_and_norms(kind, assert_separate):
     assert assert_separate(kind, 2, make=whole_lora) > 0.05
 
