@@ -28,7 +28,8 @@ class CHATSApply(io.ComfyNode):
             display_name="CHATS Apply",
             category="model_patches/CHATS",
             description="Joins a preferred and a dispreferred model into one MODEL. Whatever sampler it is connected to runs the positive "
-            "pass on the preferred and the negative pass on the dispreferred model. LoRAs and patches added after this node act on both.",
+            "pass on the preferred and the negative pass on the dispreferred model. LoRAs and patches added after this node act on both. "
+            "Two LoRAs on one base share its weights, and both passes run as one batch.",
             inputs=[*model_inputs(), *interval_inputs()],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="For any sampler node.")],
         )
