@@ -34,7 +34,7 @@ class LowRankFactors:
 
 def weight_difference(base: Tensor, target: Tensor) -> Tensor:
     """Δ = target − base in float64, where neither half nor single precision loses anything. Both of one shape, kept."""
-    return target.to(torch.float64, copy=True).sub_(base)
+    return target.to(torch.float64, copy=True).sub_(base.to(torch.float64))
 
 
 def factorize(difference: Tensor, rank: int | None = None, energy: float | None = None) -> LowRankFactors | None:
@@ -52,7 +52,8 @@ def factorize(difference: Tensor, rank: int | None = None, energy: float | None 
     Returns:
         float32 factors, or None for a difference of zero.
     """
-    assert (rank is None or rank >= 1) and (energy is None or 0 < energy <= 1)
+    assert rank is None or rank >= 1
+    assert energy is None or 0 < energy <= 1
     shape = difference.shape
     matrix = difference.to(torch.float64).flatten(1)  # [out, in · kernel]
     total = torch.linalg.vector_norm(matrix).square().item()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,13 @@ class CheckpointSource(Source):
         with safe_open(self.path, framework="pt") as file:
             return {key[len(prefix) :]: file.get_tensor(key) for key in sorted(self._keys) if key.startswith(prefix)}
 
+    def _streamed(self, part: str) -> Iterator[tuple[str, Tensor]]:
+        """The part's tensors one by one. The file is opened anew for each: what was read of an open one stays in memory."""
+        prefix = self._prefix(part)
+        for key in sorted(key for key in self._keys if key.startswith(prefix)):
+            with safe_open(self.path, framework="pt") as file:
+                yield key[len(prefix) :], file.get_tensor(key)
+
     def _empty_denoiser(self, cls: type | None = None) -> nn.Module:
         import diffusers
         from accelerate import init_empty_weights
@@ -182,7 +189,7 @@ class CheckpointSource(Source):
         if part.startswith("tokenizer"):
             folder = self._clip_tokenizer()
             return hashlib.sha256("".join(file_digest(folder / name) for name in ("vocab.json", "merges.txt")).encode()).hexdigest()
-        for key, tensor in self._tensors(part).items():
+        for key, tensor in self._streamed(part):
             total.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
             total.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
         return total.hexdigest()
