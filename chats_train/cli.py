@@ -166,9 +166,10 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _extract(args: argparse.Namespace) -> None:
-    from .extraction import Truncation, extract
+    from .extraction import Truncation, extract, return_large_blocks
     from .extraction_table import summary
 
+    return_large_blocks()
     truncation = Truncation(args.rank, args.energy, args.dtype)
     loras, warnings = extract(args.preferred, args.dispreferred, args.base, truncation, args.output)
     for warning in warnings:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-from safetensors import safe_open
 from torch import Tensor
 
 from chats.pair import read_header
@@ -18,7 +17,7 @@ from .export.layouts import file_format
 from .export.unet import unet_layout
 from .families import FAMILIES
 from .families.checkpoint import CheckpointSource
-from .families.sources import file_digest
+from .families.sources import TensorReader, file_digest
 from .inspection import DenoiserKind, Tensors, denoiser_kind, is_lora, read_tensors
 
 # Where a denoiser begins in a native file, in the order in which ComfyUI looks; a bare one has no prefix.
@@ -53,6 +52,7 @@ class DenoiserFile:
     def __init__(self, path: Path, setting: str):
         self.path, self.setting = path, setting
         self.header = read_header(path)
+        self._reader = TensorReader(path)
         tensors = read_tensors(path)
         if is_lora(tensors) or any(ADAPTER.search(key) for key in tensors):
             raise UserError(f"`{setting}` is {path.name}, which is a LoRA; give the whole model that it was merged into")
@@ -65,13 +65,9 @@ class DenoiserFile:
         self.shapes = {key: self._shape(key, parts, tensors) for key, parts in self._parts.items()}
 
     def read(self, key: str) -> Tensor:
-        """One weight by its native key, in the file's own precision.
-
-        The file is opened anew each time: as long as one is open, every page that was read of it counts as the process's memory.
-        """
+        """One weight by its native key, in the file's own precision."""
         parts = self._parts[key]
-        with safe_open(self.path, framework="pt") as file:
-            return to_native({name: file.get_tensor(name) for name in parts}, parts)[key]
+        return to_native({name: self._reader.read(name) for name in parts}, parts)[key]
 
     def is_floating(self, key: str) -> bool:
         """Whether a weight is a number that can have a difference: not an index, not a flag."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..export.layout import LayoutError, from_native
 from ..export.layouts import file_format
-from .sources import FolderSource, Shapes, Source, SourceError, file_digest, read_json
+from .sources import FolderSource, Shapes, Source, SourceError, TensorReader, file_digest, read_json
 
 CONFIGS = Path(__file__).parent / "configs"
 # CLIP's tokenizer as ComfyUI ships it, below ComfyUI's folder.
@@ -145,13 +145,6 @@ class CheckpointSource(Source):
         with safe_open(self.path, framework="pt") as file:
             return {key[len(prefix) :]: file.get_tensor(key) for key in sorted(self._keys) if key.startswith(prefix)}
 
-    def _streamed(self, part: str) -> Iterator[tuple[str, Tensor]]:
-        """The part's tensors one by one. The file is opened anew for each: what was read of an open one stays in memory."""
-        prefix = self._prefix(part)
-        for key in sorted(key for key in self._keys if key.startswith(prefix)):
-            with safe_open(self.path, framework="pt") as file:
-                yield key[len(prefix) :], file.get_tensor(key)
-
     def _empty_denoiser(self, cls: type | None = None) -> nn.Module:
         import diffusers
         from accelerate import init_empty_weights
@@ -189,7 +182,9 @@ class CheckpointSource(Source):
         if part.startswith("tokenizer"):
             folder = self._clip_tokenizer()
             return hashlib.sha256("".join(file_digest(folder / name) for name in ("vocab.json", "merges.txt")).encode()).hexdigest()
-        for key, tensor in self._streamed(part):
+        prefix, reader = self._prefix(part), TensorReader(self.path)
+        for name in sorted(key for key in self._keys if key.startswith(prefix)):
+            key, tensor = name[len(prefix) :], reader.read(name)
             total.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
             total.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
         return total.hexdigest()
