@@ -65,9 +65,10 @@ class DenoiserFile:
         self.shapes = {key: self._shape(key, parts, tensors) for key, parts in self._parts.items()}
 
     def read(self, key: str) -> Tensor:
-        """One weight by its native key, in the file's own precision."""
+        """One weight by its native key, in the file's own precision; what is no float comes as one."""
         parts = self._parts[key]
-        return to_native({name: self._reader.read(name) for name in parts}, parts)[key]
+        tensor = to_native({name: self._reader.read(name) for name in parts}, parts)[key]
+        return tensor if self.is_floating(key) else tensor.double()
 
     def is_floating(self, key: str) -> bool:
         """Whether a weight is a number that can have a difference: not an index, not a flag."""

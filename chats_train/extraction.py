@@ -184,7 +184,7 @@ def _fill(loras: list[ExtractedLora], origin: DenoiserFile, truncation: Truncati
     """Reads all weights once, in turn, and puts rows and tensors into the LoRAs."""
     for key, carrier in tqdm(carriers(origin.shapes).items(), "extracting", unit="weight", disable=not progress):
         weight = origin.read(key)
-        size = _norm(weight.double())
+        size = _norm(weight)
         for lora in loras:
             difference = weight_difference(weight, lora.target.read(key))
             norm = _norm(difference)
@@ -205,7 +205,7 @@ def _fill(loras: list[ExtractedLora], origin: DenoiserFile, truncation: Truncati
 
 
 def _norm(tensor: Tensor) -> float:
-    return torch.linalg.vector_norm(tensor).item()
+    return torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def _carry(key: str, carrier: Carrier | None, difference: Tensor, truncation: Tr
     if carrier.form == "difference":
         # Biases and norms are small, and move by less than half precision resolves: kept in single.
         stored = difference.float()
-        return Carried(carrier.form, {carrier.name: stored}, 0, 1.0, _norm(stored.double() - difference) / _norm(difference))
+        return Carried(carrier.form, {carrier.name: stored}, 0, 1.0, _norm(stored - difference) / _norm(difference))
     factors = factorize(difference, truncation.rank, truncation.energy)
     up, down = (factor.to(DTYPES[truncation.dtype]).contiguous() for factor in (factors.up, factors.down))
     error = relative_error(difference, up, down)

@@ -34,7 +34,7 @@ class LowRankFactors:
 
 def weight_difference(base: Tensor, target: Tensor) -> Tensor:
     """Δ = target − base in float64, where neither half nor single precision loses anything. Both of one shape, kept."""
-    return target.to(torch.float64, copy=True).sub_(base.to(torch.float64))
+    return target.to(torch.float64, copy=True).sub_(base)
 
 
 def factorize(difference: Tensor, rank: int | None = None, energy: float | None = None) -> LowRankFactors | None:
@@ -81,8 +81,10 @@ def factorize(difference: Tensor, rank: int | None = None, energy: float | None 
 def relative_error(difference: Tensor, up: Tensor, down: Tensor) -> float:
     """‖Δ − up·down‖ / ‖Δ‖ of the factors as they are, in whatever precision they were stored."""
     matrix = difference.to(torch.float64).flatten(1)
-    product = up.to(torch.float64).flatten(1) @ down.to(torch.float64).flatten(1)
-    return (torch.linalg.vector_norm(product.sub_(matrix)) / torch.linalg.vector_norm(matrix)).item()
+    up, down = up.to(torch.float64).flatten(1), down.to(torch.float64).flatten(1)
+    # Some rows at a time: the whole product would be as large as the difference.
+    lost = sum(torch.linalg.vector_norm(u @ down - rows).square() for u, rows in zip(up.split(128), matrix.split(128), strict=True))
+    return (lost.sqrt() / torch.linalg.vector_norm(matrix)).item()
 
 
 def _rank(eigenvalues: Tensor, total: float, rank: int | None, energy: float | None) -> int:
