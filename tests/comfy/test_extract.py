@@ -7,7 +7,6 @@ import torch
 from nodes import LoraLoaderModelOnly, UNETLoader
 from running import in_the_trainers_python
 
-
 FAMILIES = ["sd15", "sd3", "flux"]
 
 
