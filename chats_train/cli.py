@@ -85,6 +85,16 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--output", type=Path, help="the folder to write to (default: the run's output_dir)")
     _with_checkpoint(export).set_defaults(run=_export)
 
+    extract = commands.add_parser("extract", help="write whole members as LoRAs: on the preferred model, or both on a base")
+    extract.add_argument("--preferred", type=Path, required=True, help="the preferred member, a whole model (.safetensors)")
+    extract.add_argument("--dispreferred", type=Path, required=True, help="the dispreferred member, a whole model (.safetensors)")
+    extract.add_argument("--base", type=Path, help="the model that both LoRAs go on (default: one LoRA on the preferred member)")
+    extract.add_argument("--rank", type=int, help="of the factors, for each layer; with --energy the most that a layer gets")
+    extract.add_argument("--energy", type=float, help="for each layer the smallest rank that keeps this share of its difference, as 0.99")
+    extract.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="of the factors (default: %(default)s)")
+    extract.add_argument("--output", type=Path, default=Path("."), help="the folder to write to (default: the current one)")
+    extract.set_defaults(run=_extract)
+
     inspect = commands.add_parser("inspect", help="say what a .safetensors file is, from its header")
     inspect.add_argument("file", nargs="+", type=Path)
     inspect.set_defaults(run=_inspect)
@@ -153,6 +163,22 @@ def _export(args: argparse.Namespace) -> None:
 
     for path in export(_read_config(args), args.checkpoint, args.output, args.dtype):
         print(path)
+
+
+def _extract(args: argparse.Namespace) -> None:
+    from .extraction import Truncation, extract, return_large_blocks
+    from .extraction_table import summary
+
+    return_large_blocks()
+    truncation = Truncation(args.rank, args.energy, args.dtype)
+    loras, warnings = extract(args.preferred, args.dispreferred, args.base, truncation, args.output)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for lora in loras:
+        print(f"{lora.path}:")
+        print("\n".join(f"  {line}" for line in summary(lora.layers, len(lora.origin.shapes), lora.table.name)))
+    if not loras:
+        print(f"{args.output}: the same LoRAs are there already")
 
 
 def _inspect(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from safetensors import safe_open
 
@@ -15,6 +16,7 @@ from chats.pair import PairMetadata, read_header
 
 # An SD or SDXL UNet tells its family by the width of the text it attends to.
 UNET_FAMILIES = {768: "SD1.5", 1024: "SD2", 1280: "SDXL refiner", 2048: "SDXL"}
+UNET_CONFIG_NAMES = {768: "sd15", 2048: "sdxl"}
 # Parts of a native checkpoint, by key prefix.
 CHECKPOINT_PARTS = {
     "denoiser": ("model.diffusion_model.",),
@@ -23,6 +25,9 @@ CHECKPOINT_PARTS = {
 }
 LORA_ENDINGS = (".lora_down.weight", ".lora_up.weight", ".lora_A.weight", ".lora_B.weight", ".alpha")
 DOWN_ENDINGS = (".lora_down.weight", ".lora_A.weight")
+# Plain differences beside the factors: of a weight (a norm's) and of a bias.
+DIFF_ENDINGS = (".diff", ".diff_b")
+FLUX_RELATIVES = ("distilled_guidance_layer.", "double_stream_modulation_img.")
 MARKERS = {"v_pred": "v-prediction", "ztsnr": "zero terminal SNR"}
 UNITS = ("B", "KB", "MB", "GB", "TB")
 
@@ -40,6 +45,18 @@ class TensorInfo:
 
 
 Tensors = Mapping[str, TensorInfo]
+
+
+@dataclass(frozen=True)
+class DenoiserKind:
+    """What a denoiser is: ``words`` for people, ``family`` by its name in the config where it has one, and the layout of its keys."""
+
+    words: str
+    family: str | None
+    layout: Literal["native", "diffusers"]
+
+    def __str__(self) -> str:
+        return f"{self.words} ({self.layout} layout)"
 
 
 def describe(path: str | os.PathLike[str]) -> list[str]:
@@ -72,12 +89,12 @@ def read_tensors(path: Path) -> dict[str, TensorInfo]:
 
 def kind(tensors: Tensors) -> str:
     """Family, role and layout in a few words, by key names and shapes."""
-    if any(key.endswith(DOWN_ENDINGS) for key in tensors):
+    if is_lora(tensors):
         return _lora_kind(tensors)
     prefix = CHECKPOINT_PARTS["denoiser"][0]
     in_checkpoint = any(key.startswith(prefix) for key in tensors)
     bare = {key.removeprefix(prefix): info for key, info in tensors.items() if key.startswith(prefix)} if in_checkpoint else tensors
-    found = _denoiser_kind(bare)
+    found = denoiser_kind(bare)
     if found is None:
         return "a safetensors file of a kind not known here"
     role = "checkpoint" if _has_part(tensors, "VAE") else "diffusion model"
@@ -85,39 +102,55 @@ def kind(tensors: Tensors) -> str:
     return f"{found} {role}" + (f", marked {' and '.join(markers)}" if markers else "")
 
 
-def _denoiser_kind(tensors: Tensors) -> str | None:
-    """Family and layout of a denoiser's own keys."""
+def is_lora(tensors: Iterable[str]) -> bool:
+    """Whether a file changes a model rather than being one."""
+    return any(key.endswith((*DOWN_ENDINGS, *DIFF_ENDINGS)) for key in tensors)
+
+
+def denoiser_kind(tensors: Tensors) -> DenoiserKind | None:
+    """What a denoiser is by its own keys, prefix removed; None for one that is not known here."""
     if "joint_blocks.0.context_block.attn.qkv.weight" in tensors:
-        return "SD3 (native layout)"
-    if "double_blocks.0.img_attn.qkv.weight" in tensors:
-        return f"Flux.1-{'dev' if 'guidance_in.in_layer.weight' in tensors else 'schnell'} (native layout)"
-    if "transformer_blocks.0.attn.add_k_proj.weight" in tensors:
-        return f"{'Flux' if 'single_transformer_blocks.0.attn.to_k.weight' in tensors else 'SD3'} (diffusers layout)"
-    for beginning, layout in (("input_blocks.", "native layout"), ("down_blocks.", "diffusers layout")):
+        return DenoiserKind("SD3", "sd3", "native")
+    # Chroma and Flux.2 have Flux.1's blocks too, and modulate them from elsewhere.
+    if "double_blocks.0.img_attn.qkv.weight" in tensors and not any(key.startswith(FLUX_RELATIVES) for key in tensors):
+        return DenoiserKind(f"Flux.1-{'dev' if 'guidance_in.in_layer.weight' in tensors else 'schnell'}", "flux", "native")
+    # Qwen-Image has the same blocks, and no other names than diffusers'; its text goes in through `txt_in`.
+    if "transformer_blocks.0.attn.add_k_proj.weight" in tensors and "txt_in.weight" not in tensors:
+        flux = "single_transformer_blocks.0.attn.to_k.weight" in tensors
+        return DenoiserKind("Flux" if flux else "SD3", "flux" if flux else "sd3", "diffusers")
+    for beginning, layout in (("input_blocks.", "native"), ("down_blocks.", "diffusers")):
         keys = (key for key in tensors if key.startswith(beginning) and key.endswith("attn2.to_k.weight"))
         if (key := next(keys, None)) is not None:
             width = tensors[key].shape[-1]
-            return f"{UNET_FAMILIES.get(width, f'UNet with text of width {width}')} ({layout})"
+            return DenoiserKind(UNET_FAMILIES.get(width, f"UNet with text of width {width}"), UNET_CONFIG_NAMES.get(width), layout)
     return None
 
 
 def _lora_kind(tensors: Tensors) -> str:
     """Family, ranks and completeness of a LoRA."""
     downs = {key: info for key, info in tensors.items() if key.endswith(DOWN_ENDINGS)}
+    diffs = [key for key in tensors if key.endswith(DIFF_ENDINGS)]
     modules = {_module(key) for key in downs}
-    ranks = Counter(info.shape[0] for info in downs.values())
     with_alpha = sum(f"{module}.alpha" in tensors for module in modules)
-    rank = ", ".join(str(rank) for rank in sorted(ranks))
-    style = "kohya keys" if any(key.startswith("lora_") for key in downs) else f"`{next(iter(downs)).partition('.')[0]}.` keys"
-    return f"LoRA of rank {rank} for {_lora_family(downs)} ({style}), {len(modules)} modules, {with_alpha} of them with alpha"
+    first = next(iter([*downs, *diffs]))
+    style = "kohya keys" if first.startswith("lora_") else f"`{first.partition('.')[0]}.` keys"
+    beside = f", {len(diffs)} plain differences" if diffs else ""
+    rank = f" of rank {_ranks({info.shape[0] for info in downs.values()})}" if downs else ""
+    return f"LoRA{rank} for {_lora_family(tensors)} ({style}), {len(modules)} modules, {with_alpha} of them with alpha{beside}"
 
 
-def _lora_family(downs: Tensors) -> str:
-    names = [key.replace(".", "_") for key in downs]
+def _ranks(ranks: set[int], most: int = 3) -> str:
+    """A few ranks one by one, many by their range."""
+    return ", ".join(map(str, sorted(ranks))) if len(ranks) <= most else f"{min(ranks)} to {max(ranks)}"
+
+
+def _lora_family(tensors: Tensors) -> str:
+    names = [key.replace(".", "_") for key in tensors]
     if any("single_transformer_blocks" in name or "single_blocks" in name for name in names):
         return "Flux"
     if any("joint_blocks" in name or "transformer_blocks_0_attn_add_k" in name for name in names):
         return "SD3"
+    downs = {key: info for key, info in tensors.items() if key.endswith(DOWN_ENDINGS)}
     widths = [info.shape[1] for key, info in downs.items() if "attn2_to_k" in key.replace(".", "_")]
     if widths:
         return UNET_FAMILIES.get(widths[0], f"a UNet with text of width {widths[0]}")

@@ -57,9 +57,9 @@ def export_full(
         native["v_pred"] = torch.tensor([])
         if zero_terminal_snr:
             native["ztsnr"] = torch.tensor([])
-    write_member(path, native, metadata, _modelspec(form.architecture, title, metadata))
+    write_member(path, native, metadata, modelspec(form.architecture, title, metadata))
     with _deleted_on_failure(path):
-        _check_equal(path, native)
+        check_equal(path, native)
     return len(native)
 
 
@@ -105,9 +105,9 @@ def export_lora(
             raise LayoutError(f"the LoRA has a module `{module}`, which the {family} base does not have; was it trained on another base?")
         tensors[f"{names[module]}.{down if side == 'A' else up}"] = tensor.detach().to("cpu", dtype)
         tensors[f"{names[module]}.alpha"] = torch.tensor(float(alpha))
-    write_member(path, tensors, metadata, _modelspec(f"{form.architecture}/lora", title, metadata))
+    write_member(path, tensors, metadata, modelspec(f"{form.architecture}/lora", title, metadata))
     with _deleted_on_failure(path):
-        _check_equal(path, tensors)
+        check_equal(path, tensors)
         return check_lora(path, family, base_shapes)
 
 
@@ -153,7 +153,7 @@ def _split(key: str) -> tuple[str, str]:
     return module, end[0]
 
 
-def _check_equal(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+def check_equal(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
     """Reads the file back, tensor by tensor."""
     with safe_open(path, framework="pt") as file:
         if set(file.keys()) != set(tensors):
@@ -163,14 +163,15 @@ def _check_equal(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) ->
                 raise LayoutError(f"`{key}` in {os.fspath(path)} is not what was written, or is NaN; the file was deleted")
 
 
-def _modelspec(architecture: str, title: str, metadata: PairMetadata) -> dict[str, str]:
-    """The `modelspec.*` entries (https://github.com/Stability-AI/ModelSpec)."""
+def modelspec(architecture: str | None, title: str, metadata: PairMetadata) -> dict[str, str]:
+    """The `modelspec.*` entries (https://github.com/Stability-AI/ModelSpec); without an architecture where that is not known."""
     spec = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": architecture,
         "modelspec.implementation": "https://github.com/huggingface/diffusers",
         "modelspec.title": title,
     }
+    if architecture is not None:
+        spec["modelspec.architecture"] = architecture
     if metadata.prediction_type in PREDICTION_WORDS:
         word = PREDICTION_WORDS[metadata.prediction_type]
         spec |= {"modelspec.prediction_type": word, "modelspec.predict_key": word}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..export.layout import LayoutError, from_native
 from ..export.layouts import file_format
-from .sources import FolderSource, Shapes, Source, SourceError, file_digest, read_json
+from .sources import FolderSource, Shapes, Source, SourceError, TensorReader, file_digest, read_json
 
 CONFIGS = Path(__file__).parent / "configs"
 # CLIP's tokenizer as ComfyUI ships it, below ComfyUI's folder.
@@ -182,7 +182,9 @@ class CheckpointSource(Source):
         if part.startswith("tokenizer"):
             folder = self._clip_tokenizer()
             return hashlib.sha256("".join(file_digest(folder / name) for name in ("vocab.json", "merges.txt")).encode()).hexdigest()
-        for key, tensor in self._tensors(part).items():
+        prefix, reader = self._prefix(part), TensorReader(self.path)
+        for name in sorted(key for key in self._keys if key.startswith(prefix)):
+            key, tensor = name[len(prefix) :], reader.read(name)
             total.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
             total.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
         return total.hexdigest()

@@ -24,6 +24,8 @@ Shapes = dict[str, tuple[int, ...]]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HASHED_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 READ_BYTES = 1 << 22
+# Of a file that is open, so much may stay in memory.
+HELD_BYTES = 1 << 24
 
 
 class SourceError(UserError):
@@ -171,6 +173,26 @@ def tensor_shapes(path: Path) -> Shapes:
     """Shapes by key from a safetensors header."""
     with safe_open(path, framework="pt") as file:
         return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
+
+
+class TensorReader:
+    """Reads single tensors of a safetensors file in a memory of a few of them.
+
+    What was read of an open file counts as the process's memory until it is closed, so the file is opened anew now and then.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: safe_open | None = None
+        self._held_bytes = 0
+
+    def read(self, key: str) -> torch.Tensor:
+        """One tensor, on the CPU."""
+        if self._file is None or self._held_bytes > HELD_BYTES:
+            self._file, self._held_bytes = safe_open(self.path, framework="pt"), 0
+        tensor = self._file.get_tensor(key)
+        self._held_bytes += tensor.nbytes
+        return tensor
 
 
 def file_digest(path: Path) -> str:

@@ -49,6 +49,16 @@ KINDS = {
     "LoRA of rank 8 for SD3 (`diffusion_model.` keys), 1 modules, 0 of them with alpha": {
         "diffusion_model.joint_blocks.0.x_block.attn.qkv.lora_A.weight": (8, 1536)
     },
+    "LoRA of rank 2 to 9 for SD1.5 (`diffusion_model.` keys), 4 modules, 1 of them with alpha, 2 plain differences": {
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.lora_down.weight": (2, 768),
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.alpha": (),
+        **{f"diffusion_model.output_blocks.{rank}.0.in_layers.2.lora_down.weight": (rank, 320, 3, 3) for rank in (3, 5, 9)},
+        "diffusion_model.out.0.diff": (320,),
+        "diffusion_model.out.0.diff_b": (320,),
+    },
+    "LoRA for Flux (`transformer.` keys), 0 modules, 0 of them with alpha, 1 plain differences": {
+        "transformer.single_transformer_blocks.0.attn.norm_q.diff": (128,)
+    },
     "a safetensors file of a kind not known here": {"weight": (1,)},
 }
 
@@ -57,6 +67,13 @@ KINDS = {
 def test_kinds(tmp_path, expected):
     path = write(tmp_path / "model.safetensors", KINDS[expected])
     assert inspection.describe(path)[0] == f"model.safetensors: {expected}"
+
+
+def test_models_with_the_blocks_of_another_are_not_taken_for_it(tmp_path):
+    qwen = {"transformer_blocks.0.attn.add_k_proj.weight": (3, 3), "txt_in.weight": (3, 3)}
+    chroma = {"double_blocks.0.img_attn.qkv.weight": (9, 3), "distilled_guidance_layer.in_proj.weight": (3, 3)}
+    for shapes in (qwen, chroma):
+        assert inspection.describe(write(tmp_path / "m.safetensors", shapes))[0].endswith("of a kind not known here")
 
 
 def test_sizes_and_parts(tmp_path):
