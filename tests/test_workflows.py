@@ -13,17 +13,21 @@ FOLDER = Path(__file__).resolve().parents[1] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 EXPECTED = {
     "chats_img2img_inpaint",
+    "chats_sd15_extracted_lora",
     "chats_sd15_ksampler",
     "chats_sd35_flow",
     "chats_sdxl_guider",
     "chats_sdxl_ksampler",
+    "chats_sdxl_lora_pair",
+    "chats_upscale",
     "chats_vs_cfg_sdxl",
 }
 NOTES = {"Note", "MarkdownNote"}
 SEEDED = {"KSampler", "RandomNoise", "CHATSKSampler"}
 SEED_CONTROLS = {"fixed", "increment", "decrement", "randomize"}
-# No flow pair is published, so these two come out of the user's own training and have no address.
-OWN_FILES = {"chats_sd35_preferred.safetensors", "chats_sd35_dispreferred.safetensors"}
+# LoRAs that the user trains or extracts, and a flow pair: none of them is published, so they have no address.
+OWN_LORAS = {"my-pair_preferred.safetensors", "my-pair_dispreferred.safetensors", "chats_sd15_dispreferred_lora_rank32.safetensors"}
+OWN_FILES = OWN_LORAS | {"chats_sd35_preferred.safetensors", "chats_sd35_dispreferred.safetensors"}
 TITLE_HEIGHT = 30  # of a node; its `pos` is below the title
 ACTIVE, BYPASSED = 0, 4
 
@@ -141,6 +145,51 @@ def test_the_pair_is_connected_the_right_way_round(workflow):
         name = nodes[target]["inputs"][target_slot]["name"]
         if name in ("preferred", "dispreferred"):
             assert nodes[origin]["outputs"][origin_slot]["name"] == name
+
+
+def origin_of(workflow: dict, node: dict, name: str) -> dict:
+    """The node that an input is connected to."""
+    link = next(entry["link"] for entry in node["inputs"] if entry["name"] == name)
+    return nodes_by_id(workflow)[next(entry[1] for entry in workflow["links"] if entry[0] == link)]
+
+
+def test_the_null_prompt_is_the_one_the_pair_was_trained_with(workflow):
+    """Zeros for an SDXL pair from the trainer; an encoded empty prompt for the authors' pairs and for the other families."""
+    types = {node["type"] for node in workflow["nodes"]}
+    checkpoints = {value for node in workflow["nodes"] if node["type"] == "CheckpointLoaderSimple" for value in node["widgets_values"]}
+    zeros = "CHATSLoRAPairLoader" in types and "sd_xl_base_1.0.safetensors" in checkpoints
+    takers = [node for node in workflow["nodes"] if node["type"] in ("CHATSProxyPrompt", "CHATSKSampler")]
+    assert takers
+    for taker in takers:
+        null = origin_of(workflow, taker, "null")
+        assert (null["type"], null["widgets_values"]) == (("ConditioningZeroOut", []) if zeros else ("CLIPTextEncode", [""]))
+
+
+def test_the_note_says_how_each_own_lora_is_made(workflow):
+    (text,) = next(node["widgets_values"] for node in workflow["nodes"] if node["type"] in NOTES)
+    for node in (node for node in workflow["nodes"] if node["type"] == "CHATSLoRAPairLoader"):
+        *files, strength_preferred, strength_dispreferred = node["widgets_values"]
+        assert strength_preferred == strength_dispreferred == 1
+        assert set(files) <= OWN_LORAS | {"none"}
+        assert all(f"`{name}`" in text for name in files)
+        assert "`models/loras/`" in text
+        assert "python -m chats_train " in text
+
+
+def test_a_lora_on_a_preferred_model_starts_from_one():
+    workflow = json.loads((FOLDER / "chats_sd15_extracted_lora.json").read_text(encoding="utf-8"))
+    (loader,) = (node for node in workflow["nodes"] if node["type"] == "CHATSLoRAPairLoader")
+    assert loader["widgets_values"][0] == "none"
+    assert origin_of(workflow, loader, "model")["widgets_values"][0].endswith("_preferred.safetensors")
+
+
+def test_both_passes_of_the_upscale_sample_with_the_pair():
+    workflow = json.loads((FOLDER / "chats_upscale.json").read_text(encoding="utf-8"))
+    samplers = [node for node in workflow["nodes"] if node["type"] == "KSampler"]
+    assert len(samplers) == 2
+    for sampler in samplers:
+        assert origin_of(workflow, sampler, "model")["type"] == "CHATSApply"
+        assert origin_of(workflow, sampler, "negative")["type"] == "CHATSProxyPrompt"
 
 
 def test_one_note_says_what_to_change_first_and_names_every_file(workflow):

@@ -21,7 +21,9 @@ import folder_paths
 import mini
 import numpy as np
 import pytest
+import running
 import torch
+from conftest import pack_module
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -60,7 +62,7 @@ def vae_weights(seed: int) -> dict[str, torch.Tensor]:
 
 
 def write_models(models: Path) -> None:
-    """A pair as diffusion models, the same pair as checkpoints, and files that nobody can load."""
+    """A pair as diffusion models, the same pair as checkpoints, LoRAs, and files that nobody can load."""
     unets, checkpoints = models / "diffusion_models", models / "checkpoints"
     unets.mkdir(parents=True)
     checkpoints.mkdir()
@@ -70,11 +72,24 @@ def write_models(models: Path) -> None:
     encoders = half(text_encoder_weights(3), "cond_stage_model.transformer.") | half(vae_weights(4), "first_stage_model.")
     whole = half(preferred, "model.diffusion_model.") | encoders
     save_file(whole, checkpoints / "v1-5-pruned-emaonly-fp16.safetensors")
+    # The same SD1.5 under SDXL's name: ComfyUI sees by the weights what a file is, and the graph is the same for both.
+    os.link(checkpoints / "v1-5-pruned-emaonly-fp16.safetensors", checkpoints / "sd_xl_base_1.0.safetensors")
     # The pair loader takes CLIP and VAE from the preferred file, so this one does without.
     save_file(half(dispreferred, "model.diffusion_model."), checkpoints / "dispreferred.safetensors")
     content = (unets / "chats_sd15_preferred.safetensors").read_bytes()
     (unets / "truncated.safetensors").write_bytes(content[: len(content) // 2])
     torch.save({"weight": torch.zeros(1)}, unets / "pickled.ckpt")
+    write_loras(models / "loras")
+
+
+def write_loras(loras: Path) -> None:
+    """A pair of LoRAs on the base, and one that leads from the preferred model, with the metadata that the trainer writes."""
+    loras.mkdir()
+    pair, base = pack_module("chats.pair"), mini.model("sd15", 1)
+    own = [("my-pair_preferred", "preferred"), ("my-pair_dispreferred", "dispreferred")]
+    for seed, (name, member) in enumerate([*own, ("chats_sd15_dispreferred_lora_rank32", "dispreferred")], start=5):
+        metadata = pair.PairMetadata(member, pair_id=name.split("_")[0], prediction_type="epsilon")
+        pair.write_member(loras / f"{name}.safetensors", running.lora(base, seed), metadata)
 
 
 def write_base_directory(base: Path) -> None:

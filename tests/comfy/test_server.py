@@ -24,6 +24,7 @@ NODES = {
     "CHATSGuider",
     "CHATSKSampler",
 }
+PAIR_LOADERS = {"CHATSDiffusionModelPairLoader", "CHATSLoRAPairLoader"}
 RARE_INPUTS = {"form", "start_percent", "end_percent", "weight_dtype"}
 
 
@@ -117,11 +118,13 @@ def test_the_server_objects_to_nothing_but_missing_files(workflow, server, objec
                 renamed[node_id].add(name)
     errors = server.queue(graph)["node_errors"]
     # Not every file is missed: ComfyUI 0.3.64 does not look into the combos of nodes written in its third API, TripleCLIPLoader here.
-    assert {node_id for node_id in renamed if graph[node_id]["class_type"] == "CHATSDiffusionModelPairLoader"} <= set(errors)
+    assert {node_id for node_id in renamed if graph[node_id]["class_type"] in PAIR_LOADERS} <= set(errors)
     assert set(errors) <= set(renamed)
     for node_id, found in errors.items():
         for error in found["errors"]:
-            assert error["extra_info"]["input_name"] in renamed[node_id], error
+            name = error["extra_info"]["input_name"]
+            # The LoRA pair's two files are checked together, also when one of them is `none`.
+            assert name in renamed[node_id] or graph[node_id]["inputs"][name] == "none", error
             assert "nowhere_" in error["details"]
 
 
@@ -188,6 +191,43 @@ def test_img2img_workflow_changes_the_picture_or_its_masked_part(server, object_
     kept, painted = np.s_[:, :32], np.s_[:, 96:]
     assert mean_difference(inpainted[kept], untouched[kept]) < 0.2 * mean_difference(inpainted[painted], untouched[painted])
     assert mean_difference(whole[kept], untouched[kept]) > 0.5 * mean_difference(whole[painted], untouched[painted])
+
+
+@pytest.mark.parametrize(
+    ("name", "sides"),
+    [("chats_sdxl_lora_pair", ("preferred", "dispreferred")), ("chats_sd15_extracted_lora", ("dispreferred",))],
+)
+def test_lora_workflow_gives_a_picture_that_each_lora_changes(name, sides, server, object_info):
+    graph = small(shipped(name, object_info))
+    (picture,) = server.run(graph)
+    assert_is_a_picture(picture, width=128, height=96)
+    for side in sides:
+        (without,) = server.run(workflow_graph.set_inputs(graph, **{f"strength_{side}": 0.0}))
+        workflow_graph.set_inputs(graph, **{f"strength_{side}": 1.0})
+        assert mean_difference(without, picture) > 0.5, f"the {side} LoRA has no effect"
+
+
+def test_upscale_workflow_samples_with_the_pair_in_both_passes(server, object_info):
+    """Each pass's picture is another when its sampler has the preferred model alone."""
+    graph = shipped("chats_upscale", object_info)
+    workflow_graph.set_inputs(graph, width=64, height=64, tile_size=64, overlap=16)  # several tiles in the second pass
+    (loader,) = ids_of(graph, "CHATSLoRAPairLoader")
+    (save,) = ids_of(graph, "SaveImage")
+    for decoder, width, height in (("VAEDecode", 64, 64), ("VAEDecodeTiled", 96, 96)):
+        (decode,) = ids_of(graph, decoder)
+        sampler = graph[graph[decode]["inputs"]["samples"][0]]
+        assert sampler["class_type"] == "KSampler"
+        graph[save]["inputs"]["images"] = [decode, 0]
+        (picture,) = server.run(graph)
+        assert_is_a_picture(picture, width, height)
+        joined, sampler["inputs"]["model"] = sampler["inputs"]["model"], [loader, 0]
+        (preferred_only,) = server.run(graph)
+        sampler["inputs"]["model"] = joined
+        assert mean_difference(preferred_only, picture) > 0.5
+
+
+def ids_of(graph: dict[str, dict], class_type: str) -> list[str]:
+    return [node_id for node_id, node in graph.items() if node["class_type"] == class_type]
 
 
 def without_sampling(graph: dict[str, dict]) -> dict[str, dict]:
