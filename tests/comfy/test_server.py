@@ -6,12 +6,15 @@ The server loads mini models of random weights under the file names that the wor
 from __future__ import annotations
 
 import collections
+import io
 import json
+import re
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import workflow_graph
+from PIL import Image
 from serving import PACK, ROOT, Server, running_server
 
 WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
@@ -263,3 +266,19 @@ def test_a_pair_that_cannot_be_used_is_refused_when_queued(server, object_info, 
         assert preferred in error["details"] or dispreferred in error["details"]
         assert "\n" not in error["details"]
         assert "Traceback" not in error["details"]
+
+
+@pytest.mark.parametrize(("language", "page"), [("en", "{}.md"), ("zh", "{}/zh.md")])
+def test_help_is_served_and_names_every_input(server, object_info, language, page):
+    """The front end asks for `<node>/<language>.md`, then for `<node>.md`; it takes a picture's path from `docs/` on in both."""
+    docs = f"/extensions/{PACK}/docs/"
+    for node in sorted(NODES):
+        text = server.get(docs + page.format(node)).decode()
+        rows = [re.match(r"\|[^|`]*`(\w+)` \|", line) for line in text.splitlines()]
+        assert [row[1] for row in rows if row] == list(workflow_graph.inputs_of(object_info[node])), f"{node}: the table of inputs"
+        pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+        assert pictures, f"{node} has no picture"
+        for picture in pictures:
+            with Image.open(io.BytesIO(server.get(docs + picture))) as image:
+                assert min(image.size) > 200
+    assert server.json("/i18n")[language]["nodeDefs"].keys() >= NODES
