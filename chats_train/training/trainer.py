@@ -69,6 +69,8 @@ class Trainer:
         )
         self.optimizer = make_optimizer(config, self.parameters.values())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.mixed_precision == "fp16")
+        # The scaler settles its scale when it first scales a tensor; ours goes into the gradients' weights instead.
+        self.scaler.scale(torch.zeros((), device=self.device))
         self.averages = Averages(config.ema_decay, self.parameters) if config.ema_decay else None
         self.null = self._null_prompt()
         self.step = 0
