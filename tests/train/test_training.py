@@ -7,17 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_runs
 import torch
 from safetensors.torch import load_file
 from tiny_runs import trainer_of
 
 from chats.objective import OBJECTIVES
 from chats_train.data import open_dataset
+from chats_train.errors import UserError
+from chats_train.training.checkpoint import State, flatten_optimizer, load_checkpoint, save_checkpoint, unflatten_optimizer
 from chats_train.training.draws import draw, held_out, step_pairs
 from chats_train.training.gradients import Gradients, make_batch
 from chats_train.training.members import make_members
 from chats_train.training.optimizer import learning_rate, make_optimizer, stochastic_round
-from chats_train.training.trainer import micro_batches
+from chats_train.training.processes import Processes
+from chats_train.training.trainer import NotFinite, micro_batches
 
 
 def batch_of(trainer, seed=0):
@@ -134,6 +138,84 @@ def test_two_processes_have_the_gradients_of_one(method, config, tmp_path):
     vectors = [torch.cat([gradients[name].flatten() for name in sorted(expected)]) for gradients in (expected, actual)]
     assert torch.linalg.vector_norm(vectors[0] - vectors[1]) / torch.linalg.vector_norm(vectors[0]) < 1e-6
     assert json.loads(result.stdout.strip().splitlines()[-1]) == pytest.approx(report.metrics, rel=1e-5)
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_sharding_is_refused(variable, monkeypatch):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UserError, match=r"asks for (FSDP|DeepSpeed).*each process holds the whole pair; launch plainly .*--multi_gpu"):
+        Processes()
+
+
+def test_a_process_that_was_to_have_peers_is_refused(pairs, bases, tmp_path):
+    """accelerate's own launcher, which starts one process here, however many it was asked for."""
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(tiny_runs.run_settings("sd15", bases("sd15"), pairs, tmp_path)))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "-m", "chats_train", "train", path]
+    result = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert result.returncode != 0
+    assert "error: `accelerate launch` was asked for several processes and started one alone" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def resumed(trainer, config, tmp_path):
+    """A new trainer that goes on from this one's checkpoint."""
+    other = trainer_of(config)
+    other.load_state(load_checkpoint(save_checkpoint(tmp_path / "checkpoints", trainer.state(), None)))
+    return other
+
+
+def assert_equal_members(*trainers):
+    one, other = (trainer.members.state() for trainer in trainers)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_fp16_finds_its_scale_and_resumes(config, tmp_path):
+    run = config(training_method="lora", mixed_precision="fp16", gradient_accumulation_steps=1, beta=10.0)
+    trainer = trainer_of(run)
+    before = {name: value.clone() for name, value in trainer.members.state().items()}
+    reports = [trainer.train_step() for _ in range(3)]
+    assert all(torch.isfinite(torch.tensor(report.metrics["loss"])) for report in reports)
+    assert any(not torch.equal(before[name], value) for name, value in trainer.members.state().items())
+    other = resumed(trainer, run, tmp_path)
+    assert other.scaler.state_dict() == trainer.scaler.state_dict()
+    trainer.train_step()
+    other.train_step()
+    assert_equal_members(trainer, other)
+
+
+def test_fp16_gives_up_where_no_scale_helps(config):
+    trainer = trainer_of(config(training_method="lora", mixed_precision="fp16", gradient_accumulation_steps=1))
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 1.0})
+    next(iter(trainer.parameters.values())).data.fill_(float("nan"))
+    trainer.train_step()  # the scaler's try
+    with pytest.raises(NotFinite, match="step 2: the loss is nan"):
+        trainer.train_step()
+
+
+def test_nested_and_shared_optimizer_state_is_saved(tmp_path):
+    """As bitsandbytes has it: a dict in a parameter's state, and one table for all parameters."""
+    table = torch.arange(4.0)
+    states = {0: {"step": 3, "quantised": {"state1": torch.ones(2), "qmap1": table}}, 1: {"quantised": {"qmap1": table}}}
+    tensors, values = flatten_optimizer({"state": states, "param_groups": []})
+    loaded = load_checkpoint(save_checkpoint(tmp_path, State(1, {"optimizer": tensors}, {"optimizer": values}), None))
+    state = unflatten_optimizer(loaded.tensors["optimizer"], loaded.values["optimizer"], [])["state"]
+    assert state.keys() == states.keys()
+    assert state[0]["step"] == 3
+    assert torch.equal(state[0]["quantised"]["state1"], torch.ones(2))
+    assert all(torch.equal(state[index]["quantised"]["qmap1"], table) for index in states)
+
+
+def test_eight_bit_adamw_resumes(config, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    run = config(training_method="full", optimizer="adamw8bit", gradient_accumulation_steps=1)
+    trainer = trainer_of(run)
+    trainer.train_step()
+    assert any(tensor.dtype == torch.uint8 for tensor in trainer.state().tensors["optimizer"].values())
+    other = resumed(trainer, run, tmp_path)
+    trainer.train_step()
+    other.train_step()
+    assert_equal_members(trainer, other)
 
 
 def test_draws_follow_from_seed_epoch_and_pair_alone():
