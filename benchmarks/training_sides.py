@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import string
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -72,9 +74,10 @@ def prepare(setting: Setting) -> dict[str, Any]:
     torch.set_num_threads(setting.threads)
     if not (setting.base / "model_index.json").exists():
         tiny_pipelines.save_pipeline("sd15", setting.base) if setting.layout == "tiny" else save_sd15(setting.base)
-    names = [chr(ord("a") + index) for index in range(setting.steps + 1)]  # a pair for each step
+    names = string.ascii_lowercase[: setting.steps + 1]  # a pair for each step, as far as letters go
     pictures.write_folders(setting.pairs, names, (setting.pixels, setting.pixels))
     config, family, dataset = opened(setting, {})
+    shutil.rmtree(config.cache_dir, ignore_errors=True)
     start = time.process_time()
     fill_cache(config.cache_dir, dataset.samples, family, progress=False)
     return {"encoding_seconds": (time.process_time() - start) / len(dataset.samples)}
@@ -158,7 +161,7 @@ def authors_step(config: RunConfig, family: Family, dataset: PairDataset) -> tup
         (pixels(sample.chosen.read(), sample.bucket)[None], pixels(sample.rejected.read(), sample.bucket)[None], sample.prompt)
         for sample in dataset.samples
     ]
-    return lambda number: step(*pairs[number]), step.parameters()
+    return lambda number: step(*pairs[number % len(pairs)]), step.parameters()
 
 
 def our_step(config: RunConfig, family: Family, dataset: PairDataset) -> tuple[Step, list[nn.Parameter]]:

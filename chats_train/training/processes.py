@@ -71,6 +71,11 @@ class Processes:
             return value
         return bool(self.sum(torch.tensor(float(value), device=self.device)).item())
 
+    def agree(self, number: int) -> bool:
+        """Whether a number is the same in all processes."""
+        total = self.sum(torch.tensor(number, device=self.device)).item()
+        return not self.any(total != number * self.count)
+
 
 def _refuse_sharding() -> None:
     for variable, name in SHARDING.items():

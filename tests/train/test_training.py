@@ -120,6 +120,26 @@ if trainer.processes.is_main:
 """
 
 
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+AGREEING = """
+import sys
+sys.path.insert(0, {root!r})
+from chats_train.training.processes import Processes
+processes = Processes()
+assert processes.count == 2
+print("agreed", processes.agree(3), processes.agree(processes.index))
+"""
+
+
+def test_processes_know_whether_they_agree(tmp_path):
+    root = str(Path(__file__).resolve().parents[2])
+    (tmp_path / "worker.py").write_text(AGREEING.format(root=root))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([*LAUNCH, tmp_path / "worker.py"], capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.splitlines() == ["agreed True False"] * 2
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_two_processes_have_the_gradients_of_one(method, config, tmp_path):
     alone = trainer_of(config(training_method=method, gradient_accumulation_steps=4, max_grad_norm=0.0))
@@ -129,8 +149,7 @@ def test_two_processes_have_the_gradients_of_one(method, config, tmp_path):
     root = str(Path(__file__).resolve().parents[2])
     (tmp_path / "worker.py").write_text(WORKER.format(root=root, here=str(Path(__file__).parent)))
     run = config(training_method=method, gradient_accumulation_steps=2, max_grad_norm=0.0).model_dump(mode="json")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-    command = [*launch, tmp_path / "worker.py", json.dumps(run), tmp_path / "gradients.safetensors"]
+    command = [*LAUNCH, tmp_path / "worker.py", json.dumps(run), tmp_path / "gradients.safetensors"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     actual = load_file(tmp_path / "gradients.safetensors")
