@@ -43,6 +43,7 @@ SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "full, memory low": ("ours", {"training_method": "full", "gradient_checkpointing": False, "memory": "low"}),
     "lora, gradient checkpointing": ("ours", {"training_method": "lora", "gradient_checkpointing": True}),
     "lora": ("ours", {"training_method": "lora", "gradient_checkpointing": False}),
+    "lora, memory low": ("ours", {"training_method": "lora", "gradient_checkpointing": False, "memory": "low"}),
 }
 LORA_RANK = 16
 
