@@ -6,12 +6,13 @@ and ``chats.*``, listed in :class:`PairMetadata`. All values are strings, as saf
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args, get_type_hints
+from typing import BinaryIO, Literal, get_args, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -196,6 +197,8 @@ def write_member(
 ) -> None:
     """Writes one member of a pair: whole or not at all (a temporary file beside it, synced, then renamed over ``path``).
 
+    The same tensors and metadata give the same bytes.
+
     Args:
         path: the .safetensors file to write.
         tensors: the weights by key.
@@ -215,7 +218,21 @@ def write_member(
     try:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata=header)
         with open(temporary, "rb+") as file:
+            _sort_metadata(file)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sort_metadata(file: BinaryIO) -> None:
+    """Sorts the metadata of a safetensors file in place: they are written in a random order, and equal members are to be equal files."""
+    length = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(length))
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    # The same entries in the same notation take the same bytes; the header may end in spaces.
+    encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length)
+    assert len(encoded) == length
+    file.seek(8)
+    file.write(encoded)

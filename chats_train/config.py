@@ -186,6 +186,8 @@ class RunConfig(Section):
         if self.training_method not in family.methods:
             allowed = " or ".join(family.methods)
             raise ValueError(f"`training_method` is `{self.training_method}`; {family.title} is trained with `{allowed}` only: set that")
+        if (self.training_method, self.weight_dtype, self.mixed_precision) == ("full", "bf16", "fp16"):
+            raise ValueError("`mixed_precision` is fp16, which needs `weight_dtype` fp32; set `mixed_precision: bf16` for bf16 weights")
         if not self.min_bucket_reso <= self.resolution <= self.max_bucket_reso:
             raise ValueError(
                 f"`resolution` is {self.resolution}, outside of `min_bucket_reso` {self.min_bucket_reso} to `max_bucket_reso` "

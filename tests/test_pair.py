@@ -5,6 +5,7 @@ import struct
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from chats import pair
 
@@ -45,6 +46,16 @@ def test_what_is_written_is_read(write):
     assert header["chats.member"] == "preferred"
     assert header["chats.guidance_scale"] == "5.0"
     assert all(isinstance(value, str) for value in header.values())
+
+
+def test_the_same_member_is_the_same_file(tmp_path):
+    modelspec = {"modelspec.title": 'a "pair"\n\t\x01\x7f αβ 🐈', "modelspec.author": "\\"}
+    paths = [tmp_path / f"{index}.safetensors" for index in range(4)]
+    for path in paths:
+        pair.write_member(path, WEIGHTS, PREFERRED, modelspec)
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert pair.read_header(paths[0]) == {**modelspec, **PREFERRED.to_header()}
+    assert torch.equal(load_file(paths[0])["weight"], WEIGHTS["weight"])
 
 
 def test_what_is_not_stated_is_not_written(write):

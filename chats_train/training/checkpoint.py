@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def save_checkpoint(folder: Path, state: State, keep: int | None) -> Path:
     temporary.mkdir()
     try:
         for group, tensors in state.tensors.items():
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / f"{group}.safetensors")
+            save_file(_saved(tensors), temporary / f"{group}.safetensors")
         (temporary / "state.json").write_text(json.dumps({"step": state.step, **state.values}), encoding="utf-8")
         files = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in sorted(temporary.iterdir())}
         for name in files:
@@ -102,14 +103,13 @@ def what_is_wrong(path: Path) -> str | None:
 
 
 def flatten_optimizer(state_dict: dict) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors by `<parameter>.<name>`, and what is no tensor, in JSON's terms."""
+    """An optimizer's state as tensors by `<parameter>.<name>`, and what is no tensor, in JSON's terms.
+
+    bitsandbytes nests a part of its state, whose names are then `<parameter>.<name>.<name>`.
+    """
     tensors, values = {}, {}
-    for index, entries in state_dict["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value
-            else:
-                values[f"{index}.{name}"] = value
+    for key, value in _leaves(state_dict["state"]):
+        (tensors if isinstance(value, Tensor) else values)[key] = value
     rest = {name: value for name, value in state_dict.items() if name not in ("state", "param_groups")}
     return tensors, {"values": values, "rest": rest}
 
@@ -118,9 +118,32 @@ def unflatten_optimizer(tensors: dict[str, Tensor], values: dict[str, Any], para
     """The inverse of :func:`flatten_optimizer`, for an optimizer whose own ``param_groups`` hold (rates are set at each step)."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **values["values"]}.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        index, *path, name = key.split(".")
+        entries = state.setdefault(int(index), {})
+        for part in path:
+            entries = entries.setdefault(part, {})
+        entries[name] = value
     return {"state": state, "param_groups": param_groups, **values["rest"]}
+
+
+def _leaves(nested: dict) -> Iterator[tuple[str, Any]]:
+    """What is in dicts of dicts, each by its path, joined with dots."""
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{path}", leaf) for path, leaf in _leaves(value))
+        else:
+            yield str(name), value
+
+
+def _saved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them: on the CPU, and none twice, as the tables that 8-bit states share are."""
+    seen: set[int] = set()
+    saved = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        saved[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return saved
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -52,7 +52,7 @@ class Gradients:
 
     Args:
         members: the models.
-        one_graph: keep one member's activations at a time, for one more forward pass (``memory: low``; always for adapters).
+        one_graph: keep one member's activations at a time, for one more forward pass (``memory: low``, and members that cannot interleave).
         mixed_precision: `no`, `bf16` or `fp16`, of the forward passes.
     """
 

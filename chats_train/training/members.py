@@ -94,15 +94,14 @@ class LoRAMembers(Members):
     """Two adapters on one frozen denoiser (PEFT).
 
     PEFT switches adapters on the module itself, and with gradient checkpointing the backward pass computes with whichever is on
-    (https://github.com/huggingface/peft/issues/2832): hence one graph at a time.
+    (https://github.com/huggingface/peft/issues/2832): hence one graph at a time there.
     """
-
-    interleaves = False
 
     def __init__(self, config: RunConfig, family: Family, names: Iterable[str], device: torch.device):
         from peft import LoraConfig
 
         super().__init__(names)
+        self.interleaves = not config.gradient_checkpointing
         self.module = _prepared(family, torch.device("cpu"), config).requires_grad_(False)
         targets = list(config.network_target_modules or family.lora_targets)
         settings = LoraConfig(r=config.network_rank, lora_alpha=config.network_alpha, target_modules=targets, lora_dropout=0.0)
@@ -121,6 +120,10 @@ class LoRAMembers(Members):
     def denoiser(self, name: str) -> nn.Module:
         self.module.enable_adapters()
         self.module.set_adapter(name)
+        if self.interleaves:
+            # PEFT freezes the other adapter, whose graph may be alive (https://github.com/huggingface/peft/issues/2759).
+            for parameter in self.named_parameters().values():
+                parameter.requires_grad_()
         return self.module
 
     def reference(self) -> nn.Module:

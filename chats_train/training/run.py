@@ -163,14 +163,16 @@ def _refuse_to_take_over(config: RunConfig) -> None:
 
 
 def _resume(trainer: Trainer) -> None:
-    wanted = trainer.config.resume_from_checkpoint
+    wanted, output_dir = trainer.config.resume_from_checkpoint, trainer.config.output_dir
     if wanted is None:
         return
-    path = find_checkpoint(trainer.config.output_dir / CHECKPOINTS, wanted)
+    path = find_checkpoint(output_dir / CHECKPOINTS, wanted)
     if path is not None:
         trainer.load_state(load_checkpoint(path))
-        if trainer.processes.is_main:
-            print(f"going on from {path}")
+    if not trainer.processes.agree(trainer.step):
+        raise UserError(f"`output_dir` is {output_dir}, which has other checkpoints on other machines; set it to a folder that they share")
+    if path is not None and trainer.processes.is_main:
+        print(f"going on from {path}")
 
 
 @contextmanager

@@ -69,6 +69,8 @@ class Trainer:
         )
         self.optimizer = make_optimizer(config, self.parameters.values())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.mixed_precision == "fp16")
+        # The scaler settles its scale when it first scales a tensor; ours goes into the gradients' weights instead.
+        self.scaler.scale(torch.zeros((), device=self.device))
         self.averages = Averages(config.ema_decay, self.parameters) if config.ema_decay else None
         self.null = self._null_prompt()
         self.step = 0
@@ -82,7 +84,8 @@ class Trainer:
         """One optimizer step.
 
         Raises:
-            NotFinite: before anything is changed, except under fp16, whose scaler skips such a step and tries a smaller scale.
+            NotFinite: before anything is changed; under fp16, whose scaler skips such a step and tries half the scale, only when
+                nothing is scaled up any more.
         """
         picked = step_pairs(self.samples, self.config.seed, self.step, self.pairs_per_step)
         self.optimizer.zero_grad()
@@ -157,7 +160,8 @@ class Trainer:
             self.scaler.unscale_(self.optimizer)
         limit = self.config.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
-        if not self.scaler.is_enabled() and not (math.isfinite(loss) and math.isfinite(norm)):
+        scales_down = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+        if not scales_down and not (math.isfinite(loss) and math.isfinite(norm)):
             raise NotFinite(f"step {self.step + 1}: the loss is {loss:g}, the gradient's norm {norm:g}")
         for group in self.optimizer.param_groups:
             group["lr"] = rate

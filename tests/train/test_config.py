@@ -108,6 +108,12 @@ def test_every_wrong_setting_gets_its_sentence(load):
     assert said[1] == "`sed` is not a setting; did you mean `seed`?"
 
 
+def test_fp16_needs_fp32_masters(load):
+    settings = ("training_method=full", "weight_dtype=bf16")
+    assert "`mixed_precision` is fp16, which needs `weight_dtype` fp32" in complaint(load, MINIMAL, *settings, "mixed_precision=fp16")
+    assert load(MINIMAL, *settings, "mixed_precision=bf16").weight_dtype == "bf16"
+
+
 def test_flux_is_lora_only(load):
     said = complaint(load, MINIMAL, "family=flux", "training_method=full")
     assert said == "`training_method` is `full`; Flux is trained with `lora` only: set that"

@@ -1,95 +1,27 @@
-"""The loop on tiny real pipelines: gradients, resuming, processes, what a run leaves behind."""
+"""The loop's parts on tiny real pipelines: gradients, processes, draws, rates, rounding."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-import tiny_pipelines
+import tiny_runs
 import torch
-from PIL import Image
 from safetensors.torch import load_file
+from tiny_runs import trainer_of
 
 from chats.objective import OBJECTIVES
-from chats.pair import check_files, read_header
-from chats_train.cache import CachedEncodings, fill_cache
-from chats_train.cli import main
-from chats_train.config_file import parse_config
 from chats_train.data import open_dataset
 from chats_train.errors import UserError
-from chats_train.training import checkpoint
+from chats_train.training.checkpoint import State, flatten_optimizer, load_checkpoint, save_checkpoint, unflatten_optimizer
 from chats_train.training.draws import draw, held_out, step_pairs
 from chats_train.training.gradients import Gradients, make_batch
 from chats_train.training.members import make_members
 from chats_train.training.optimizer import learning_rate, make_optimizer, stochastic_round
 from chats_train.training.processes import Processes
-from chats_train.training.trainer import Trainer, micro_batches
-from chats_train.wiring import open_family
-
-PAIRS = 12
-SETTINGS = {
-    "mixed_precision": "no",
-    "gradient_checkpointing": False,
-    "resolution": 64,
-    "bucket_reso_steps": 32,
-    "train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "max_train_steps": 6,
-    "checkpointing_steps": 2,
-    "lr_warmup_steps": 2,
-    "validation_pairs": 2,
-    "validation_steps": 3,
-    "learning_rate": 1e-4,
-}
-
-
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory):
-    """A tiny base of a family, made once."""
-    made = {}
-
-    def base(family: str) -> Path:
-        if family not in made:
-            made[family] = tiny_pipelines.save_pipeline(family, tmp_path_factory.mktemp(family))
-        return made[family]
-
-    return base
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
-    """Pairs as two folders with captions, in two aspect ratios."""
-    folder = tmp_path_factory.mktemp("pairs")
-    generator = torch.Generator().manual_seed(0)
-    for side in ("chosen", "rejected"):
-        (folder / side).mkdir()
-        for index in range(PAIRS):
-            height, width = (64, 64) if index % 3 else (48, 80)
-            content = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy()
-            Image.fromarray(content).save(folder / side / f"{index:02}.png")
-            (folder / side / f"{index:02}.txt").write_text(f"a picture {chr(97 + index)}")
-    return folder
-
-
-@pytest.fixture
-def config(bases, pictures, tmp_path):
-    """A run's settings; each gets a folder of its own."""
-
-    def make(family="sd15", output="run", **settings):
-        raw = {"version": 1, "family": family, "pretrained_model": str(bases(family)), "data": {"path": str(pictures)}, **SETTINGS}
-        return parse_config({**raw, "output_dir": str(tmp_path / output), "cache_dir": str(tmp_path / f"cache-{family}"), **settings})
-
-    return make
-
-
-def trainer_of(config) -> Trainer:
-    family, dataset = open_family(config, "cpu"), open_dataset(config, progress=False)
-    fill_cache(config.cache_dir, dataset.samples, family, progress=False)
-    return Trainer(config, family, dataset, CachedEncodings(config.cache_dir, family.fingerprint), Processes())
+from chats_train.training.trainer import NotFinite, micro_batches
 
 
 def batch_of(trainer, seed=0):
@@ -174,146 +106,10 @@ def test_every_objective_trains(objective, config):
     assert len(trainer.members.names) == OBJECTIVES[objective].models
 
 
-@pytest.mark.parametrize(("family", "method"), [("sdxl", "full"), ("sdxl", "lora"), ("sd3", "full"), ("sd3", "lora"), ("flux", "lora")])
-def test_every_family_trains_resumes_and_exports(family, method, config, tmp_path):
-    from chats_train.training.run import train
-
-    settings = dict(training_method=method, max_train_steps=3, checkpointing_steps=1, validation_pairs=0)
-    whole = config(family, "whole", **settings)
-    train(whole)
-    first = config(family, "parts", **settings, lr_scheduler="constant")
-    train(first.model_copy(update={"max_train_steps": 1}))
-    train(first.model_copy(update={"resume_from_checkpoint": "latest"}))
-    weights = [load_file(run.output_dir / "checkpoints" / "step-00000003" / "members.safetensors") for run in (whole, first)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert sorted(path.name for path in whole.output_dir.glob("*.safetensors")) == [
-        "whole_dispreferred.safetensors",
-        "whole_preferred.safetensors",
-    ]
-
-
-def test_a_run_leaves_what_its_maker_looks_at(config, capsys, tmp_path):
-    run = config(training_method="lora", sample_every=3, sample_prompts=["a b"], sample_steps=2, ema_decay=0.9)
-    path = tmp_path / "run.yaml"
-    path.write_text(json.dumps(run.model_dump(mode="json")))
-    assert main(["train", str(path)]) == 0
-    assert "trained 6 steps" in capsys.readouterr().out
-    folder = run.output_dir
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert "validation_loss" in rows[2]
-    assert "validation_loss" not in rows[1]
-    assert {"z", "gate", "implicit_accuracy", "delta_chosen", "delta_rejected", "grad_norm", "learning_rate"} <= set(rows[0])
-    for picture in ("loss.png", "previews/step-00000003.png", "previews/step-00000006.png"):
-        with Image.open(folder / picture) as image:
-            image.verify()
-    checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert checkpoints == ["step-00000002", "step-00000004", "step-00000006"]
-    assert main(["sample", str(path), "--prompt", "a c", "--form", "exact", "--output", str(tmp_path / "s.png")]) == 0
-    assert main(["export", str(path), "--output", str(tmp_path / "out"), "--dtype", "fp32"]) == 0
-    exported = load_file(tmp_path / "out" / "run_preferred.safetensors")
-    assert read_header(tmp_path / "out" / "run_preferred.safetensors") == read_header(folder / "run_preferred.safetensors")
-    assert check_files(*(folder / f"run_{member}.safetensors" for member in ("preferred", "dispreferred")))[1] == []
-    averages = load_file(folder / "checkpoints" / "step-00000006" / "averages.safetensors")
-    name, value = next((name, value) for name, value in averages.items() if name.startswith("preferred.") and "lora_A" in name)
-    layer = name.removeprefix("preferred.").removesuffix(".lora_A.preferred.weight").replace(".", "_")
-    assert any(torch.equal(tensor, value) for key, tensor in exported.items() if "lora_down" in key), layer
-
-
-def test_a_second_run_does_not_take_over_the_first_ones_folder(config):
-    from chats_train.training.run import train
-
-    run = config(max_train_steps=2)
-    train(run)
-    with pytest.raises(UserError, match="has checkpoints of an earlier run; set `resume_from_checkpoint: latest`"):
-        train(run)
-
-
-COMMAND = [sys.executable, "-m", "chats_train", "train"]
-
-
-# SIGKILL at a moment after the checkpoint of each of these steps.
-@pytest.mark.parametrize(
-    ("settings", "kills"),
-    [
-        ({"training_method": "full", "optimizer": "adafactor", "ema_decay": 0.9}, (3, 7)),
-        ({"training_method": "full", "weight_dtype": "bf16"}, (5,)),
-    ],
-    ids=["adafactor with averages", "bf16"],
-)
-def test_a_run_that_is_killed_ends_bitwise_as_one_that_is_not(settings, kills, config, tmp_path):
-    runs = {}
-    for name in ("whole", "killed"):
-        run = config(output=name, max_train_steps=12, checkpointing_steps=1, **settings)
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(json.dumps(run.model_dump(mode="json") | {"resume_from_checkpoint": "latest"}))
-        runs[name] = (run.output_dir, path)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*COMMAND, runs["whole"][1]], check=True, capture_output=True, env=environment)
-    folder, path = runs["killed"]
-    for target in kills:
-        process = subprocess.Popen([*COMMAND, path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-        while process.poll() is None and not (folder / "checkpoints" / f"step-{target:08d}").exists():
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run([*COMMAND, path], check=True, capture_output=True, env=environment)
-    names = ["members.safetensors", "optimizer.safetensors"] + (["averages.safetensors"] if "ema_decay" in settings else [])
-    for name in names:
-        files = [root / "checkpoints" / "step-00000012" / name for root, _ in runs.values()]
-        assert files[0].read_bytes() == files[1].read_bytes(), name
-    rows = [[json.loads(line)["loss"] for line in (root / "metrics.jsonl").read_text().splitlines()] for root, _ in runs.values()]
-    assert rows[0] == rows[1]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_ends_well(number, config, tmp_path):
-    run = config(max_train_steps=100000, checkpointing_steps=100000, training_method="full")
-    path = tmp_path / "run.yaml"
-    path.write_text(json.dumps(run.model_dump(mode="json")))
-    process = subprocess.Popen([*COMMAND, path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    while not (run.output_dir / "metrics.jsonl").exists() or (run.output_dir / "metrics.jsonl").read_text().count("\n") < 2:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert output.strip().splitlines()[-1].startswith("stopped after step ")
-    assert checkpoint.find_checkpoint(run.output_dir / "checkpoints", "latest") is not None
-
-
-def test_a_nan_stops_and_names_the_last_good_checkpoint(config, monkeypatch):
-    from chats_train.training.run import train
-
-    run = config(training_method="full", learning_rate=1e30, lr_warmup_steps=0, max_grad_norm=0.0, checkpointing_steps=1)
-    with pytest.raises(UserError, match=r"step \d+: the loss is .*; go on from .*step-0000000\d, with a lower `learning_rate`"):
-        train(run)
-    good = checkpoint.find_checkpoint(run.output_dir / "checkpoints", "latest")
-    assert all(tensor.isfinite().all() for tensor in load_file(good / "members.safetensors").values())
-
-
-def test_a_damaged_checkpoint_is_never_used(config):
-    from chats_train.training.run import train
-
-    run = config(max_train_steps=4, checkpointing_steps=1, checkpoints_total_limit=2)
-    train(run)
-    folder = run.output_dir / "checkpoints"
-    newest = folder / "step-00000004"
-    assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-00000004"]
-    content = (newest / "members.safetensors").read_bytes()
-    (newest / "members.safetensors").write_bytes(content[:-1] + b"\x00" if content[-1:] != b"\x00" else content[:-1] + b"\x01")
-    assert checkpoint.find_checkpoint(folder, "latest") == folder / "step-00000003"
-    with pytest.raises(UserError, match=r"members.safetensors is not as it was written"):
-        checkpoint.load_checkpoint(newest)
-    (newest / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"manifest.json is missing"):
-        checkpoint.load_checkpoint(newest)
-
-
 WORKER = """
 import json, sys
 sys.path[:0] = [{root!r}, {here!r}]
-from test_training import trainer_of
+from tiny_runs import trainer_of
 from chats_train.config_file import parse_config
 trainer = trainer_of(parse_config(json.loads(sys.argv[1])))
 report = trainer.train_step()
@@ -322,6 +118,26 @@ if trainer.processes.is_main:
     save_file({{name: p.grad for name, p in trainer.parameters.items() if p.grad is not None}}, sys.argv[2])
     print(json.dumps(report.metrics))
 """
+
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+AGREEING = """
+import sys
+sys.path.insert(0, {root!r})
+from chats_train.training.processes import Processes
+processes = Processes()
+assert processes.count == 2
+print("agreed", processes.agree(3), processes.agree(processes.index))
+"""
+
+
+def test_processes_know_whether_they_agree(tmp_path):
+    root = str(Path(__file__).resolve().parents[2])
+    (tmp_path / "worker.py").write_text(AGREEING.format(root=root))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([*LAUNCH, tmp_path / "worker.py"], capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.splitlines() == ["agreed True False"] * 2
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -333,8 +149,7 @@ def test_two_processes_have_the_gradients_of_one(method, config, tmp_path):
     root = str(Path(__file__).resolve().parents[2])
     (tmp_path / "worker.py").write_text(WORKER.format(root=root, here=str(Path(__file__).parent)))
     run = config(training_method=method, gradient_accumulation_steps=2, max_grad_norm=0.0).model_dump(mode="json")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-    command = [*launch, tmp_path / "worker.py", json.dumps(run), tmp_path / "gradients.safetensors"]
+    command = [*LAUNCH, tmp_path / "worker.py", json.dumps(run), tmp_path / "gradients.safetensors"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     actual = load_file(tmp_path / "gradients.safetensors")
@@ -342,6 +157,84 @@ def test_two_processes_have_the_gradients_of_one(method, config, tmp_path):
     vectors = [torch.cat([gradients[name].flatten() for name in sorted(expected)]) for gradients in (expected, actual)]
     assert torch.linalg.vector_norm(vectors[0] - vectors[1]) / torch.linalg.vector_norm(vectors[0]) < 1e-6
     assert json.loads(result.stdout.strip().splitlines()[-1]) == pytest.approx(report.metrics, rel=1e-5)
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_sharding_is_refused(variable, monkeypatch):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UserError, match=r"asks for (FSDP|DeepSpeed).*each process holds the whole pair; launch plainly .*--multi_gpu"):
+        Processes()
+
+
+def test_a_process_that_was_to_have_peers_is_refused(pairs, bases, tmp_path):
+    """accelerate's own launcher, which starts one process here, however many it was asked for."""
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(tiny_runs.run_settings("sd15", bases("sd15"), pairs, tmp_path)))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "-m", "chats_train", "train", path]
+    result = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert result.returncode != 0
+    assert "error: `accelerate launch` was asked for several processes and started one alone" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def resumed(trainer, config, tmp_path):
+    """A new trainer that goes on from this one's checkpoint."""
+    other = trainer_of(config)
+    other.load_state(load_checkpoint(save_checkpoint(tmp_path / "checkpoints", trainer.state(), None)))
+    return other
+
+
+def assert_equal_members(*trainers):
+    one, other = (trainer.members.state() for trainer in trainers)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_fp16_finds_its_scale_and_resumes(config, tmp_path):
+    run = config(training_method="lora", mixed_precision="fp16", gradient_accumulation_steps=1, beta=10.0)
+    trainer = trainer_of(run)
+    before = {name: value.clone() for name, value in trainer.members.state().items()}
+    reports = [trainer.train_step() for _ in range(3)]
+    assert all(torch.isfinite(torch.tensor(report.metrics["loss"])) for report in reports)
+    assert any(not torch.equal(before[name], value) for name, value in trainer.members.state().items())
+    other = resumed(trainer, run, tmp_path)
+    assert other.scaler.state_dict() == trainer.scaler.state_dict()
+    trainer.train_step()
+    other.train_step()
+    assert_equal_members(trainer, other)
+
+
+def test_fp16_gives_up_where_no_scale_helps(config):
+    trainer = trainer_of(config(training_method="lora", mixed_precision="fp16", gradient_accumulation_steps=1))
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 1.0})
+    next(iter(trainer.parameters.values())).data.fill_(float("nan"))
+    trainer.train_step()  # the scaler's try
+    with pytest.raises(NotFinite, match="step 2: the loss is nan"):
+        trainer.train_step()
+
+
+def test_nested_and_shared_optimizer_state_is_saved(tmp_path):
+    """As bitsandbytes has it: a dict in a parameter's state, and one table for all parameters."""
+    table = torch.arange(4.0)
+    states = {0: {"step": 3, "quantised": {"state1": torch.ones(2), "qmap1": table}}, 1: {"quantised": {"qmap1": table}}}
+    tensors, values = flatten_optimizer({"state": states, "param_groups": []})
+    loaded = load_checkpoint(save_checkpoint(tmp_path, State(1, {"optimizer": tensors}, {"optimizer": values}), None))
+    state = unflatten_optimizer(loaded.tensors["optimizer"], loaded.values["optimizer"], [])["state"]
+    assert state.keys() == states.keys()
+    assert state[0]["step"] == 3
+    assert torch.equal(state[0]["quantised"]["state1"], torch.ones(2))
+    assert all(torch.equal(state[index]["quantised"]["qmap1"], table) for index in states)
+
+
+def test_eight_bit_adamw_resumes(config, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    run = config(training_method="full", optimizer="adamw8bit", gradient_accumulation_steps=1)
+    trainer = trainer_of(run)
+    trainer.train_step()
+    assert any(tensor.dtype == torch.uint8 for tensor in trainer.state().tensors["optimizer"].values())
+    other = resumed(trainer, run, tmp_path)
+    trainer.train_step()
+    other.train_step()
+    assert_equal_members(trainer, other)
 
 
 def test_draws_follow_from_seed_epoch_and_pair_alone():

@@ -1,0 +1,154 @@
+"""Whole runs on tiny real pipelines: what they leave behind, how they end, and that a kill costs nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from chats.pair import check_files, read_header
+from chats_train.cli import main
+from chats_train.errors import UserError
+from chats_train.training import checkpoint
+
+
+@pytest.mark.parametrize(("family", "method"), [("sdxl", "full"), ("sdxl", "lora"), ("sd3", "full"), ("sd3", "lora"), ("flux", "lora")])
+def test_every_family_trains_resumes_and_exports(family, method, config, tmp_path):
+    from chats_train.training.run import train
+
+    settings = dict(training_method=method, max_train_steps=3, checkpointing_steps=1, validation_pairs=0)
+    whole = config(family, "whole", **settings)
+    train(whole)
+    first = config(family, "parts", **settings, lr_scheduler="constant")
+    train(first.model_copy(update={"max_train_steps": 1}))
+    train(first.model_copy(update={"resume_from_checkpoint": "latest"}))
+    weights = [load_file(run.output_dir / "checkpoints" / "step-00000003" / "members.safetensors") for run in (whole, first)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert sorted(path.name for path in whole.output_dir.glob("*.safetensors")) == [
+        "whole_dispreferred.safetensors",
+        "whole_preferred.safetensors",
+    ]
+
+
+def test_a_run_leaves_what_its_maker_looks_at(config, capsys, tmp_path):
+    run = config(training_method="lora", sample_every=3, sample_prompts=["a b"], sample_steps=2, ema_decay=0.9)
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(run.model_dump(mode="json")))
+    assert main(["train", str(path)]) == 0
+    assert "trained 6 steps" in capsys.readouterr().out
+    folder = run.output_dir
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert "validation_loss" in rows[2]
+    assert "validation_loss" not in rows[1]
+    assert {"z", "gate", "implicit_accuracy", "delta_chosen", "delta_rejected", "grad_norm", "learning_rate"} <= set(rows[0])
+    for picture in ("loss.png", "previews/step-00000003.png", "previews/step-00000006.png"):
+        with Image.open(folder / picture) as image:
+            image.verify()
+    checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert checkpoints == ["step-00000002", "step-00000004", "step-00000006"]
+    assert main(["sample", str(path), "--prompt", "a c", "--form", "exact", "--output", str(tmp_path / "s.png")]) == 0
+    assert main(["export", str(path), "--output", str(tmp_path / "out"), "--dtype", "fp32"]) == 0
+    exported = load_file(tmp_path / "out" / "run_preferred.safetensors")
+    assert read_header(tmp_path / "out" / "run_preferred.safetensors") == read_header(folder / "run_preferred.safetensors")
+    assert check_files(*(folder / f"run_{member}.safetensors" for member in ("preferred", "dispreferred")))[1] == []
+    averages = load_file(folder / "checkpoints" / "step-00000006" / "averages.safetensors")
+    name, value = next((name, value) for name, value in averages.items() if name.startswith("preferred.") and "lora_A" in name)
+    layer = name.removeprefix("preferred.").removesuffix(".lora_A.preferred.weight").replace(".", "_")
+    assert any(torch.equal(tensor, value) for key, tensor in exported.items() if "lora_down" in key), layer
+
+
+def test_a_second_run_does_not_take_over_the_first_ones_folder(config):
+    from chats_train.training.run import train
+
+    run = config(max_train_steps=2)
+    train(run)
+    with pytest.raises(UserError, match="has checkpoints of an earlier run; set `resume_from_checkpoint: latest`"):
+        train(run)
+
+
+COMMAND = [sys.executable, "-m", "chats_train", "train"]
+
+
+# SIGKILL at a moment after the checkpoint of each of these steps.
+@pytest.mark.parametrize(
+    ("settings", "kills"),
+    [
+        ({"training_method": "full", "optimizer": "adafactor", "ema_decay": 0.9}, (3, 7)),
+        ({"training_method": "full", "weight_dtype": "bf16"}, (5,)),
+    ],
+    ids=["adafactor with averages", "bf16"],
+)
+def test_a_run_that_is_killed_ends_bitwise_as_one_that_is_not(settings, kills, config, tmp_path):
+    runs = {}
+    for name in ("whole", "killed"):
+        run = config(output=name, max_train_steps=12, checkpointing_steps=1, **settings)
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps(run.model_dump(mode="json") | {"resume_from_checkpoint": "latest"}))
+        runs[name] = (run.output_dir, path)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*COMMAND, runs["whole"][1]], check=True, capture_output=True, env=environment)
+    folder, path = runs["killed"]
+    for target in kills:
+        process = subprocess.Popen([*COMMAND, path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        while process.poll() is None and not (folder / "checkpoints" / f"step-{target:08d}").exists():
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*COMMAND, path], check=True, capture_output=True, env=environment)
+    names = ["members.safetensors", "optimizer.safetensors"] + (["averages.safetensors"] if "ema_decay" in settings else [])
+    for name in names:
+        files = [root / "checkpoints" / "step-00000012" / name for root, _ in runs.values()]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+    rows = [[json.loads(line)["loss"] for line in (root / "metrics.jsonl").read_text().splitlines()] for root, _ in runs.values()]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends_well(number, config, tmp_path):
+    run = config(max_train_steps=100000, checkpointing_steps=100000, training_method="full")
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(run.model_dump(mode="json")))
+    process = subprocess.Popen([*COMMAND, path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    while not (run.output_dir / "metrics.jsonl").exists() or (run.output_dir / "metrics.jsonl").read_text().count("\n") < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert output.strip().splitlines()[-1].startswith("stopped after step ")
+    assert checkpoint.find_checkpoint(run.output_dir / "checkpoints", "latest") is not None
+
+
+def test_a_nan_stops_and_names_the_last_good_checkpoint(config, monkeypatch):
+    from chats_train.training.run import train
+
+    run = config(training_method="full", learning_rate=1e30, lr_warmup_steps=0, max_grad_norm=0.0, checkpointing_steps=1)
+    with pytest.raises(UserError, match=r"step \d+: the loss is .*; go on from .*step-0000000\d, with a lower `learning_rate`"):
+        train(run)
+    good = checkpoint.find_checkpoint(run.output_dir / "checkpoints", "latest")
+    assert all(tensor.isfinite().all() for tensor in load_file(good / "members.safetensors").values())
+
+
+def test_a_damaged_checkpoint_is_never_used(config):
+    from chats_train.training.run import train
+
+    run = config(max_train_steps=4, checkpointing_steps=1, checkpoints_total_limit=2)
+    train(run)
+    folder = run.output_dir / "checkpoints"
+    newest = folder / "step-00000004"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-00000004"]
+    content = (newest / "members.safetensors").read_bytes()
+    (newest / "members.safetensors").write_bytes(content[:-1] + b"\x00" if content[-1:] != b"\x00" else content[:-1] + b"\x01")
+    assert checkpoint.find_checkpoint(folder, "latest") == folder / "step-00000003"
+    with pytest.raises(UserError, match=r"members.safetensors is not as it was written"):
+        checkpoint.load_checkpoint(newest)
+    (newest / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"manifest.json is missing"):
+        checkpoint.load_checkpoint(newest)

@@ -1,0 +1,55 @@
+"""Whole tiny runs on the CPU: pairs of noise, settings that finish in seconds, and a trainer of them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from chats_train.cache import CachedEncodings, fill_cache
+from chats_train.config import RunConfig
+from chats_train.data import open_dataset
+from chats_train.training.processes import Processes
+from chats_train.training.trainer import Trainer
+from chats_train.wiring import open_family
+
+PAIRS = 12
+SETTINGS = {
+    "mixed_precision": "no",
+    "gradient_checkpointing": False,
+    "resolution": 64,
+    "bucket_reso_steps": 32,
+    "train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "max_train_steps": 6,
+    "checkpointing_steps": 2,
+    "lr_warmup_steps": 2,
+    "validation_pairs": 2,
+    "validation_steps": 3,
+    "learning_rate": 1e-4,
+}
+
+
+def write_pairs(folder: Path) -> Path:
+    """Pairs as two folders with captions, in two aspect ratios."""
+    generator = torch.Generator().manual_seed(0)
+    for side in ("chosen", "rejected"):
+        (folder / side).mkdir(parents=True)
+        for index in range(PAIRS):
+            height, width = (64, 64) if index % 3 else (48, 80)
+            content = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy()
+            Image.fromarray(content).save(folder / side / f"{index:02}.png")
+            (folder / side / f"{index:02}.txt").write_text(f"a picture {chr(97 + index)}")
+    return folder
+
+
+def run_settings(family: str, base: Path, pairs: Path, folder: Path, output: str = "run", **settings: Any) -> dict[str, Any]:
+    """A run's YAML; its output and cache go below ``folder``."""
+    raw = {"version": 1, "family": family, "pretrained_model": str(base), "data": {"path": str(pairs)}, **SETTINGS}
+    return {**raw, "output_dir": str(folder / output), "cache_dir": str(folder / f"cache-{family}"), **settings}
+
+
+def trainer_of(config: RunConfig) -> Trainer:
+    family, dataset = open_family(config, "cpu"), open_dataset(config, progress=False)
+    fill_cache(config.cache_dir, dataset.samples, family, progress=False)
+    return Trainer(config, family, dataset, CachedEncodings(config.cache_dir, family.fingerprint), Processes())
