@@ -95,10 +95,41 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("--output", type=Path, default=Path("."), help="the folder to write to (default: the current one)")
     extract.set_defaults(run=_extract)
 
+    _add_evaluate(commands)
+
     inspect = commands.add_parser("inspect", help="say what a .safetensors file is, from its header")
     inspect.add_argument("file", nargs="+", type=Path)
     inspect.set_defaults(run=_inspect)
     return parser
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    evaluate = _with_config(commands.add_parser("evaluate", help="compare base, preferred model and CHATS on a prompt file, with scores"))
+    add = evaluate.add_argument
+    add(
+        "--prompts",
+        type=Path,
+        nargs="+",
+        required=True,
+        help=".txt (one prompt a line), GenEval's .jsonl, or HPS v2's .json for each style",
+    )
+    add(
+        "--seeds",
+        type=int,
+        default=4,
+        metavar="COUNT",
+        help="pictures for each prompt; 0 draws none, for --probe alone (default: %(default)s)",
+    )
+    add("--steps", type=int, default=50, help="of the sampler (default: %(default)s)")
+    add("--alpha", type=float, nargs="+", default=[], help="of CHATS, one or more (default: the run's)")
+    add("--guidance-scale", type=float, nargs="+", default=[], help="the paper's s, one or more, for every method (default: the run's)")
+    add("--form", nargs="+", choices=("proxy", "exact"), default=["proxy"], help="of CHATS, Eq. 17 or Eq. 16 or both (default: proxy)")
+    add("--batch-size", type=int, default=1, help="pictures that are sampled at once (default: %(default)s)")
+    add("--probe", action="store_true", help="measure how well the pair's proxy form stands for the exact one, before any picture")
+    scorers = "pickscore, hpsv2 or imagereward, with a local folder, or a hub id, which is fetched; pictures are drawn without one too"
+    add("--scorer", nargs="+", default=[], metavar="KIND=FOLDER_OR_HUB_ID", help=scorers)
+    add("--output", type=Path, help="pictures and scores are kept there and used again (default: evaluation/ in the run's output_dir)")
+    _with_checkpoint(evaluate).set_defaults(run=_evaluate)
 
 
 def _with_config(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -179,6 +210,22 @@ def _extract(args: argparse.Namespace) -> None:
         print("\n".join(f"  {line}" for line in summary(lora.layers, len(lora.origin.shapes), lora.table.name)))
     if not loras:
         print(f"{args.output}: the same LoRAs are there already")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from .evaluation.run import EvaluationSettings, evaluate
+
+    settings = EvaluationSettings(
+        prompts=tuple(args.prompts),
+        seeds=args.seeds,
+        steps=args.steps,
+        alphas=tuple(args.alpha),
+        guidance_scales=tuple(args.guidance_scale),
+        forms=tuple(args.form),
+        batch_size=args.batch_size,
+        probe=args.probe,
+    )
+    print("\n".join(evaluate(_read_config(args), args.checkpoint, settings, args.scorer, args.output)))
 
 
 def _inspect(args: argparse.Namespace) -> None:

@@ -41,7 +41,7 @@ def preview(
         noise = initial_noise(family, 1, config.resolution, config.resolution, config.seed + index).to(device)
         base = sample_cfg(family, members.reference(), prompt, null, noise, settings)
         if both:
-            pair = [_late(members, name) for name in (PREFERRED, DISPREFERRED)]
+            pair = [late(members, name) for name in (PREFERRED, DISPREFERRED)]
             trained = sample_pair(family, *pair, prompt, null, noise, settings)
         else:
             trained = sample_cfg(family, members.denoiser(PREFERRED), prompt, null, noise, settings)
@@ -99,7 +99,7 @@ def export_pair(
     return paths
 
 
-def _late(members: Members, name: str) -> Callable[..., object]:
+def late(members: Members, name: str) -> Callable[..., object]:
     """A member that is switched to at each call: adapters of one module take turns."""
 
     def call(*args: object, **kwargs: object) -> object:

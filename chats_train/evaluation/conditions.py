@@ -1,0 +1,102 @@
+"""What is compared: the ways to sample one noise, and how each is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ..errors import UserError
+from ..families import Family, Prompt
+from ..sampling import Form, SamplingSettings, sample_cfg, sample_pair
+from ..training.members import DISPREFERRED, PREFERRED, Members
+from ..training.results import late
+
+Models = Literal["base", "preferred", "pair"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to sample: the base or the preferred model alone under CFG (Eq. 8), or the pair under CHATS (Eq. 16, 17).
+
+    Attributes:
+        models: which models sample.
+        guidance_scale: the paper's s.
+        alpha, form: of CHATS, None for one model. At α = 0 the two forms are equal, and sampled as the cheaper proxy.
+    """
+
+    models: Models
+    guidance_scale: float
+    alpha: float | None = None
+    form: Form | None = None
+
+    @property
+    def method(self) -> str:
+        """What distinguishes it beside the guidance scale."""
+        if self.models != "pair":
+            return f"{self.models}, CFG"
+        return "CHATS α=0" if self.alpha == 0 else f"CHATS {self.form} α={self.alpha:g}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}, s={self.guidance_scale:g}"
+
+    @property
+    def folder(self) -> str:
+        """The name as a folder's."""
+        parts = ["chats" if self.models == "pair" else self.models]
+        if self.models == "pair":
+            parts += [f"a{self.alpha:g}"] if self.alpha == 0 else [str(self.form), f"a{self.alpha:g}"]
+        return "_".join([*parts, f"s{self.guidance_scale:g}"])
+
+    @property
+    def total_scale(self) -> float:
+        """(1+α)s, the weight of the negative: with equal members the exact form IS CFG at this scale, so α is fairly compared at
+        equal ones."""
+        return (1 + (self.alpha or 0.0)) * self.guidance_scale
+
+    @property
+    def weights(self) -> dict[str, float | str | None]:
+        """All that tells its pictures from another condition's."""
+        return {"models": self.models, "guidance_scale": self.guidance_scale, "alpha": self.alpha, "form": self.form}
+
+
+def make_conditions(pair: bool, guidance_scales: Iterable[float], alphas: Iterable[float], forms: Iterable[Form]) -> list[Condition]:
+    """Every condition, in a fixed order; each method gets every guidance scale.
+
+    Args:
+        pair: whether there are two members; one model's objective has the preferred alone.
+
+    Raises:
+        UserError: for a guidance scale below 0.
+    """
+    scales, alphas, forms = (list(dict.fromkeys(each)) for each in (guidance_scales, alphas, forms))
+    for scale in scales:
+        if not scale >= 0:
+            raise UserError(f"`--guidance-scale` is {scale:g}; the paper's s is 0 or more, 5 by default")
+    made = [Condition(models, scale) for models in ("base", "preferred") for scale in scales]
+    if pair:
+        settings = {(alpha, form if alpha else "proxy") for alpha in alphas for form in forms}
+        ordered = sorted(settings, key=lambda each: (alphas.index(each[0]), each[1] != "proxy"))
+        made += [Condition("pair", scale, alpha, form) for alpha, form in ordered for scale in scales]
+    return made
+
+
+def sample_condition(
+    condition: Condition, family: Family, members: Members, prompt: Prompt, null: Prompt, noise: Tensor, steps: int
+) -> Tensor:
+    """Latents, in the denoiser's scale, of the shape of ``noise`` [batch, channels, height, width].
+
+    Args:
+        prompt, null: embeddings, of the batch or of 1.
+    """
+    settings = SamplingSettings(steps=steps, guidance_scale=condition.guidance_scale)
+    if condition.models == "base":
+        return sample_cfg(family, members.reference(), prompt, null, noise, settings)
+    if condition.models == "preferred":
+        return sample_cfg(family, members.denoiser(PREFERRED), prompt, null, noise, settings)
+    settings = SamplingSettings(steps, "normal", condition.guidance_scale, condition.alpha, condition.form)
+    pair = [late(members, name) for name in (PREFERRED, DISPREFERRED)]
+    return sample_pair(family, *pair, prompt, null, noise, settings)

@@ -1,0 +1,122 @@
+"""What an evaluation says: figures for each condition as rows, and rows as text or Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .conditions import Condition
+from .statistics import Estimate, PictureValues, estimate, paired_difference, win_rate
+
+# By scorer, then condition, then picture.
+Scores = Mapping[str, Mapping[Condition, PictureValues]]
+
+FAIRNESS = (
+    "Every condition samples the same noise for the same prompt and seed, and every method gets the same list of guidance scales. "
+    "(1+α)s is the weight of the negative: compare different α at equal (1+α)s. Errors are standard errors over prompts; differences "
+    "and wins are picture by picture against the base at the same s, a tie being half a win."
+)
+NO_FIGURE = "–"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One scorer's figures of one condition: its mean, and against the base at the same guidance scale (None for the base itself)."""
+
+    scorer: str
+    condition: Condition
+    mean: Estimate
+    difference: Estimate | None
+    wins: Estimate | None
+    groups: dict[str, Estimate]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; what is not known (NaN) is null."""
+        return without_nan({"name": self.condition.name, "total_scale": self.condition.total_scale, **asdict(self)})
+
+
+def compute_figures(scores: Scores, groups: Mapping[str, str]) -> list[Figures]:
+    """Figures of every scorer and condition.
+
+    Args:
+        scores: of every condition; a picture without a score is left out.
+        groups: each prompt's group.
+    """
+    found = []
+    for scorer, by_condition in scores.items():
+        for condition, values in by_condition.items():
+            if not values:
+                continue
+            base = by_condition.get(Condition("base", condition.guidance_scale), {})
+            compared = condition.models != "base" and bool(base)
+            by_group: dict[str, dict[tuple[str, int], float]] = {}
+            for (prompt, seed), value in values.items():
+                by_group.setdefault(groups[prompt], {})[prompt, seed] = value
+            found.append(
+                Figures(
+                    scorer,
+                    condition,
+                    estimate(values),
+                    paired_difference(values, base) if compared else None,
+                    win_rate(values, base) if compared else None,
+                    {group: estimate(each) for group, each in by_group.items()},
+                )
+            )
+    return found
+
+
+def overall_table(figures: Sequence[Figures]) -> list[list[str]]:
+    """Rows of one scorer: a head, and each condition."""
+    rows = [["method", "s", "(1+α)s", "pictures", "mean", "− base", "wins (%)"]]
+    for each in figures:
+        condition = each.condition
+        scales = [f"{condition.guidance_scale:g}", f"{condition.total_scale:g}"]
+        compared = [_with_error(each.difference, sign="+"), _with_error(each.wins, factor=100, decimals=1)]
+        rows.append([condition.method, *scales, str(each.mean.pictures), _with_error(each.mean), *compared])
+    return rows
+
+
+def group_table(figures: Sequence[Figures]) -> list[list[str]]:
+    """Rows of one scorer: a head, and each condition's mean in every group."""
+    groups = list(dict.fromkeys(group for each in figures for group in each.groups))
+    rows = [["method", "s", *groups]]
+    for each in figures:
+        rows.append(
+            [each.condition.method, f"{each.condition.guidance_scale:g}", *(_with_error(each.groups.get(group)) for group in groups)]
+        )
+    return rows
+
+
+def as_text(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines in columns, the first flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  "
+        + "   ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+
+
+def as_markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as a Markdown table."""
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    rule = ["---"] + ["---:"] * (len(rows[0]) - 1)
+    return [f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]]]
+
+
+def _with_error(figure: Estimate | None, factor: float = 1.0, decimals: int = 3, sign: str = "") -> str:
+    if figure is None:
+        return NO_FIGURE
+    mean = f"{factor * figure.mean:{sign}.{decimals}f}"
+    return mean if math.isnan(figure.standard_error) else f"{mean} ± {factor * figure.standard_error:.{decimals}f}"
+
+
+def without_nan(value: Any) -> Any:
+    """Plain values with null for NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,69 @@
+"""Means, paired differences and win rates with standard errors. Prompts are what was sampled from the world: pictures of one prompt
+from several seeds are alike, so the errors are over prompts, not over pictures."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+# Values by picture, each named by its prompt and its seed.
+PictureValues = Mapping[tuple[str, int], float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its standard error (NaN where there are fewer than two prompts), from how many prompts and pictures."""
+
+    mean: float
+    standard_error: float
+    prompts: int
+    pictures: int
+
+
+def estimate(values: PictureValues) -> Estimate:
+    """The mean over prompts of each prompt's mean over seeds, with the standard error clustered by prompt: sd(prompt means) / √prompts.
+
+    With equally many seeds for each prompt, as ever but after an interruption, it is the plain mean over pictures.
+
+    Raises:
+        ValueError: when there is no value.
+    """
+    if not values:
+        raise ValueError("no value to take the mean of")
+    by_prompt = defaultdict(list)
+    for (prompt, _), value in values.items():
+        by_prompt[prompt].append(value)
+    means = [math.fsum(each) / len(each) for each in by_prompt.values()]
+    mean = math.fsum(means) / len(means)
+    if len(means) < 2:
+        return Estimate(mean, math.nan, len(means), len(values))
+    variance = math.fsum((each - mean) ** 2 for each in means) / (len(means) - 1)
+    return Estimate(mean, math.sqrt(variance / len(means)), len(means), len(values))
+
+
+def paired_difference(values: PictureValues, baseline: PictureValues) -> Estimate:
+    """``values`` − ``baseline``, picture by picture from the same noise, over those that both have.
+
+    Raises:
+        ValueError: when they have none in common.
+    """
+    return estimate({key: values[key] - baseline[key] for key in _common(values, baseline)})
+
+
+def win_rate(values: PictureValues, baseline: PictureValues) -> Estimate:
+    """The share of pictures with a higher value than the baseline's from the same noise; a tie counts half.
+
+    Raises:
+        ValueError: when they have none in common.
+    """
+    return estimate({key: (1 + _sign(values[key] - baseline[key])) / 2 for key in _common(values, baseline)})
+
+
+def _common(values: PictureValues, baseline: PictureValues) -> list[tuple[str, int]]:
+    return [key for key in values if key in baseline]
+
+
+def _sign(number: float) -> int:
+    return (number > 0) - (number < 0)

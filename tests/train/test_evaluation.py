@@ -1,0 +1,146 @@
+"""The parts of an evaluation that need no model: prompts, conditions, statistics, figures, tables."""
+
+import json
+import math
+
+import pytest
+
+from chats_train.errors import UserError
+from chats_train.evaluation.conditions import Condition, make_conditions
+from chats_train.evaluation.pictures import noise_seed
+from chats_train.evaluation.plots import GRID_ROWS, grid_prompts
+from chats_train.evaluation.prompts import EvaluationPrompt, read_prompts
+from chats_train.evaluation.report import as_markdown, as_text, compute_figures, group_table, overall_table
+from chats_train.evaluation.statistics import Estimate, estimate, paired_difference, win_rate
+
+
+def test_the_three_prompt_formats(tmp_path):
+    (tmp_path / "mine.txt").write_text("\ufeffa cat\n\n  a dog \n", encoding="utf-8")
+    geneval = [
+        {"tag": "counting", "include": [{"class": "clock", "count": 2}], "prompt": "a photo of two clocks"},
+        {"tag": "colors", "include": [{"class": "apple", "count": 1, "color": "red"}], "prompt": "a photo of a red apple"},
+    ]
+    (tmp_path / "evaluation_metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in geneval))
+    (tmp_path / "anime.json").write_text(json.dumps(["a girl, 4k", "a cat"]))
+    (tmp_path / "all.json").write_text(json.dumps({"photo": ["a train"], "paintings": ["a vase"]}))
+    prompts, repeated = read_prompts(tmp_path / name for name in ("mine.txt", "evaluation_metadata.jsonl", "anime.json", "all.json"))
+    assert [(prompt.text, prompt.group) for prompt in prompts] == [
+        ("a cat", "mine"),
+        ("a dog", "mine"),
+        ("a photo of two clocks", "counting"),
+        ("a photo of a red apple", "colors"),
+        ("a girl, 4k", "anime"),
+        ("a train", "photo"),
+        ("a vase", "paintings"),
+    ]
+    assert repeated == 1
+    assert prompts[2].metadata["include"] == [{"class": "clock", "count": 2}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.csv", "a", r"p\.csv; known are \.txt"),
+        ("p.txt", "\n \n", "which has no prompt; write one a line"),
+        ("p.txt", b"\xff\xfe", "cannot be read .*UTF-8"),
+        ("p.jsonl", '{"prompt": "a"}\n{"tag": "b"}\n', "whose line 2 has no `prompt`"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prom', "line 2, is not JSON"),
+        ("p.json", '{"a": "b"}', "holds a list of prompts, or such lists by style"),
+        ("p.json", '["a",', "is not JSON"),
+    ],
+)
+def test_a_bad_prompt_file_is_a_sentence(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message):
+        read_prompts([path])
+
+
+def test_a_missing_prompt_file_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="which cannot be read"):
+        read_prompts([tmp_path / "none.txt"])
+
+
+def test_every_method_gets_every_guidance_scale():
+    conditions = make_conditions(True, [5, 7.5, 5], [0, 0.5], ["exact", "proxy"])
+    assert [condition.name for condition in conditions] == [
+        "base, CFG, s=5",
+        "base, CFG, s=7.5",
+        "preferred, CFG, s=5",
+        "preferred, CFG, s=7.5",
+        "CHATS α=0, s=5",
+        "CHATS α=0, s=7.5",
+        "CHATS proxy α=0.5, s=5",
+        "CHATS proxy α=0.5, s=7.5",
+        "CHATS exact α=0.5, s=5",
+        "CHATS exact α=0.5, s=7.5",
+    ]
+    # α = 0 at s = 7.5 is compared with α = 0.5 at s = 5.
+    assert [condition.total_scale for condition in conditions[4:8]] == [5, 7.5, 7.5, 11.25]
+    assert len({condition.folder for condition in conditions}) == len(conditions)
+    assert [each.models for each in make_conditions(False, [5], [0.5], ["proxy"])] == ["base", "preferred"]
+    with pytest.raises(UserError, match="`--guidance-scale` is -1"):
+        make_conditions(True, [-1], [0.5], ["proxy"])
+
+
+def test_noise_is_of_the_prompt_and_the_seed():
+    seeds = {noise_seed(prompt, seed) for prompt in ("a cat", "a dog") for seed in range(3)}
+    assert len(seeds) == 6
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert noise_seed("a cat", 0) == noise_seed("a cat", 0)
+
+
+def test_errors_are_over_prompts_not_over_pictures():
+    # Prompt means 2, 4, 9: mean 5, variance ((−3)² + (−1)² + 4²) / 2 = 13, error √(13 / 3).
+    values = {("a", 0): 1.0, ("a", 1): 3.0, ("b", 0): 4.0, ("b", 1): 4.0, ("c", 0): 8.0, ("c", 1): 10.0}
+    found = estimate(values)
+    assert (found.mean, found.prompts, found.pictures) == (5.0, 3, 6)
+    assert found.standard_error == pytest.approx(math.sqrt(13 / 3))
+    # A prompt repeated from many like seeds adds nothing; an error over pictures would shrink.
+    repeated = {(prompt, seed): value for prompt, value in (("a", 2.0), ("b", 4.0), ("c", 9.0)) for seed in range(100)}
+    assert estimate(repeated).standard_error == pytest.approx(math.sqrt(13 / 3))
+    assert math.isnan(estimate({("a", 0): 1.0, ("a", 1): 2.0}).standard_error)
+    with pytest.raises(ValueError, match="no value"):
+        estimate({})
+
+
+def test_paired_difference_and_wins_by_hand():
+    values = {("a", 0): 2.0, ("a", 1): 5.0, ("b", 0): 1.0, ("b", 1): 1.0, ("c", 0): 7.0}
+    baseline = {("a", 0): 1.0, ("a", 1): 2.0, ("b", 0): 1.0, ("b", 1): 3.0, ("d", 0): 0.0}
+    # In common: a (1, 3), b (0, −2); prompt means 2, −1; mean 0.5, error √(4.5 / 2) = 1.5.
+    assert paired_difference(values, baseline) == Estimate(0.5, pytest.approx(1.5), 2, 4)
+    # Wins: a (1, 1), b (½, 0); prompt means 1, ¼; error √((3/8)² · 2 / 2) = 3/8.
+    assert win_rate(values, baseline) == Estimate(0.625, pytest.approx(0.375), 2, 4)
+    with pytest.raises(ValueError, match="no value"):
+        paired_difference(values, {("e", 0): 1.0})
+
+
+def test_pairing_removes_what_prompts_share():
+    values = {(str(prompt), 0): 10.0 * prompt + prompt % 2 for prompt in range(20)}
+    baseline = {(str(prompt), 0): 10.0 * prompt for prompt in range(20)}
+    assert paired_difference(values, baseline).standard_error < estimate(values).standard_error / 50
+
+
+def test_figures_and_tables():
+    base, other = Condition("base", 5.0), Condition("pair", 5.0, 0.5, "exact")
+    scores = {"s": {base: {("a", 0): 1.0, ("b", 0): 2.0}, other: {("a", 0): 2.0, ("b", 0): 5.0}}}
+    figures = compute_figures(scores, {"a": "x|y", "b": "z"})
+    assert figures[0].difference is None
+    assert figures[1].difference.mean == 2.0
+    assert figures[1].wins.mean == 1.0
+    rows = overall_table(figures)
+    assert rows[1] == ["base, CFG", "5", "5", "2", "1.500 ± 0.500", "–", "–"]
+    assert rows[2] == ["CHATS exact α=0.5", "5", "7.5", "2", "3.500 ± 1.500", "+2.000 ± 1.000", "100.0 ± 0.0"]
+    assert group_table(figures)[0] == ["method", "s", "x|y", "z"]
+    assert as_markdown(group_table(figures))[0] == "| method | s | x\\|y | z |"
+    assert len({len(line) for line in as_text(rows)}) == 1
+    written = json.loads(json.dumps(figures[1].as_json(), allow_nan=False))
+    assert written["groups"]["z"] == {"mean": 5.0, "standard_error": None, "prompts": 1, "pictures": 1}
+    assert (written["total_scale"], written["condition"]["form"]) == (7.5, "exact")
+
+
+def test_every_group_is_in_the_grid():
+    prompts = [EvaluationPrompt(f"{group} {number}", group) for group in "ab" for number in range(20)]
+    chosen = grid_prompts([*prompts, EvaluationPrompt("c 0", "c")])
+    assert len(chosen) == GRID_ROWS
+    assert [prompt.text for prompt in chosen[:4]] == ["a 0", "b 0", "c 0", "a 1"]
