@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
 
@@ -73,7 +74,7 @@ def draw_alpha_curve(figures: Sequence[Figures], path: Path) -> bool:
     return True
 
 
-def _draw_scale(axes: object, figures: Sequence[Figures], colour: str) -> None:
+def _draw_scale(axes: Any, figures: Sequence[Figures], colour: str) -> None:
     """One guidance scale: horizontal lines of the single models, and a curve for each form; α = 0 belongs to both."""
     scale = figures[0].condition.guidance_scale
     for models, style in (("base", ":"), ("preferred", "-.")):

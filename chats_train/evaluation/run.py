@@ -89,7 +89,7 @@ def evaluate(config: RunConfig, wanted: str, settings: EvaluationSettings, score
     weights = _weights_digest(checkpoint)
 
     size = f"{config.resolution} × {config.resolution} px, {settings.steps} steps"
-    header = [f"{checkpoint.name} of {config.output_dir.name}: {len(prompts)} prompts, {settings.seeds} seeds each, {size}"]
+    header = [f"{checkpoint.name} of {config.output_dir.name}: {len(prompts)} prompts, seeds for each: {settings.seeds}, {size}"]
     if repeated:
         header.append(f"{repeated} repetitions of prompts are left out")
     if not pair:
@@ -172,6 +172,8 @@ def _report(
     files = [RESULTS_FILE, SUMMARY_FILE, REPORT_FILE, GRID_FILE]
     if figures and draw_alpha_curve(figures, folder / CURVE_FILE):
         files.append(CURVE_FILE)
+    if probed:
+        files.append(PROBE_FILE)
     write_text(folder / REPORT_FILE, "\n".join(_markdown(header, figures, probed, row_prompts, CURVE_FILE in files)) + "\n")
     text = [*header, *_probe_text(probed)]
     for title, rows in _tables(figures):

@@ -1,6 +1,8 @@
 """Scorers of pictures: PickScore and HPS v2 (CLIP models in transformers' format) and ImageReward (through its own package).
 
-Nothing is fetched unless a hub id is named, and no pickle is ever opened.
+What fits: PickScore as published (hub id yuvalkirstain/PickScore_v1); for HPS v2, whose own file is an OpenCLIP pickle, a conversion
+to a CLIPModel with its tokenizer (adams-story/HPSv2-hf is one), as far as it holds .safetensors. Nothing is fetched unless a hub id is
+named, and no pickle is ever opened.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import difflib
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,7 +76,10 @@ class ClipScorer:
     def model(self) -> Any:
         from transformers import CLIPModel
 
-        return CLIPModel.from_pretrained(self.folder, local_files_only=True, use_safetensors=True).eval().to(self.device)
+        options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+        model, loading = CLIPModel.from_pretrained(self.folder, **options)
+        _require_whole(self.name, self.folder, loading["missing_keys"])
+        return model.eval().to(self.device)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -148,12 +153,7 @@ class ImageRewardScorer:
 
         model = self.cls(med_config=str(self.folder / "med_config.json"), device=self.device)
         state = {key: tensor for file in sorted(self.folder.glob("*.safetensors")) for key, tensor in load_file(file).items()}
-        # Position ids are no weights, and come and go with the version of transformers.
-        missing = [key for key in model.load_state_dict(state, strict=False).missing_keys if not key.endswith("position_ids")]
-        if missing:
-            raise UserError(
-                f"`--scorer` imagereward is {self.folder}, which lacks {missing[0]} and {len(missing) - 1} more; convert it again"
-            )
+        _require_whole(self.name, self.folder, model.load_state_dict(state, strict=False).missing_keys)
         return model.eval().to(self.device)
 
     @torch.no_grad()
@@ -210,6 +210,15 @@ def _require_safetensors(kind: str, folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         note = " (HPS v2's own .pt is one; give a conversion to transformers' format)" if kind == "hpsv2" else ""
         raise UserError(f"`--scorer` {kind} is {folder}, which has no .safetensors file; pickled weights are never opened{note}")
+
+
+def _require_whole(kind: str, folder: Path, missing: Iterable[str]) -> None:
+    """A weight that no file has would be left random, and its scores mean nothing."""
+    # Position ids are no weights, and come and go with the version of transformers.
+    missing = sorted(key for key in missing if not key.endswith("position_ids"))
+    if missing:
+        more = f" and {len(missing) - 1} more weights" if len(missing) > 1 else ""
+        raise UserError(f"`--scorer` {kind} is {folder}, whose .safetensors lack {missing[0]}{more}; download or convert it again")
 
 
 def _digest(folder: Path, more: str) -> str:

@@ -10,7 +10,8 @@ import sys
 import tempfile
 import time
 
-import conftest
+if __name__ == "__main__":
+    import conftest  # puts ComfyUI on the path, as for the tests
 
 BEGIN, END = "loading the pack", "the pack is loaded"
 REPETITIONS = 7

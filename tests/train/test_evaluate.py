@@ -9,6 +9,7 @@ import pytest
 import tiny_pipelines
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from chats_train.cli import main
@@ -251,6 +252,16 @@ def test_scorers_that_cannot_be_used_are_sentences(clip, tmp_path):
     assert "pickled weights are never opened (HPS v2's own .pt is one; give a conversion" in refused(f"hpsv2={tmp_path}")
     (tmp_path / "config.json").write_text('{"model_type": "blip"}')
     assert "says `model_type` blip; give a CLIPModel" in refused(f"pickscore={tmp_path}")
+
+
+def test_a_scorer_that_lacks_weights_does_not_score(clip, tmp_path):
+    for file in clip.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    state = load_file(clip / "model.safetensors")
+    save_file({f"visual.{name}" if "vision" in name else name: value for name, value in state.items()}, tmp_path / "model.safetensors")
+    (scorer,) = open_scorers([f"pickscore={tmp_path}"], "cpu")
+    with pytest.raises(UserError, match=r"whose \.safetensors lack vision_model.* more weights; download or convert it again"):
+        scorer.score([Image.new("RGB", (24, 24))], [EvaluationPrompt("a", "g")])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ImageReward") is not None, reason="the package image-reward is installed")
