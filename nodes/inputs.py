@@ -63,8 +63,14 @@ def cfg_input() -> io.Float.Input:
 
 def interval_inputs() -> list[io.Float.Input]:
     ends = {
-        "start_percent": (0.0, "Share of the noise schedule from which the dispreferred model guides. Before it cfg is 1, at half the cost."),
-        "end_percent": (1.0, "Share of the noise schedule up to which the dispreferred model guides. After it cfg is 1, at half the cost."),
+        "start_percent": (
+            0.0,
+            "Share of the noise schedule from which the dispreferred model guides. Before it cfg is 1, at half the cost.",
+        ),
+        "end_percent": (
+            1.0,
+            "Share of the noise schedule up to which the dispreferred model guides. After it cfg is 1, at half the cost.",
+        ),
     }
     return [
         advanced(io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, round=0.001, tooltip=tooltip))

@@ -1,5 +1,7 @@
 """The command line as a user meets it: instant help, sentences instead of tracebacks, and commands on a tiny base."""
 
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -29,6 +31,21 @@ def test_help_is_instant():
         assert result.returncode == 0
         assert "write a commented config" in result.stdout
     assert min(seconds) < 1.0
+
+
+def documented_commands() -> set[str]:
+    """Every command of the trainer with its arguments that the README, a workflow's note or a help page shows."""
+    files = [ROOT / "README.md", *(ROOT / "workflows").glob("*.json"), *(ROOT / "web" / "docs").rglob("*.md")]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    found = re.findall(r"python -m chats_train ((?:[\w./=<>-]+[ \t]?)+)", text)
+    return {command.strip() for command in found if " " in command.strip()}
+
+
+def test_documented_commands_exist():
+    commands = documented_commands()
+    assert {command.split()[0] for command in commands} >= {"init", "check", "train", "extract", "evaluate"}
+    for command in sorted(commands):
+        cli._parser().parse_args(shlex.split(command))  # a wrong one exits
 
 
 def test_help_imports_nothing_heavy():
