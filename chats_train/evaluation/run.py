@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from chats.objective import OBJECTIVES
@@ -21,6 +20,7 @@ from ..files import write_text
 from ..sampling import Form
 from ..training.checkpoint import MANIFEST, find_checkpoint
 from ..training.members import Members
+from ..training.processes import Processes
 from ..training.run import CHECKPOINTS, trained_members
 from ..wiring import open_family
 from .conditions import Condition, make_conditions
@@ -77,12 +77,10 @@ def evaluate(config: RunConfig, wanted: str, settings: EvaluationSettings, score
     pair = OBJECTIVES[config.objective].models == 2
     alphas = settings.alphas or (config.alpha,)
     if settings.probe and not (pair and any(alphas)):
-        reason = (
-            f"`--alpha` is {', '.join(f'{alpha:g}' for alpha in alphas)}" if pair else f"`objective` is {config.objective}, of one model"
-        )
+        reason = "`--alpha` is 0" if pair else f"`objective` is {config.objective}, of one model"
         raise UserError(f"`--probe` needs a pair and an α other than 0, but {reason}; leave it out")
     conditions = make_conditions(pair, settings.guidance_scales or (config.guidance_scale,), alphas, settings.forms)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = Processes().device
     scorers = open_scorers(scorer_specs, device)
     family = open_family(config, device)
     members = trained_members(config, family, str(checkpoint))

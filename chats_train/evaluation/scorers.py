@@ -34,7 +34,8 @@ class Scorer(Protocol):
 
     Attributes:
         name: of its column.
-        fingerprint: changes with whatever its scores depend on; a kept score of another fingerprint is not used again.
+        fingerprint: changes with whatever its scores depend on beside the picture and the prompt's text (what it reads of the prompt's
+            metadata, too); a kept score of another fingerprint is not used again.
     """
 
     name: str

@@ -186,7 +186,8 @@ def test_what_a_picture_depends_on_changes_its_key(run):
         {"null_prompt": "zeros"},
         {"prediction_type": "v_prediction"},
         {"mixed_precision": "bf16"},
-        {"pretrained_model": tiny_pipelines.save_pipeline("sd15", path.parent / "base", seed=1)},
+        {"pretrained_model": tiny_pipelines.save_pipeline("sd15", path.parent / "weights", seed=1)},
+        {"pretrained_model": tiny_pipelines.save_pipeline("sd15", path.parent / "schedule", zero_terminal_snr=True)},
         {"prompts": [EvaluationPrompt("a bird", "g")]},
         {"conditions": make_conditions(True, [3.0], [0.5], ["exact"])},
     ):
