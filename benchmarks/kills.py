@@ -2,10 +2,10 @@
 
     python benchmarks/kills.py --kills 10 --seed 0
 
-Real processes of `python -m chats_train train` on a tiny SD1.5, for both training methods. Every other kill comes at a moment uniform
-over a window that starts with the process, so some fall into its start-up; those between are aimed: from such a moment on they wait for
-the next checkpoint to be begun (or removed), and come up to 20 ms after that. Equal means: every file of the last checkpoint and both
-exported files, byte for byte, and the losses of every step. The status is 1 when anything differs.
+Real processes of `python -m chats_train train` on a tiny SD1.5, for both training methods. A kill comes up to a second after a random
+number of further steps, and where that number is none, at any moment of the start-up. Every other kill is aimed: from such a moment on it
+waits for the next checkpoint to be begun (or removed), and comes up to 20 ms after that. Equal means byte for byte: every file of the
+last checkpoint and both exported files; and the losses of every step. The status is 1 when anything differs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "train")]
 
 WRITE_SECONDS = 0.02
-POLL_SECONDS = 0.001
+POLL_SECONDS = 0.002
 # Settings beside the method: everything that a checkpoint can hold, and one after each step.
 SETTINGS = {"ema_decay": 0.9, "checkpointing_steps": 1, "checkpoints_total_limit": 2, "resume_from_checkpoint": "latest"}
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10, help="of each training method")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--steps", type=int, default=60, help="of a run; more kills need more, or it ends before the last of them")
+    parser.add_argument("--steps", type=int, default=80, help="of a run; more kills need more, or it ends before the last of them")
     parser.add_argument("--markdown", type=Path, help="write the result there too")
     args = parser.parse_args()
     lines, equal = [heading(args)], True
@@ -67,13 +67,16 @@ def kill_run(folder: Path, method: str, args: argparse.Namespace) -> tuple[list[
     output, whole = folder / "run", folder / "whole"
     started = time.time()
     subprocess.run(command(config), check=True, capture_output=True, env=environment())
-    startup, end = (output / "config.yaml").stat().st_mtime - started, time.time() - started
+    startup = (output / "config.yaml").stat().st_mtime - started
     output.rename(whole)  # to the same place again: the folder's name goes into the exported files
     moments = random.Random(f"{args.seed} {method}")
-    # A start-up, and so much of the steps that all kills together leave a part of the run to its end.
-    window = startup + 2 * (end - startup) / args.kills
     kills = []
-    while len(kills) < args.kills and (kill := kill_once(config, output, moments, window, aimed=len(kills) % 2 == 1)):
+    while len(kills) < args.kills:
+        # So few steps ahead that the run lasts for all kills.
+        ahead, aimed = moments.randint(0, args.steps // args.kills), len(kills) % 2 == 1
+        kill = kill_once(config, output, ahead, moments.uniform(0, 1 if ahead else startup), moments.uniform(0, WRITE_SECONDS), aimed)
+        if kill is None:
+            break
         print(f"{method}: {kill}", file=sys.stderr)
         kills.append(kill)
     subprocess.run(command(config), check=True, capture_output=True, env=environment())
@@ -101,19 +104,19 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def kill_once(config: Path, output: Path, moments: random.Random, window: float, aimed: bool) -> Kill | None:
-    """Starts the run and kills it; None when it ended before."""
-    rows_before, left_before = rows(output), half_written(output)
+def kill_once(config: Path, output: Path, ahead: int, delay: float, write_delay: float, aimed: bool) -> Kill | None:
+    """Starts the run and kills it ``delay`` seconds after so many steps; None when it ended before."""
+    rows_before, left_before, goal = rows(output), half_written(output), newest_step(output) + ahead
     started = time.perf_counter()
     process = subprocess.Popen(command(config), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
-    moment, delay = moments.uniform(0, window), moments.uniform(0, WRITE_SECONDS)
-    while process.poll() is None and time.perf_counter() - started < moment:
+    while process.poll() is None and newest_step(output) < goal:
         time.sleep(POLL_SECONDS)
+    time.sleep(delay)
     if aimed:
         there = half_written(output)
         while process.poll() is None and not half_written(output) - there:
             time.sleep(POLL_SECONDS)
-        time.sleep(delay)
+        time.sleep(write_delay)
     process.kill()
     process.wait()
     if process.returncode == 0:

@@ -52,7 +52,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layout", choices=("tiny", "sd15"), default="tiny")
     parser.add_argument("--pixels", type=int, default=256, help="side of the square pictures")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of each side, after one that is not timed")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of each side, after one that is not timed")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "chats-training-benchmark", help="base, pairs, results"
