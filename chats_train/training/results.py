@@ -15,10 +15,12 @@ from chats.pair import PairMetadata
 from ..config import RunConfig
 from ..export import export_full, export_lora
 from ..families import Denoiser, Family, Prompt
-from ..sampling import Form, SamplingSettings, initial_noise, picture_grid, sample_cfg, sample_pair, to_images
+from ..sampling import Form, SamplingSettings, enlarged, initial_noise, picture_grid, sample_cfg, sample_pair, to_images
 from .members import DISPREFERRED, PREFERRED, Members, adapter_weights
 
 EXPORT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# Smaller pictures are enlarged to about this side in pixels, or their titles would not fit.
+PREVIEW_SIDE = 192
 
 
 def preview(
@@ -41,11 +43,11 @@ def preview(
         noise = initial_noise(family, 1, config.resolution, config.resolution, config.seed + index).to(device)
         base = sample_cfg(family, members.reference(), prompt, null, noise, settings)
         if both:
-            pair = [_late(members, name) for name in (PREFERRED, DISPREFERRED)]
+            pair = [late(members, name) for name in (PREFERRED, DISPREFERRED)]
             trained = sample_pair(family, *pair, prompt, null, noise, settings)
         else:
             trained = sample_cfg(family, members.denoiser(PREFERRED), prompt, null, noise, settings)
-        rows.append([to_images(family.decode_image(latents))[0] for latents in (base, trained)])
+        rows.append([enlarged(to_images(family.decode_image(latents))[0], PREVIEW_SIDE) for latents in (base, trained)])
     return picture_grid(rows, titles=["base, CFG", f"pair, CHATS ({form})" if both else "trained, CFG"])
 
 
@@ -99,7 +101,7 @@ def export_pair(
     return paths
 
 
-def _late(members: Members, name: str) -> Callable[..., object]:
+def late(members: Members, name: str) -> Callable[..., object]:
     """A member that is switched to at each call: adapters of one module take turns."""
 
     def call(*args: object, **kwargs: object) -> object:

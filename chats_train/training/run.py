@@ -23,7 +23,7 @@ from ..files import replacing
 from ..sampling import Form
 from ..wiring import open_family
 from .checkpoint import State, find_checkpoint, load_checkpoint, save_checkpoint
-from .members import make_members
+from .members import Members, make_members
 from .processes import Processes
 from .reports import HELD_OUT, Reports
 from .results import export_pair, preview
@@ -220,14 +220,24 @@ def sample(config: RunConfig, wanted: str, prompts: list[str], form: Form) -> Im
     Raises:
         UserError: when there is no such checkpoint.
     """
-    state = _load(config, wanted)
     device = Processes().device
     family = open_family(config, device)
-    members = make_members(config, family, OBJECTIVES[config.objective].models, True, device)
-    members.load_state(state.tensors.get("averages", state.tensors["members"]))
+    members = trained_members(config, family, wanted)
     null = family.null_prompt()
     encoded = [(family.encode_prompt([text]), null) for text in prompts]
     return preview(config, family, members, encoded, device, form)
+
+
+def trained_members(config: RunConfig, family: Family, wanted: str) -> Members:
+    """The members of a checkpoint (``latest`` or a folder), with the base as their reference, on the family's device.
+
+    Raises:
+        UserError: when there is no such checkpoint.
+    """
+    state = _load(config, wanted)
+    members = make_members(config, family, OBJECTIVES[config.objective].models, True, family.device)
+    members.load_state(state.tensors.get("averages", state.tensors["members"]))
+    return members
 
 
 def _load(config: RunConfig, wanted: str) -> State:
