@@ -85,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--output", type=Path, help="the folder to write to (default: the run's output_dir)")
     _with_checkpoint(export).set_defaults(run=_export)
 
+    demo = commands.add_parser(
+        "demo", help="see it all in minutes: a tiny base, a pair trained on its pictures, figures"
+    )
+    demo.add_argument("--output", type=Path, default=Path("chats-demo"), help="the folder to write, a new one (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+
     inspect = commands.add_parser("inspect", help="say what a .safetensors file is, from its header")
     inspect.add_argument("file", nargs="+", type=Path)
     inspect.set_defaults(run=_inspect)
@@ -153,6 +159,12 @@ def _export(args: argparse.Namespace) -> None:
 
     for path in export(_read_config(args), args.checkpoint, args.output, args.dtype):
         print(path)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from .demo.run import demo
+
+    demo(args.output)
 
 
 def _inspect(args: argparse.Namespace) -> None:
