@@ -85,9 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--output", type=Path, help="the folder to write to (default: the run's output_dir)")
     _with_checkpoint(export).set_defaults(run=_export)
 
-    demo = commands.add_parser(
-        "demo", help="see it all in minutes: a tiny base, a pair trained on its pictures, figures"
-    )
+    demo = commands.add_parser("demo", help="see it all in minutes: a tiny base, a pair trained on its pictures, figures")
     demo.add_argument("--output", type=Path, default=Path("chats-demo"), help="the folder to write, a new one (default: %(default)s)")
     demo.set_defaults(run=_demo)
 

@@ -40,8 +40,8 @@ KL_WEIGHT = 1e-4
 # Of cells that hold a thing: dense scenes teach more a step, sparse ones are what prompts ask for.
 DENSITIES = (0.2, 0.7, 0.9)
 # Denoiser.
-SCENES = 20_000
-STEPS, BATCH, RATE = 2400, 64, 1.5e-3
+SCENES = 12_000
+STEPS, BATCH, RATE = 2500, 32, 1e-3
 NULL_PROMPT_SHARE = 0.1
 FREEZE_TEXT_AT, MIX_SHARE, MIX_ALPHAS = 0.6, 0.25, (0.2, 0.9)
 AVERAGE_DECAY = 0.998

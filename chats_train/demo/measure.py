@@ -86,7 +86,7 @@ def verdict(base: Sequence[Count], pair: Sequence[Count]) -> str:
     return f"{compared}: no clear difference"
 
 
-def side_by_side(base: Count, pair: Count, prompts: Sequence[ScenePrompt], titles: tuple[str, str], columns: int = 2) -> Image.Image:
+def side_by_side(base: Count, pair: Count, prompts: Sequence[ScenePrompt], titles: tuple[str, str], columns: int = 3) -> Image.Image:
     """Both pictures of each prompt next to each other, the prompt above them, in a green frame where they show it."""
     font = ImageFont.load_default(size=TEXT_SIZE)
     tile = PICTURE_SIDE + 2 * FRAME

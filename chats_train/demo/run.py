@@ -70,6 +70,8 @@ def demo(output: Path, settings: DemoSettings | None = None) -> None:
     print(train(config))
     files = [output / f"{output.name}_{member}.safetensors" for member in (PREFERRED, DISPREFERRED)]
     if not all(file.exists() for file in files):
+        # Ctrl-C came during training, which then ends with a checkpoint; the demo's own remaining steps are left out.
+        print(f"this run alone goes on with `python -m chats_train train {output / CONFIG} --set resume_from_checkpoint=latest`")
         raise KeyboardInterrupt
     _count(config, family, settings)
     print(f"in {output}: {', '.join(file.name for file in files)}, {PICTURE}, {PLOT_FILE}, {PREVIEWS}/, {PAIRS}/, {CONFIG}")
