@@ -20,13 +20,11 @@ from .world import ScenePrompt
 
 @dataclass(frozen=True)
 class PairCounts:
-    """What came of drawing pairs: pictures ``drawn``, the share of them that is right, and of the pairs' two sides."""
+    """What came of drawing pairs: pictures ``drawn``, the share of them that is ``right``, and the pairs made of them."""
 
     drawn: int
-    pairs: int
     right: float
-    chosen_right: float
-    rejected_right: float
+    pairs: int
 
 
 def draw_pairs(
@@ -41,7 +39,7 @@ def draw_pairs(
 ) -> PairCounts:
     """Samples ``candidates`` pictures for each prompt; the best and the worst by the detector's score become a pair.
 
-    Where the detector's verdict on both is the same, the softer score alone decides which is chosen.
+    Only clear pairs are kept, a right picture against a wrong one. Of two wrong ones the better teaches little but to be wrong.
 
     Args:
         folder: gets chosen/, rejected/ and, at the end, metadata.jsonl, which makes it a data set.
@@ -53,22 +51,20 @@ def draw_pairs(
     pictures = sample_pictures(family, sampler, repeated, seed)
     right = torch.tensor(judge(pictures, repeated)).reshape(-1, candidates)
     scores = torch.tensor(score(pictures, repeated)).reshape(-1, candidates)
-    # A right picture comes before every wrong one, whatever the score.
-    ranked = torch.where(right, scores - scores.min() + scores.max() + 1, scores)
-    best, worst = ranked.argmax(1), ranked.argmin(1)
+    best = scores.masked_fill(~right, -torch.inf).argmax(1)
+    worst = scores.masked_fill(right, torch.inf).argmin(1)
+    clear = right.any(1) & ~right.all(1)
     images = to_images(pictures)
-    lines = []
     for side in SIDES:
         (folder / side).mkdir(parents=True)
-    for number, prompt in enumerate(prompts):
-        places = {"chosen": int(best[number]), "rejected": int(worst[number])}
-        row: dict[str, object] = {"prompt": prompt.text, "category": prompt.category}
-        for side in SIDES:
+    lines = []
+    for number in clear.nonzero().flatten().tolist():
+        row: dict[str, object] = {"prompt": prompts[number].text, "category": prompts[number].category}
+        for side, picked in zip(SIDES, (best, worst), strict=True):
+            place = int(picked[number])
             name = f"{side}/{number:04d}.png"
-            images[number * candidates + places[side]].save(folder / name)
-            row |= {f"{side}_file_name": name, f"{side}_score": round(scores[number, places[side]].item(), 3)}
-            row[f"{side}_right"] = bool(right[number, places[side]])
+            images[number * candidates + place].save(folder / name)
+            row |= {f"{side}_file_name": name, f"{side}_score": round(scores[number, place].item(), 3)}
         lines.append(json.dumps(row) + "\n")
     write_text(folder / METADATA, "".join(lines))
-    sides = [right.gather(1, index[:, None]).float().mean().item() for index in (best, worst)]
-    return PairCounts(len(repeated), len(prompts), right.float().mean().item(), *sides)
+    return PairCounts(len(repeated), right.float().mean().item(), len(lines))
