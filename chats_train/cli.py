@@ -13,7 +13,6 @@ from .errors import UserError
 if TYPE_CHECKING:
     from .config import RunConfig
     from .data import PairDataset
-    from .estimate import ModelSize
     from .families import Family
 
 USER_ERROR_STATUS = 2
@@ -97,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_evaluate(commands)
 
+    demo = commands.add_parser("demo", help="see it all in minutes: a tiny base, a pair trained on its pictures, figures")
+    demo.add_argument("--output", type=Path, default=Path("chats-demo"), help="the folder to write, a new one (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+
     inspect = commands.add_parser("inspect", help="say what a .safetensors file is, from its header")
     inspect.add_argument("file", nargs="+", type=Path)
     inspect.set_defaults(run=_inspect)
@@ -154,13 +157,15 @@ def _init(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
+    from .readiness import model_size, print_disk, print_memory
+
     config = _read_config(args)
     print(f"config: {config.family}, {config.objective}, {config.training_method}, {config.max_train_steps} steps")
     family = _open_family(config)
-    size = _model_size(config, family)
+    size = model_size(config, family)
     dataset = _open_dataset(config)
-    _print_memory(config, size)
-    _print_disk(config, size, dataset)
+    print_memory(config, size)
+    print_disk(config, size, dataset)
 
 
 def _cache(args: argparse.Namespace) -> None:
@@ -228,6 +233,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     print("\n".join(evaluate(_read_config(args), args.checkpoint, settings, args.scorer, args.output)))
 
 
+def _demo(args: argparse.Namespace) -> None:
+    from .demo.run import demo
+
+    demo(args.output)
+
+
 def _inspect(args: argparse.Namespace) -> None:
     from .inspection import describe
 
@@ -263,51 +274,3 @@ def _open_dataset(config: RunConfig) -> PairDataset:
         write_text(config.output_dir / PROBLEMS_FILE, "".join(f"{problem}\n" for problem in dataset.problems))
         print(f"  all {len(dataset.problems)} problems are listed in {config.output_dir / PROBLEMS_FILE}")
     return dataset
-
-
-def _model_size(config: RunConfig, family: Family) -> ModelSize:
-    from .estimate import ModelSize, adapter_parameters
-
-    shapes = family.source.shapes(family.denoiser_part)
-    targets = tuple(config.network_target_modules or family.lora_targets)
-    adapter = adapter_parameters(shapes, targets, config.network_rank)
-    denoiser = family.parameter_counts()[family.denoiser_part]
-    return ModelSize(denoiser, adapter, family.latent_channels, family.vae_scale_factor)
-
-
-def _print_memory(config: RunConfig, size: ModelSize) -> None:
-    import torch
-
-    from .estimate import memory_bytes
-    from .inspection import bytes_text
-
-    print(f"memory of weights, gradients and {config.optimizer}, activations on top:")
-    for method, weight_dtype in (("lora", "fp32"), ("full", "fp32"), ("full", "bf16")):
-        chosen = method == config.training_method and (method == "lora" or weight_dtype == config.weight_dtype)
-        name = "lora" if method == "lora" else f"full, weight_dtype {weight_dtype}"
-        print(f"  {name}: {bytes_text(memory_bytes(config, size, method, weight_dtype))}{' (this run)' if chosen else ''}")
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        print(f"  this GPU has {bytes_text(total)}, {bytes_text(free)} of it free")
-
-
-def _print_disk(config: RunConfig, size: ModelSize, dataset: PairDataset) -> None:
-    """Room wanted beyond what is there already, and room free; UserError where it cannot suffice."""
-    from .estimate import cache_bytes, checkpoint_bytes, disk_of, folder_bytes
-    from .inspection import bytes_text
-
-    # One more than are kept: the new one is whole before the oldest goes. Where all are kept, all of the run's.
-    checkpoints = 1 + (config.checkpoints_total_limit or config.max_train_steps // config.checkpointing_steps)
-    wanted = {"cache_dir": cache_bytes(config, size, dataset), "output_dir": checkpoint_bytes(config, size) * checkpoints}
-    cached = folder_bytes(config.cache_dir)
-    saved = folder_bytes(config.output_dir) - (cached if config.cache_dir.is_relative_to(config.output_dir) else 0)
-    present = {"cache_dir": cached, "output_dir": saved}
-    missing: dict[int, float] = {}
-    for setting, bytes_wanted in wanted.items():
-        folder = getattr(config, setting)
-        disk, free = disk_of(folder)
-        # The two folders may share a disk, and then their wants add up.
-        missing[disk] = missing.get(disk, 0) + max(0, bytes_wanted - present[setting])
-        print(f"disk: `{setting}` {folder} takes up to {bytes_text(bytes_wanted)}, {bytes_text(free)} are free")
-        if missing[disk] > free:
-            raise UserError(f"`{setting}` is {folder}, which lacks {bytes_text(missing[disk] - free)}; make room or choose another disk")

@@ -149,6 +149,12 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(np.ascontiguousarray(level)) for level in levels]
 
 
+def enlarged(picture: Image.Image, least_side: int) -> Image.Image:
+    """The picture, a smaller one by the whole factor that first brings its shorter side to ``least_side`` pixels; nothing is smoothed."""
+    factor = -(-least_side // min(picture.size))
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST) if factor > 1 else picture
+
+
 def picture_grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = ()) -> Image.Image:
     """Rows of pictures of one size as one picture, with a title above each column.
 

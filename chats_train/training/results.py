@@ -15,10 +15,12 @@ from chats.pair import PairMetadata
 from ..config import RunConfig
 from ..export import export_full, export_lora
 from ..families import Denoiser, Family, Prompt
-from ..sampling import Form, SamplingSettings, initial_noise, picture_grid, sample_cfg, sample_pair, to_images
+from ..sampling import Form, SamplingSettings, enlarged, initial_noise, picture_grid, sample_cfg, sample_pair, to_images
 from .members import DISPREFERRED, PREFERRED, Members, adapter_weights
 
 EXPORT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# Smaller pictures are enlarged to about this side in pixels, or their titles would not fit.
+PREVIEW_SIDE = 192
 
 
 def preview(
@@ -45,7 +47,7 @@ def preview(
             trained = sample_pair(family, *pair, prompt, null, noise, settings)
         else:
             trained = sample_cfg(family, members.denoiser(PREFERRED), prompt, null, noise, settings)
-        rows.append([to_images(family.decode_image(latents))[0] for latents in (base, trained)])
+        rows.append([enlarged(to_images(family.decode_image(latents))[0], PREVIEW_SIDE) for latents in (base, trained)])
     return picture_grid(rows, titles=["base, CFG", f"pair, CHATS ({form})" if both else "trained, CFG"])
 
 
