@@ -26,6 +26,8 @@ from chats.objective import squared_error
 
 from ..errors import UserError
 from ..families import Family, load_family
+from ..families.sources import read_json
+from ..files import write_text
 from ..sampling import SamplingSettings
 from .base_parts import make_scheduler, make_text_encoder, make_unet, make_vae, save_tokenizer
 from .detector import THINGS, judge
@@ -201,6 +203,10 @@ def save(folder: Path, vae: nn.Module, encoder: nn.Module, unet: nn.Module, dtyp
         vae.to(dtype), encoder.to(dtype), tokenizer, unet.to(dtype), make_scheduler(), None, None, requires_safety_checker=False
     )
     pipeline.save_pretrained(folder)
+    for part in ("unet", "vae"):
+        # diffusers notes the folder that a part was loaded from.
+        config = read_json(folder / part / "config.json")
+        write_text(folder / part / "config.json", json.dumps({k: v for k, v in config.items() if k != "_name_or_path"}, indent=2) + "\n")
     # CLIP's own two files, without what this version of transformers adds.
     shutil.rmtree(folder / "tokenizer")
     save_tokenizer(folder / "tokenizer")

@@ -71,13 +71,17 @@ def category_table(base: Count, pair: Count, prompts: Sequence[ScenePrompt]) -> 
     return lines
 
 
-def verdict(base: Sequence[Count], pair: Sequence[Count]) -> str:
-    """The best scale of each against the other's, in one sentence that promises nothing."""
-    ours, theirs = (max(counts, key=lambda each: each.share) for counts in (base, pair))
-    gain, error = difference(ours, theirs)
+def best(counts: Sequence[Count]) -> Count:
+    """The one at the scale that is right most often."""
+    return max(counts, key=lambda each: each.share)
+
+
+def verdict(base: Count, pair: Count) -> str:
+    """Both at their best scales, in one sentence that promises nothing."""
+    gain, error = difference(base, pair)
     compared = (
-        f"each at its best scale: base {100 * ours.share:.1f} % (s = {ours.guidance_scale:g}), "
-        f"pair {100 * theirs.share:.1f} % (s = {theirs.guidance_scale:g}), {100 * gain:+.1f} ± {100 * error:.1f} points"
+        f"each at its best scale: base {100 * base.share:.1f} % (s = {base.guidance_scale:g}), "
+        f"pair {100 * pair.share:.1f} % (s = {pair.guidance_scale:g}), {100 * gain:+.1f} ± {100 * error:.1f} points"
     )
     if gain > 2 * error:
         return f"{compared}: CHATS draws more prompts right"
@@ -95,8 +99,8 @@ def side_by_side(base: Count, pair: Count, prompts: Sequence[ScenePrompt], title
     rows = -(-len(prompts) // columns)
     sheet = Image.new("RGB", (columns * width + GAP, top + rows * height), "white")
     pen = ImageDraw.Draw(sheet)
-    note = "grey frame: it does not"
-    pen.text((GAP, GAP // 2), f"green frame: the picture shows what the prompt asks for; {note}", fill="black", font=font)
+    legend = "green frame: the picture shows what the prompt asks for; grey frame: it does not"
+    pen.text((GAP, GAP // 2), legend, fill="black", font=font)
     images = [to_images(each.pictures[: len(prompts)]) for each in (base, pair)]
     for column in range(columns):
         for side, title in enumerate(titles):

@@ -39,7 +39,7 @@ def draw_pairs(
 ) -> PairCounts:
     """Samples ``candidates`` pictures for each prompt; the best and the worst by the detector's score become a pair.
 
-    Only clear pairs are kept, a right picture against a wrong one. Of two wrong ones the better teaches little but to be wrong.
+    Only clear pairs are kept, a right picture against a wrong one.
 
     Args:
         folder: gets chosen/, rejected/ and, at the end, metadata.jsonl, which makes it a data set.

@@ -220,9 +220,9 @@ def test_differences_are_counted_prompt_by_prompt():
     pictures = torch.zeros(8, 3, 48, 48)
     base, pair = (Count(2.0, pictures, torch.tensor(right)) for right in ([True] * 2 + [False] * 6, [True] * 6 + [False] * 2))
     assert difference(base, pair) == pytest.approx((0.5, 0.18898), abs=1e-5)
-    assert "CHATS draws more prompts right" in verdict([base], [pair])
-    assert "CHATS draws FEWER prompts right" in verdict([pair], [base])
-    assert "no clear difference" in verdict([base], [base])
+    assert "CHATS draws more prompts right" in verdict(base, pair)
+    assert "CHATS draws FEWER prompts right" in verdict(pair, base)
+    assert "no clear difference" in verdict(base, base)
 
 
 def test_frames_say_which_pictures_are_right():
