@@ -228,7 +228,8 @@ def _carry(key: str, carrier: Carrier | None, difference: Tensor, truncation: Tr
         stored = difference.float()
         return Carried(carrier.form, {carrier.name: stored}, 0, 1.0, _norm(stored - difference) / _norm(difference))
     factors = factorize(difference, truncation.rank, truncation.energy)
-    up, down = (factor.to(DTYPES[truncation.dtype]).contiguous() for factor in (factors.up, factors.down))
+    pointwise = factors.up.reshape(*factors.up.shape, *[1] * (difference.ndim - 2))  # as LoRA files hold a convolution's
+    up, down = (factor.to(DTYPES[truncation.dtype]).contiguous() for factor in (pointwise, factors.down))
     error = relative_error(difference, up, down)
     if not math.isfinite(error):
         raise UserError(f"`--dtype` is {truncation.dtype}, which the factors of `{key}` overflow; use bf16 or fp32")

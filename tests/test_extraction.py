@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from chats.lowrank import factorize, relative_error, weight_difference
+from chats.lowrank import LowRank, factorize, relative_error, weight_difference
 
 SHAPES = {"wide": (12, 30), "tall": (30, 12), "convolution": (10, 4, 3, 3), "tall convolution": (40, 4, 3, 3), "volume": (6, 4, 3, 2, 2)}
 
@@ -16,7 +16,7 @@ def random_difference(shape, seed=0, decay=0.7) -> torch.Tensor:
 
 
 def product(factors) -> torch.Tensor:
-    return (factors.up.double().flatten(1) @ factors.down.double().flatten(1)).reshape(factors.up.shape[0], *factors.down.shape[1:])
+    return LowRank(factors.down.double(), factors.up.double()).dense()
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -24,13 +24,13 @@ def product(factors) -> torch.Tensor:
 def test_factors_are_the_truncated_svd(shape, rank):
     delta = random_difference(shape)
     factors = factorize(delta, rank)
-    assert factors.up.shape == (shape[0], rank, *[1] * (len(shape) - 2))
+    assert factors.up.shape == (shape[0], rank)
     assert factors.down.shape == (rank, *shape[1:])
     left, values, right = torch.linalg.svd(delta.flatten(1), full_matrices=False)
     best = (left[:, :rank] * values[:rank] @ right[:rank]).reshape(shape)
     torch.testing.assert_close(product(factors), best, rtol=0, atol=1e-6 * values[0].item())
     # Each factor carries the square root of the singular values.
-    torch.testing.assert_close(factors.up.flatten(1).norm(dim=0).double(), values[:rank].sqrt(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(factors.up.norm(dim=0).double(), values[:rank].sqrt(), rtol=1e-6, atol=0)
     torch.testing.assert_close(factors.down.flatten(1).norm(dim=1).double(), values[:rank].sqrt(), rtol=1e-6, atol=0)
 
 

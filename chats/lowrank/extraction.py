@@ -12,24 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .factors import LowRank
+
 
 @dataclass(frozen=True)
-class LowRankFactors:
+class TruncatedDifference(LowRank):
     """up · down ≈ Δ, the square root of each singular value on either side, so that both fit the range of half precision.
 
-    Attributes:
-        up: [out, rank], with a trailing 1 for each dimension of a convolution's kernel.
-        down: [rank, in, *kernel].
-        retained_energy: 1 − ‖Δ − up·down‖² / ‖Δ‖², from the singular values.
+    ``retained_energy`` is 1 − ‖Δ − up·down‖² / ‖Δ‖², from the singular values.
     """
 
-    up: Tensor
-    down: Tensor
     retained_energy: float
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
 
 
 def weight_difference(base: Tensor, target: Tensor) -> Tensor:
@@ -37,7 +30,7 @@ def weight_difference(base: Tensor, target: Tensor) -> Tensor:
     return target.to(torch.float64, copy=True).sub_(base)
 
 
-def factorize(difference: Tensor, rank: int | None = None, energy: float | None = None) -> LowRankFactors | None:
+def factorize(difference: Tensor, rank: int | None = None, energy: float | None = None) -> TruncatedDifference | None:
     """The best factors of a difference.
 
     The singular vectors of the shorter side are the eigenvectors of the Gram matrix ΔΔᵀ (or ΔᵀΔ), in float64: several times faster
@@ -71,8 +64,8 @@ def factorize(difference: Tensor, rank: int | None = None, energy: float | None 
     root = singular.sqrt()
     short, long = vectors * root, projected / root[:, None]
     up, down = (short, long) if short_out else (long.T, short.T)
-    return LowRankFactors(
-        up=up.to(torch.float32).reshape(shape[0], -1, *[1] * (len(shape) - 2)),
+    return TruncatedDifference(
+        up=up.to(torch.float32),
         down=down.to(torch.float32).reshape(-1, *shape[1:]),
         retained_energy=min(1.0, singular.square().sum().item() / total),
     )
