@@ -122,12 +122,13 @@ if trainer.processes.is_main:
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
 AGREEING = """
-import sys
+import json, pathlib, sys
 sys.path.insert(0, {root!r})
 from chats_train.training.processes import Processes
 processes = Processes()
 assert processes.count == 2
-print("agreed", processes.agree(3), processes.agree(processes.index))
+answers = [processes.agree(3), processes.agree(processes.index)]
+pathlib.Path(sys.argv[1], str(processes.index)).write_text(json.dumps(answers))
 """
 
 
@@ -135,9 +136,9 @@ def test_processes_know_whether_they_agree(tmp_path):
     root = str(Path(__file__).resolve().parents[2])
     (tmp_path / "worker.py").write_text(AGREEING.format(root=root))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*LAUNCH, tmp_path / "worker.py"], capture_output=True, text=True, env=environment, check=False)
+    result = subprocess.run([*LAUNCH, tmp_path / "worker.py", tmp_path], capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.splitlines() == ["agreed True False"] * 2
+    assert [json.loads((tmp_path / index).read_text()) for index in "01"] == [[True, False]] * 2
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
