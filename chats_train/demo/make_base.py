@@ -59,6 +59,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     vae = train_vae(random.Random(SEED))
     tokenizer = save_tokenizer(folder / "tokenizer")
+    torch.manual_seed(SEED)  # the second stage does not depend on how long the first one was
     save(folder, vae, make_text_encoder(tokenizer), make_unet())
     family = load_family("sd15", str(folder))
     unet = train_denoiser(family, random.Random(SEED + 1))
