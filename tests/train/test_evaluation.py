@@ -11,7 +11,7 @@ from chats_train.evaluation.pictures import noise_seed
 from chats_train.evaluation.plots import GRID_ROWS, grid_prompts
 from chats_train.evaluation.prompts import EvaluationPrompt, read_prompts
 from chats_train.evaluation.report import as_markdown, as_text, compute_figures, group_table, overall_table
-from chats_train.evaluation.statistics import Estimate, estimate, paired_difference, win_rate
+from chats_train.evaluation.statistics import Estimate, estimate, paired_difference, sign_flip_p_value, win_rate
 
 
 def test_the_three_prompt_formats(tmp_path):
@@ -113,6 +113,19 @@ def test_paired_difference_and_wins_by_hand():
     assert win_rate(values, baseline) == Estimate(0.625, pytest.approx(0.375), 2, 4)
     with pytest.raises(ValueError, match="no value"):
         paired_difference(values, {("e", 0): 1.0})
+
+
+def test_sign_flips_count_how_often_chance_does_as_well():
+    # Three prompts that are all better by 1: of the 8 ways to set the signs, 2 have a sum of 3 or -3.
+    better = {(prompt, seed): 1.0 for prompt in "abc" for seed in range(4)}
+    baseline = dict.fromkeys(better, 0.0)
+    assert sign_flip_p_value(better, baseline) == pytest.approx(0.25, abs=0.01)
+    assert sign_flip_p_value(baseline, better) == pytest.approx(0.25, abs=0.01)
+    assert sign_flip_p_value(better, better) == 1.0
+    # Seeds of one prompt are no further prompts: with two prompts every setting but two of four is as far.
+    assert sign_flip_p_value({("a", 0): 1.0, ("a", 1): 1.0, ("b", 0): 1.0}, baseline) == pytest.approx(0.5, abs=0.01)
+    with pytest.raises(ValueError, match="no value to compare"):
+        sign_flip_p_value({("z", 0): 1.0}, baseline)
 
 
 def test_pairing_removes_what_prompts_share():
