@@ -42,17 +42,16 @@ MAIN = (
 )
 FURTHER = (
     *(Method(objective, 100.0, pairs=pairs) for pairs in (100, 400) for objective in ("diffusion_dpo", "chats")),
-    *(Method("chats", 100.0, proxy_consistency_weight=weight) for weight in (50.0, 500.0)),
+    Method("chats", 100.0, proxy_consistency_weight=50.0),
     Method("supervised_chosen", training_method="lora"),
     *(Method(objective, 100.0, training_method="lora") for objective in ("diffusion_dpo", "chats")),
-    Method("chats", 20.0),
 )
 FULL_PLAN = Plan(
-    (*MAIN, *FURTHER), pair_prompts=3600, train_steps=160, seeds=3, dev_prompts=60, test_prompts=300, scales=SCALES, rates=RATES
+    (*MAIN, *FURTHER), pair_prompts=4800, train_steps=160, seeds=3, dev_prompts=60, test_prompts=300, scales=SCALES, rates=RATES
 )
 QUICK_PLAN = Plan(
     tuple(replace(Method(objective, 100.0), pairs=400) for objective in ("supervised_chosen", "diffusion_dpo", "chats")),
-    pair_prompts=900,
+    pair_prompts=1200,
     train_steps=100,
     seeds=1,
     dev_prompts=48,
@@ -85,15 +84,17 @@ def run_study(folder: Path, plan: Plan, processes: int) -> Path:
         print(f"[{(time.monotonic() - started) / 60:5.1f} min] {text}", flush=True)
 
     with ProcessPoolExecutor(processes, get_context("spawn"), initializer=one_thread) as pool:
-        pairs = pool.submit(make_pairs, folder, plan).result()
+        drawing = pool.submit(make_pairs, folder, plan)
+        base = [Training(BASE, 0.0, seed) for seed in range(plan.seeds)]
+        records = gather(base, lambda training: pool.submit(develop, folder, plan, training), say)
+        pairs = drawing.result()
         say(f"pairs: {pairs['right']:.3f} of {pairs['drawn']} pictures right, {pairs['pairs']} clear pairs")
 
         def developed(trainings: Iterable[Training]) -> Records:
             return gather(trainings, lambda training: pool.submit(develop, folder, plan, training), say)
 
-        base = [Training(BASE, 0.0, seed) for seed in range(plan.seeds)]
         searched = [Training(method, rate, 0) for method in searched_methods(plan) for rate in plan.rates[method.training_method]]
-        records = developed([*base, *searched])
+        records |= developed(searched)
         rates = best_rates(searched, records)
         chosen = [Training(method, rates[searched_as(method, plan)], seed) for seed in range(plan.seeds) for method in plan.methods]
         records |= developed(training for training in chosen if training.name not in records)
