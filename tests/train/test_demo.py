@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from chats.guidance import negative_weights, proxy_prompt
 from chats.pair import check_files
 from chats_train import cli
 from chats_train.config_file import load_config
@@ -18,6 +17,7 @@ from chats_train.demo.base_parts import MAX_TOKENS
 from chats_train.demo.detector import judge, log_likelihoods, read, score
 from chats_train.demo.measure import RIGHT_COLOUR, WRONG_COLOUR, Count, difference, side_by_side, verdict
 from chats_train.demo.pairs import draw_pairs
+from chats_train.demo.pictures import base_sampler, sample_pictures
 from chats_train.demo.run import BASE, CONFIG, PAIRS, DemoSettings, demo, write_config
 from chats_train.demo.world import CATEGORIES, Thing, all_prompts, balanced_prompts, draw, random_scene, related, shows, split_prompts
 from chats_train.families import load_family
@@ -129,23 +129,11 @@ def test_the_vae_restores_pictures(family):
     assert sum(judge(restored, prompts)) >= 0.97 * len(prompts)
 
 
-def test_the_base_knows_proxy_prompts(family):
-    # Eq. 17 takes ε(z, c̃) for −α ε(z, c) + (1+α) ε(z, ∅). It is an approximation, but nearer to that than ε(z, ∅), which is α = 0:
-    # 0.0027 against 0.0039 here. Embeddings that the denoiser cannot read would lie farther off.
-    prompts = balanced_prompts(all_prompts(), 48, seed=7)
-    unet, alpha = family.load_denoiser(), 0.5
-    tokens, null = (family.encode_prompt(texts)["tokens"] for texts in ([prompt.text for prompt in prompts], [""]))
-    latents = family.encode_image(drawn(prompts))
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    timesteps = family.sample_timesteps(torch.linspace(0.2, 0.9, len(prompts)))
-    noisy = family.add_noise(latents, noise, timesteps)
-    with torch.no_grad():
-        prompted, nulled, proxied = (
-            family.predict(unet, noisy, timesteps, {"tokens": which}) for which in (tokens, null, proxy_prompt(tokens, null, alpha))
-        )
-    weights = negative_weights(alpha)
-    wanted = weights[0] * prompted + weights[1] * nulled
-    assert (proxied - wanted).square().mean() < 0.85 * (wanted - nulled).square().mean()
+def test_the_base_draws_most_prompts_right_but_not_all(family):
+    prompts = balanced_prompts(all_prompts(), 90, seed=7)
+    sampler = base_sampler(family, family.load_denoiser(), SamplingSettings(steps=10, guidance_scale=1.0))
+    right = sum(judge(sample_pictures(family, sampler, prompts, seed=1), prompts)) / len(prompts)
+    assert 0.65 < right < 0.95
 
 
 # Pairs and the demo.
