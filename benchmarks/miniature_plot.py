@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from miniature_report import ALPHA, Point, best_point, dev_share, shares, title, values
+from miniature_report import ALPHA, TITLES, Point, best_point, dev_share, shares, title, values
 
 from chats_train.evaluation.statistics import estimate
 
@@ -43,9 +43,12 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
             for row, method in rows.items()
             if (method["objective"], method["beta"]) == (objective, beta) and is_plain(method, method["pairs"])
         }
-        draw_sizes(sizes, results, points, objective)
+        draw_sizes(sizes, results, points, TITLES[objective])
     sizes.set(xscale="log", xlabel="pairs", title="data (test, ± one standard error)")
-    for axes in (sweep, forms, sizes):
+    ticks = [0.5, 1, 2, 4, 8, 16, 24]
+    for axes, marks in ((sweep, ticks), (forms, ticks), (sizes, sorted({method["pairs"] for method in rows.values() if method["pairs"]}))):
+        axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
+        axes.minorticks_off()
         axes.legend(fontsize="x-small")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=90)
