@@ -74,12 +74,15 @@ def write_models(models: Path) -> None:
     save_file(whole, checkpoints / "v1-5-pruned-emaonly-fp16.safetensors")
     # The same SD1.5 under SDXL's name: ComfyUI sees by the weights what a file is, and the graph is the same for both.
     os.link(checkpoints / "v1-5-pruned-emaonly-fp16.safetensors", checkpoints / "sd_xl_base_1.0.safetensors")
+    for member in ("preferred", "dispreferred"):
+        os.link(unets / f"chats_sd15_{member}.safetensors", unets / f"chats_sdxl_{member}.safetensors")
     # The pair loader takes CLIP and VAE from the preferred file, so this one does without.
     save_file(half(dispreferred, "model.diffusion_model."), checkpoints / "dispreferred.safetensors")
     content = (unets / "chats_sd15_preferred.safetensors").read_bytes()
     (unets / "truncated.safetensors").write_bytes(content[: len(content) // 2])
     torch.save({"weight": torch.zeros(1)}, unets / "pickled.ckpt")
     write_loras(models / "loras")
+    write_sd35(models)
 
 
 def write_loras(loras: Path) -> None:
@@ -90,6 +93,16 @@ def write_loras(loras: Path) -> None:
     for seed, (name, member) in enumerate([*own, ("chats_sd15_dispreferred_lora_rank32", "dispreferred")], start=5):
         metadata = pair.PairMetadata(member, pair_id=name.split("_")[0], prediction_type="epsilon")
         pair.write_member(loras / f"{name}.safetensors", running.lora(base, seed), metadata)
+
+
+def write_sd35(models: Path) -> None:
+    """A mini SD3.5 pair under the flow workflow's names. Its encoders and VAE are listed but empty: the real ones take 11 GB."""
+    for seed, member in enumerate(("preferred", "dispreferred"), start=1):
+        save_file(half(mini.weights("sd3_5", seed)), models / "diffusion_models" / f"chats_sd35_{member}.safetensors")
+    for file in ("text_encoders/clip_l", "text_encoders/clip_g", "text_encoders/t5xxl_fp8_e4m3fn", "vae/sd3.5_vae"):
+        path = models / f"{file}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        save_file({"empty": torch.zeros(1)}, path)
 
 
 def write_base_directory(base: Path) -> None:
@@ -143,6 +156,12 @@ class Server:
             time.sleep(0.25)
         pytest.fail(f"ComfyUI did not start; the end of its log:\n{self.log.read_text(errors='replace')[-4000:]}")
 
+    def post(self, path: str, content: object) -> None:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", json.dumps(content).encode(), {"Content-Type": "application/json"}
+        )
+        urllib.request.urlopen(request, timeout=30).close()
+
     def queue(self, graph: dict[str, dict]) -> dict:
         """The answer to `POST /prompt`, which has the status 400 when no node can run."""
         body = json.dumps({"prompt": graph}).encode()
@@ -175,12 +194,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def running_server(scratch: Path) -> Iterator[Server]:
-    """A server on a free port, its base directory in ``scratch``; it ends with the block, whatever happens in it."""
+def running_server(scratch: Path, *arguments: str) -> Iterator[Server]:
+    """A server on a free port, its base directory in ``scratch``, with further arguments; it ends with the block, whatever happens in it."""
     write_base_directory(scratch / "base")
     port = free_port()
     command = [sys.executable, "main.py", "--cpu", "--port", str(port), "--base-directory", str(scratch / "base")]
-    command += ["--database-url", "sqlite:///:memory:", "--disable-auto-launch", "--disable-api-nodes"]
+    command += ["--database-url", "sqlite:///:memory:", "--disable-auto-launch", "--disable-api-nodes", *arguments]
     # One thread: the models are tiny, and on a busy machine threads spend far longer waiting for each other.
     environment = {**os.environ, "PYTHONPATH": python_path(scratch), "OMP_NUM_THREADS": "1"}
     log = scratch / "log.txt"

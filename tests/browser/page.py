@@ -1,0 +1,105 @@
+"""One page of the front end: opens workflows, reads the graph that it made of them, queues, and takes pictures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from serving import PACK, Server
+
+START_MILLISECONDS, RUN_MILLISECONDS = 120_000, 120_000
+WIDTH, HEIGHT = 1600, 1000
+LOCAL = re.compile(r"^(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|^(data|blob):")
+
+# The graph as the front end holds it. Node ids are numbers or strings, by version.
+READ_GRAPH = """() => app.graph.nodes.map(node => ({
+    id: Number(node.id),
+    type: node.type,
+    registered: node.type in LiteGraph.registered_node_types,
+    has_errors: !!node.has_errors,
+    widgets: (node.widgets ?? []).map(widget => [widget.name, widget.value]),
+    inputs: (node.inputs ?? []).filter(slot => slot.link != null).map(slot => {
+        const link = app.graph.links.get ? app.graph.links.get(slot.link) : app.graph.links[slot.link];
+        return [slot.name, Number(link.origin_id), link.origin_slot];
+    }),
+    bounds: Array.from(node.getBounding()),
+}))"""
+# Nodes 2.0 draws each node as an element; in units of the graph, whatever the zoom.
+READ_ELEMENTS = """() => Array.from(document.querySelectorAll('[data-node-id]')).map(element => {
+    const {x, y, width, height} = element.getBoundingClientRect(), scale = app.canvas.ds.scale;
+    return {id: Number(element.dataset.nodeId), bounds: [x / scale, y / scale, width / scale, height / scale]};
+})"""
+QUEUE = """async () => {
+    const ended = new Promise(resolve => {
+        for (const name of ['execution_success', 'execution_error', 'execution_interrupted'])
+            app.api.addEventListener(name, event => resolve([name, event.detail]), {once: true});
+    });
+    await app.queuePrompt(0, 1);
+    const [name, detail] = await ended;
+    return {name, message: detail.exception_message ?? null, node: detail.node_type ?? null};
+}"""
+
+
+class FrontEnd:
+    """The page, with everything that is not this machine kept out."""
+
+    def __init__(self, browser, server: Server, nodes_2: bool, locale: str = "en"):
+        server.post("/api/settings/Comfy.VueNodes.Enabled", nodes_2)
+        server.post("/api/settings/Comfy.Locale", locale)
+        self.server, self.nodes_2 = server, nodes_2
+        self.page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+        self.page.route("**/*", lambda route: route.continue_() if LOCAL.match(route.request.url) else route.abort())
+        self.page.goto(f"http://127.0.0.1:{server.port}/", timeout=START_MILLISECONDS)
+        ready = "() => window.app?.extensionManager && Object.keys(LiteGraph.registered_node_types).length > 100"
+        self.page.wait_for_function(ready, timeout=START_MILLISECONDS)
+
+    def open_template(self, name: str) -> None:
+        """What a click on a template does: its file by the templates' address, handed to the front end."""
+        self.page.evaluate(
+            """async ([pack, name]) => {
+                const answer = await app.api.fetchApi(`/workflow_templates/${pack}/${name}.json`);
+                await app.loadGraphData(await answer.json(), true, true, name);
+            }""",
+            [PACK, name],
+        )
+        self.settle()
+
+    def settle(self) -> None:
+        """Fits the graph into the window and lets it be drawn."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.page.wait_for_timeout(700)
+
+    def nodes(self) -> dict[int, dict]:
+        return {node["id"]: node for node in self.page.evaluate(READ_GRAPH)}
+
+    def rectangles(self) -> dict[int, list[float]]:
+        """Left, top, width, height of each node as drawn, with its title, in units of the graph."""
+        if self.nodes_2:
+            return {element["id"]: element["bounds"] for element in self.page.evaluate(READ_ELEMENTS)}
+        return {number: node["bounds"] for number, node in self.nodes().items()}
+
+    def api_graph(self) -> dict[str, dict]:
+        """What the front end would send to the server."""
+        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+
+    def set_widgets(self, **values: object) -> None:
+        """Sets each named widget wherever a node has it."""
+        self.page.evaluate(
+            """values => {
+                for (const node of app.graph.nodes)
+                    for (const widget of node.widgets ?? [])
+                        if (widget.name in values) widget.value = values[widget.name];
+            }""",
+            values,
+        )
+
+    def run(self) -> dict:
+        """Queues the graph and waits for its end."""
+        self.page.set_default_timeout(RUN_MILLISECONDS)
+        return self.page.evaluate(QUEUE)
+
+    def screenshot(self, path: Path, **options: object) -> None:
+        self.page.screenshot(path=path, **options)
+
+    def close(self) -> None:
+        self.page.close()
