@@ -78,6 +78,18 @@ class FrontEnd:
             return {element["id"]: element["bounds"] for element in self.page.evaluate(READ_ELEMENTS)}
         return {number: node["bounds"] for number, node in self.nodes().items()}
 
+    def graph_area(self, margin: int) -> dict[str, float]:
+        """Where the nodes are in the window, in pixels, with a margin: left, top, width, height."""
+        boxes = self.page.evaluate(
+            """() => Array.from(document.querySelectorAll('[data-node-id]')).map(element => {
+                const {left, top, right, bottom} = element.getBoundingClientRect();
+                return [left, top, right, bottom];
+            })"""
+        )
+        left, top = (min(box[side] for box in boxes) - margin for side in (0, 1))
+        right, bottom = (max(box[side] for box in boxes) + margin for side in (2, 3))
+        return {"x": left, "y": top, "width": right - left, "height": bottom - top}
+
     def api_graph(self) -> dict[str, dict]:
         """What the front end would send to the server."""
         return self.page.evaluate("async () => (await app.graphToPrompt()).output")

@@ -64,7 +64,7 @@ def test_opens_as_it_was_saved(opened, front_end, object_info):
 
 
 def test_converts_to_what_the_file_says(opened, front_end, object_info):
-    name, workflow = opened
+    _, workflow = opened
     wanted = workflow_graph.to_api(workflow, object_info)
     converted = {number: {"class_type": node["class_type"], "inputs": node["inputs"]} for number, node in front_end.api_graph().items()}
     for node in converted.values():

@@ -195,7 +195,7 @@ class Server:
 
 @contextlib.contextmanager
 def running_server(scratch: Path, *arguments: str) -> Iterator[Server]:
-    """A server on a free port, its base directory in ``scratch``, with further arguments; it ends with the block, whatever happens in it."""
+    """A server on a free port with its base directory in ``scratch``; it ends with the block, whatever happens in it."""
     write_base_directory(scratch / "base")
     port = free_port()
     command = [sys.executable, "main.py", "--cpu", "--port", str(port), "--base-directory", str(scratch / "base")]

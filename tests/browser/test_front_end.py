@@ -1,0 +1,73 @@
+"""What the newest front end makes of the pack beside its graphs: templates, help, missing files, languages."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import COMFYUI
+from page import FrontEnd
+from serving import PACK, ROOT
+
+NEWEST = tuple(map(int, (COMFYUI / "comfyui_version.py").read_text(encoding="utf-8").split('"')[1].split("."))) >= (0, 33)
+pytestmark = pytest.mark.skipif(not NEWEST, reason="the panels are those of the newest front end")
+
+
+@pytest.fixture(scope="module")
+def front_end(browser, server):
+    running = FrontEnd(browser, server, nodes_2=True)
+    yield running
+    running.close()
+
+
+def test_a_template_opens_by_a_click(front_end, screenshots):
+    page = front_end.page
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text(PACK, exact=True).first.click()
+    card = page.get_by_text("chats_sd15_ksampler").first
+    card.wait_for()
+    page.wait_for_timeout(1500)
+    front_end.screenshot(screenshots / "templates.png")
+    thumbnails = page.locator(f"img[src*='workflow_templates/{PACK}/']")
+    drawn = thumbnails.evaluate_all("images => images.filter(image => image.complete && image.naturalWidth > 200).length")
+    assert drawn >= 4  # as many as fit into the window
+    card.click()
+    page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'CHATSApply')")
+
+
+def test_the_help_panel_shows_our_page(front_end, screenshots):
+    page = front_end.page
+    front_end.open_template("chats_sd15_ksampler")
+    page.evaluate("() => app.canvas.selectItems(app.graph.nodes.filter(node => node.type === 'CHATSApply'))")
+    page.locator("[data-testid='info-button']").first.click()
+    text = page.get_by_text("start_percent").last
+    text.wait_for()
+    front_end.screenshot(screenshots / "help.png")
+    sentence = (ROOT / "web" / "docs" / "CHATSApply.md").read_text(encoding="utf-8").splitlines()[2].split(".")[0]
+    assert sentence.split("*")[0].strip()[:40] in page.locator("body").inner_text()
+
+
+def test_missing_files_are_named_with_their_source(front_end, server, screenshots):
+    """The front end's own message, from `properties.models`."""
+    workflow = json.loads(
+        (ROOT / "workflows" / "chats_sd15_ksampler.json").read_text(encoding="utf-8").replace("chats_sd15_", "absent_sd15_")
+    )
+    front_end.page.evaluate("async workflow => app.loadGraphData(workflow, true, true, 'absent')", workflow)
+    shown = front_end.page.get_by_text("absent_sd15_preferred.safetensors")
+    shown.first.wait_for()
+    front_end.page.wait_for_timeout(1000)
+    front_end.screenshot(screenshots / "missing.png")
+    text = front_end.page.locator("body").inner_text()
+    assert "diffusion_models" in text
+
+
+def test_nodes_have_their_chinese_names(browser, server, screenshots):
+    names = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    front_end = FrontEnd(browser, server, nodes_2=True, locale="zh")
+    try:
+        front_end.open_template("chats_sd15_ksampler")
+        front_end.screenshot(screenshots / "chinese.png")
+        assert names["CHATSApply"]["display_name"] in front_end.page.locator("body").inner_text()
+    finally:
+        front_end.close()
+        server.post("/api/settings/Comfy.Locale", "en")
