@@ -6,6 +6,7 @@ import json
 
 import pytest
 from conftest import COMFYUI
+from draw_thumbnails import SIDE
 from page import FrontEnd
 from serving import PACK, ROOT
 
@@ -24,13 +25,12 @@ def test_a_template_opens_by_a_click(front_end, screenshots):
     page = front_end.page
     page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_text(PACK, exact=True).first.click()
-    card = page.get_by_text("chats_sd15_ksampler").first
+    card = page.get_by_test_id("template-workflow-chats_sd15_ksampler")
     card.wait_for()
-    page.wait_for_timeout(1500)
+    # The front end's stand-in for a missing picture has another width.
+    widths = "Array.from(document.querySelectorAll('[data-testid^=template-workflow-chats] img')).map(image => image.naturalWidth)"
+    page.wait_for_function(f"() => {widths}.filter(width => width === {SIDE}).length >= 4")
     front_end.screenshot(screenshots / "templates.png")
-    thumbnails = page.locator(f"img[src*='workflow_templates/{PACK}/']")
-    drawn = thumbnails.evaluate_all("images => images.filter(image => image.complete && image.naturalWidth > 200).length")
-    assert drawn >= 4  # as many as fit into the window
     card.click()
     page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'CHATSApply')")
 
@@ -39,12 +39,10 @@ def test_the_help_panel_shows_our_page(front_end, screenshots):
     page = front_end.page
     front_end.open_template("chats_sd15_ksampler")
     page.evaluate("() => app.canvas.selectItems(app.graph.nodes.filter(node => node.type === 'CHATSApply'))")
-    page.locator("[data-testid='info-button']").first.click()
-    text = page.get_by_text("start_percent").last
-    text.wait_for()
+    page.get_by_test_id("info-button").first.click()
+    page.get_by_text("Joins a preferred and a dispreferred model into one MODEL", exact=False).first.wait_for()
+    page.wait_for_timeout(500)
     front_end.screenshot(screenshots / "help.png")
-    sentence = (ROOT / "web" / "docs" / "CHATSApply.md").read_text(encoding="utf-8").splitlines()[2].split(".")[0]
-    assert sentence.split("*")[0].strip()[:40] in page.locator("body").inner_text()
 
 
 def test_missing_files_are_named_with_their_source(front_end, server, screenshots):

@@ -87,6 +87,8 @@ def test_templates_are_listed_and_served(server):
     assert sorted(listed) == sorted(WORKFLOWS)
     for name in listed:
         assert server.get(f"/api/workflow_templates/{PACK}/{name}.json") == WORKFLOWS[name].read_bytes()
+        with Image.open(io.BytesIO(server.get(f"/api/workflow_templates/{PACK}/{name}.jpg"))) as thumbnail:
+            assert (thumbnail.format, thumbnail.width) == ("JPEG", 640)
 
 
 def test_workflow_fits_the_schema(workflow, object_info):
