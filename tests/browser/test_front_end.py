@@ -51,12 +51,14 @@ def test_missing_files_are_named_with_their_source(front_end, server, screenshot
         (ROOT / "workflows" / "chats_sd15_ksampler.json").read_text(encoding="utf-8").replace("chats_sd15_", "absent_sd15_")
     )
     front_end.page.evaluate("async workflow => app.loadGraphData(workflow, true, true, 'absent')", workflow)
-    shown = front_end.page.get_by_text("absent_sd15_preferred.safetensors")
-    shown.first.wait_for()
-    front_end.page.wait_for_timeout(1000)
+    page = front_end.page
+    page.get_by_text("View details").first.click()
+    page.get_by_test_id("missing-model-download").first.wait_for()
     front_end.screenshot(screenshots / "missing.png")
-    text = front_end.page.locator("body").inner_text()
-    assert "diffusion_models" in text
+    offered = page.get_by_test_id("missing-model-importable-rows").all_inner_texts()
+    for member in ("preferred", "dispreferred"):
+        assert any(f"absent_sd15_{member}.safetensors" in text for text in offered)
+    assert "diffusion_models" in page.locator("body").inner_text()
 
 
 def test_nodes_have_their_chinese_names(browser, server, screenshots):
