@@ -40,7 +40,8 @@ class PairMetadata:
     """The ``chats.*`` keys of one member; a field that the file does not state is None.
 
     ``alpha``, ``guidance_scale`` (the paper's s) and ``null_prompt`` are what the pair's maker recommends for sampling;
-    ``resolution`` is in pixels, ``step`` the optimizer steps trained, the ``*_sha256`` are hexadecimal digests.
+    ``resolution`` is in pixels, ``step`` the optimizer steps trained, the ``*_sha256`` are hexadecimal digests, ``proxy_*`` what
+    :mod:`.probe` measured of the dispreferred member at ``alpha``.
     """
 
     member: Member
@@ -58,6 +59,8 @@ class PairMetadata:
     step: int | None = None
     config_sha256: str | None = None
     dataset_fingerprint: str | None = None
+    proxy_cosine: float | None = None
+    proxy_relative_error: float | None = None
 
     def to_header(self) -> dict[str, str]:
         """The metadata as header entries ``chats.<field>`` → string; what is None is left out."""

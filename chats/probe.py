@@ -52,6 +52,11 @@ def proxy_agreement(prompt: Tensor, null: Tensor, proxy: Tensor, alpha: float) -
     return ProxyAgreement(cosine, (proxy_move - exact_move).norm(dim=1) / exact_norm)
 
 
+def proxy_goes_the_way(cosine: float, relative_error: float) -> bool:
+    """Whether the proxy form goes the exact one's way at least roughly."""
+    return cosine >= FAIR_COSINE and relative_error <= FAIR_ERROR
+
+
 def proxy_verdict(cosine: float, relative_error: float) -> str:
     """What the means over noise levels and prompts say, in one line with its thresholds."""
     measured = f"cosine {cosine:.2f}, relative error {relative_error:.2f}"
@@ -61,7 +66,7 @@ def proxy_verdict(cosine: float, relative_error: float) -> str:
     )
     if cosine >= GOOD_COSINE and relative_error <= GOOD_ERROR:
         meaning = "the proxy form stands for the exact one"
-    elif cosine >= FAIR_COSINE and relative_error <= FAIR_ERROR:
+    elif proxy_goes_the_way(cosine, relative_error):
         meaning = "the proxy form goes the exact one's way, but only roughly; compare pictures of both"
     elif math.isnan(cosine):
         meaning = "the model does not react to these prompts, so the two forms cannot be told apart"

@@ -7,14 +7,10 @@ import folder_paths
 import nodes as comfy_nodes
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
-from server import PromptServer
 
 from ..chats import pair
+from .advice import ATTACHMENT, prediction_advice, show
 from .inputs import advanced
-
-# ComfyUI's prediction by the class that interprets a network's output, in the words of the pair's metadata.
-PREDICTIONS = (("V_PREDICTION", "v_prediction"), ("EPS", "epsilon"), ("CONST", "flow"))
-
 
 # In a list of files: no file on this side.
 NONE = "none"
@@ -42,22 +38,18 @@ def read_pair(paths: tuple[str | None, str | None], node_id: str | None) -> pair
         logging.warning("CHATS: %s", warning)
     lines = [f"recommended: {metadata.recommendation()}"] if metadata and metadata.recommendation() else []
     lines += [f"⚠ {warning}" for warning in warnings]
-    server = getattr(PromptServer, "instance", None)
-    if server is not None and node_id is not None:
-        server.send_progress_text("\n".join(lines) or "no pair metadata in these files", node_id)
+    show("\n".join(lines) or "no pair metadata in these files", node_id)
     return metadata
 
 
-def check_prediction(metadata: pair.PairMetadata | None, model: ModelPatcher) -> None:
-    """Warns when ComfyUI takes the model for another kind of prediction than the pair was trained for."""
-    bases = {base.__name__ for base in type(model.get_model_object("model_sampling")).__mro__}
-    taken_for = next((words for name, words in PREDICTIONS if name in bases), None)
-    if metadata and metadata.prediction_type and taken_for and metadata.prediction_type != taken_for:
-        logging.warning(
-            "CHATS: the pair was trained for %s and ComfyUI takes it for %s; put a ModelSamplingDiscrete node on both models",
-            metadata.prediction_type,
-            taken_for,
-        )
+def with_metadata(metadata: pair.PairMetadata | None, *models: ModelPatcher) -> tuple[ModelPatcher, ...]:
+    """The models as clones that carry what is known of their pair; warns when ComfyUI takes them for another kind of prediction."""
+    if advice := prediction_advice(metadata, models[0]):
+        logging.warning("CHATS: %s", advice)
+    clones = tuple(model.clone() for model in models)
+    for clone in clones:
+        clone.set_attachments(ATTACHMENT, metadata)
+    return clones
 
 
 def validate_pair(folder: str, preferred: object, dispreferred: object) -> bool | str:
@@ -118,8 +110,7 @@ class CHATSCheckpointPairLoader(io.ComfyNode):
         embeddings = folder_paths.get_folder_paths("embeddings")
         model, clip, vae = comfy.sd.load_checkpoint_guess_config(paths[0], embedding_directory=embeddings)[:3]
         other = comfy.sd.load_checkpoint_guess_config(paths[1], output_vae=False, output_clip=False)[0]
-        check_prediction(metadata, model)
-        return io.NodeOutput(model, other, clip, vae)
+        return io.NodeOutput(*with_metadata(metadata, model, other), clip, vae)
 
 
 class CHATSDiffusionModelPairLoader(io.ComfyNode):
@@ -154,8 +145,7 @@ class CHATSDiffusionModelPairLoader(io.ComfyNode):
         paths = pair_paths("diffusion_models", preferred, dispreferred)
         metadata = read_pair(paths, cls.hidden.unique_id if cls.hidden else None)
         models = [comfy_nodes.UNETLoader().load_unet(name, weight_dtype)[0] for name in (preferred, dispreferred)]
-        check_prediction(metadata, models[0])
-        return io.NodeOutput(*models)
+        return io.NodeOutput(*with_metadata(metadata, *models))
 
 
 NODES = [CHATSCheckpointPairLoader, CHATSDiffusionModelPairLoader]

@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..chats import pair
-from .loaders import NONE, check_prediction, model_outputs, pair_paths, read_pair, safetensors_files, validate_pair
+from .loaders import NONE, model_outputs, pair_paths, read_pair, safetensors_files, validate_pair, with_metadata
 
 FOLDER = "loras"
 
@@ -64,9 +64,9 @@ class CHATSLoRAPairLoader(io.ComfyNode):
     ) -> io.NodeOutput:
         paths = pair_paths(FOLDER, preferred_lora, dispreferred_lora)
         metadata = read_pair(paths, cls.hidden.unique_id if cls.hidden else None)
-        check_prediction(metadata, model)
         strengths = (strength_preferred, strength_dispreferred)
-        return io.NodeOutput(*(with_lora(model, path, strength) for path, strength in zip(paths, strengths, strict=True)))
+        models = [with_lora(model, path, strength) for path, strength in zip(paths, strengths, strict=True)]
+        return io.NodeOutput(*with_metadata(metadata, *models))
 
 
 NODES = [CHATSLoRAPairLoader]

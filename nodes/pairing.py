@@ -21,6 +21,7 @@ import comfy.samplers
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
+from .advice import advise_on_run
 from .inheritance import Baseline
 from .run import KEY, Run
 from .second_model import SecondModelRun, calc_cond_batch
@@ -95,6 +96,7 @@ class Pair:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         kind = SharedWeightsRun if self.shared else SecondModelRun
         run = kind(self, guider, {name: value for name, value in kwargs.items() if name == "latent_shapes"})
+        advise_on_run(guider.model_patcher, getattr(guider, "cfg", None), guider.conds["negative"])
         try:
             if run.needs_negative(guider.model_options) and any(map(run.guides_at, sigmas[:-1].tolist())):
                 # A conditioning entry may name models to be loaded with the main one: both come in one load call.

@@ -11,6 +11,7 @@ import torch
 from comfy_api.latest import io
 
 from ..chats import guidance
+from .advice import PROXY, ProxyFacts
 from .inputs import alpha_input, form_input, null_input
 
 # Options of an entry that come out of the text encoders, as opposed to where, when and how the entry is applied.
@@ -41,7 +42,9 @@ def build_negative(positive: list, null: list, alpha: float, form: str) -> list:
             "CHATS: `null` has %d entries and `positive` %d; the first null entry is used for all of them", len(null), len(positive)
         )
     nulls = null if len(null) == len(positive) else null[:1] * len(positive)
-    return [entry for pair in zip(positive, nulls, strict=True) for entry in FORMS[form](*pair, alpha)]
+    facts = ProxyFacts(alpha, form, null_is_zeros=not any(bool(tokens.any()) for tokens, _ in null))
+    entries = [entry for pair in zip(positive, nulls, strict=True) for entry in FORMS[form](*pair, alpha)]
+    return [[tokens, {**options, PROXY: facts}] for tokens, options in entries]
 
 
 def _proxy_entries(positive: list, null: list, alpha: float) -> list:

@@ -61,6 +61,14 @@ def test_missing_files_are_named_with_their_source(front_end, server, screenshot
     assert "diffusion_models" in page.locator("body").inner_text()
 
 
+def test_a_contradicting_setting_is_shown_on_the_sampler(front_end, screenshots):
+    front_end.open_template("chats_sd15_ksampler")
+    front_end.set_widgets(steps=2, width=64, height=64, alpha=1.5)
+    assert front_end.run()["name"] == "execution_success"
+    front_end.page.get_by_text("outside of 0 to 1; the paper recommends 0.5 to 0.7").first.wait_for()
+    front_end.screenshot(screenshots / "advice.png")
+
+
 def test_nodes_have_their_chinese_names(browser, server, screenshots):
     names = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
     front_end = FrontEnd(browser, server, nodes_2=True, locale="zh")

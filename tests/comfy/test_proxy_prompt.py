@@ -32,6 +32,8 @@ def test_exact_has_two_weighted_entries_of_each_positive_one(negative):
     null = [entry(77, 4, 4096, pooled_output=null_pooled, attention_mask=mask * 2, strength=9.0)]
     prompt_entry, null_entry = negative(positive, null, 0.5, "exact")
     assert prompt_entry[0] is positive[0][0]
+    made_of = prompt_entry[1].pop("chats_proxy")
+    assert (made_of.alpha, made_of.form, made_of.null_is_zeros) == (0.5, "exact", False)
     assert prompt_entry[1] == {**positive[0][1], "strength": pytest.approx(-0.4)}
     assert null_entry[0] is null[0][0]
     assert null_entry[1]["strength"] == pytest.approx(1.2)  # 1.5 · 0.8

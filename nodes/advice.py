@@ -1,0 +1,102 @@
+"""What contradicts the pair or itself in the settings of a run: a line each, shown on the node that samples. Nothing is refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from comfy.model_patcher import ModelPatcher
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
+
+from ..chats import guidance, pair, probe
+
+# Of a model: the metadata of its pair, as the loaders read them; clones keep it.
+ATTACHMENT = "chats_pair"
+# Of a conditioning entry: what CHATS Proxy Prompt made it of.
+PROXY = "chats_proxy"
+# ComfyUI's prediction by the class that interprets a network's output, in the words of the pair's metadata.
+PREDICTIONS = (("V_PREDICTION", "v_prediction"), ("EPS", "epsilon"), ("CONST", "flow"))
+# The paper recommends 0.5 to 0.7; 0 is CFG with two models, and up to 1 it takes in part of the dispreferred conditional.
+USUAL_ALPHAS = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ProxyFacts:
+    """The settings behind a negative, and whether its null prompt is zeros."""
+
+    alpha: float
+    form: str
+    null_is_zeros: bool
+
+
+def show(text: str, node_id: str | None) -> None:
+    """Shows a text on a node, where a server is there to."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and node_id is not None:
+        server.send_progress_text(text, node_id)
+
+
+def prediction_of(model: ModelPatcher) -> str | None:
+    """What ComfyUI takes the model's output for, in the metadata's words."""
+    bases = {base.__name__ for base in type(model.get_model_object("model_sampling")).__mro__}
+    return next((words for name, words in PREDICTIONS if name in bases), None)
+
+
+def prediction_advice(metadata: pair.PairMetadata | None, model: ModelPatcher) -> str | None:
+    """A line where ComfyUI takes the model for another kind of prediction than the pair was trained for."""
+    taken_for = prediction_of(model)
+    if metadata is None or None in (metadata.prediction_type, taken_for) or metadata.prediction_type == taken_for:
+        return None
+    trained_for = metadata.prediction_type
+    return f"the pair was trained for {trained_for} and is sampled as {taken_for}; put a ModelSamplingDiscrete node on both models"
+
+
+def advise_on_run(model: ModelPatcher, cfg: float | None, negative: Iterable[dict]) -> None:
+    """Shows and logs what contradicts in a run, once.
+
+    Args:
+        model: the pair's MODEL.
+        cfg: the guider's, None where it has none.
+        negative: the conditioning entries of the negative.
+    """
+    metadata = model.attachments.get(ATTACHMENT)
+    facts = dict.fromkeys(entry[PROXY] for entry in negative if PROXY in entry)
+    lines = [prediction_advice(metadata, model), cfg_advice(metadata, cfg)]
+    lines += [line for each in facts for line in proxy_advice(metadata, each)]
+    found = [line for line in lines if line]
+    for line in found:
+        logging.warning("CHATS: %s", line)
+    context = get_executing_context()
+    if found and context is not None:
+        show("\n".join(f"⚠ {line}" for line in found), context.node_id)
+
+
+def cfg_advice(metadata: pair.PairMetadata | None, cfg: float | None) -> str | None:
+    if cfg is None or cfg >= 1:
+        return None
+    scale = metadata.guidance_scale if metadata and metadata.guidance_scale is not None else guidance.DEFAULT_GUIDANCE_SCALE
+    usual = guidance.cfg_from_guidance_scale(scale)
+    return f"`cfg` is {cfg:g}: below 1 the dispreferred model pulls where it should push away; try {usual:g}"
+
+
+def proxy_advice(metadata: pair.PairMetadata | None, facts: ProxyFacts) -> list[str]:
+    """Lines about one proxy prompt."""
+    lines = []
+    low, high = USUAL_ALPHAS
+    if not low <= facts.alpha <= high:
+        lines.append(f"`alpha` is {facts.alpha:g}, outside of {low:g} to {high:g}; the paper recommends 0.5 to 0.7")
+    if metadata is None:
+        return lines
+    if metadata.null_prompt == "zeros" and not facts.null_is_zeros:
+        lines.append("`null` is a text encoding and the pair was trained with zeros; put a ConditioningZeroOut node in between")
+    if metadata.null_prompt == "encoded_empty" and facts.null_is_zeros:
+        lines.append("`null` is zeros and the pair was trained with an encoded empty prompt; connect a CLIPTextEncode node without text")
+    cosine, error = metadata.proxy_cosine, metadata.proxy_relative_error
+    if facts.form == "proxy" and None not in (cosine, error) and not probe.proxy_goes_the_way(cosine, error):
+        lines.append(
+            f"`form` is proxy, which the pair's maker measured to be unlike exact (cosine {cosine:.2f}, relative error {error:.2f}); "
+            "compare pictures of both"
+        )
+    return lines

@@ -1,0 +1,69 @@
+"""What a run says of settings that contradict the pair, and that it says nothing of those that do not."""
+
+import logging
+
+import mini
+import pytest
+from conftest import pack_module
+from running import guider_of, run
+
+CFG = 6.0
+
+
+@pytest.fixture
+def said(nodes, pairs, caplog):
+    """The lines that a run logs, by its settings and the pair's metadata."""
+    advice, pair = pack_module("nodes.advice"), pack_module("chats.pair")
+
+    def sample(used_alpha=0.5, /, *, form="proxy", cfg=CFG, zeros=False, steps=1, **metadata):
+        models = [model.clone() for model in pairs("sd15")]
+        for model in models:
+            model.set_attachments(advice.ATTACHMENT, pair.PairMetadata("preferred", **metadata) if metadata else None)
+        positive, null = mini.conditioning("sd15", 3), mini.conditioning("sd15", 4)
+        if zeros:
+            null = [[tokens * 0, options] for tokens, options in null]
+        joined = nodes["CHATSApply"](*models, 0.0, 1.0)[0]
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            negative = nodes["CHATSProxyPrompt"](positive, null, used_alpha, form)[0]
+            run(guider_of(joined, positive, negative, cfg), mini.latent("sd15"), steps=steps)
+        return [record.getMessage().removeprefix("CHATS: ") for record in caplog.records if record.getMessage().startswith("CHATS: ")]
+
+    return sample
+
+
+FITTING = dict(prediction_type="epsilon", null_prompt="encoded_empty", alpha=0.5, guidance_scale=4.0)
+
+
+def test_settings_that_fit_need_no_word(said):
+    assert said() == []
+    assert said(**FITTING, proxy_cosine=0.95, proxy_relative_error=0.3) == []
+    assert said(0.7, zeros=True, **{**FITTING, "null_prompt": "zeros"}) == []
+    assert said(0.0, **FITTING) == []
+    assert said(form="exact", **FITTING, proxy_cosine=0.1, proxy_relative_error=1.3) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (dict(used_alpha=1.5), "`alpha` is 1.5, outside of 0 to 1; the paper recommends 0.5 to 0.7"),
+        (dict(used_alpha=-0.5), "`alpha` is -0.5, outside of 0 to 1"),
+        (dict(cfg=0.5), "`cfg` is 0.5: below 1 the dispreferred model pulls where it should push away; try 6"),
+        (dict(cfg=0.5, **FITTING), "try 5"),
+        (
+            dict(prediction_type="v_prediction"),
+            "the pair was trained for v_prediction and is sampled as epsilon; put a ModelSamplingDiscrete",
+        ),
+        (dict(null_prompt="zeros"), "`null` is a text encoding and the pair was trained with zeros; put a ConditioningZeroOut node"),
+        (dict(zeros=True, null_prompt="encoded_empty"), "`null` is zeros and the pair was trained with an encoded empty prompt"),
+        (dict(**FITTING, proxy_cosine=0.1, proxy_relative_error=1.3), "unlike exact (cosine 0.10, relative error 1.30); compare pictures"),
+    ],
+)
+def test_each_contradiction_is_one_line(said, settings, line):
+    (only,) = said(settings.pop("used_alpha", 0.5), **settings)
+    assert line in only
+    assert "\n" not in only
+
+
+def test_it_is_said_once_a_run(said):
+    assert len(said(1.5, steps=4)) == 1
