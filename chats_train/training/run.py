@@ -166,7 +166,7 @@ def _only_run_in(output_dir: Path, processes: Processes) -> Iterator[None]:
     with locked(output_dir / LOCK) if processes.is_main else nullcontext(True) as free:
         if processes.any(not free):
             raise UserError(
-                f"`output_dir` is {output_dir}, where another run is at work now; wait for its end or stop it, or choose another `output_dir`"
+                f"`output_dir` is {output_dir}, where another run is at work now; wait for its end, stop it, or choose another `output_dir`"
             )
         yield
 

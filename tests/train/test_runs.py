@@ -162,9 +162,7 @@ def test_a_checkpoint_that_cannot_be_read_names_the_option_that_chose_it(config)
     with pytest.raises(UserError, match=r"nowhere cannot be used: manifest.json is missing; name another with `--checkpoint`"):
         export(run, "nowhere")
     other = run.model_copy(update={"network_rank": 4})
-    with pytest.raises(
-        UserError, match=r"of another model than this run; bring back the old settings, or name another with `--checkpoint`"
-    ):
+    with pytest.raises(UserError, match=r"of another model than this run; .*, or name another with `--checkpoint`"):
         sample(other, "latest", ["a b"], "proxy")
     with pytest.raises(UserError, match=r"of another model than this run; .* or set `resume_from_checkpoint` to another, or to null"):
         train(other.model_copy(update={"resume_from_checkpoint": "latest", "max_train_steps": 2}))
