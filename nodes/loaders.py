@@ -1,7 +1,11 @@
 """Loaders of pairs: two files in, two ordinary MODELs out, so that any other node can still work on each."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import comfy.model_management
 import comfy.sd
 import folder_paths
 import nodes as comfy_nodes
@@ -10,6 +14,7 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..chats import pair
+from ..chats.words import shown_error
 from .inputs import advanced
 
 # ComfyUI's prediction by the class that interprets a network's output, in the words of the pair's metadata.
@@ -46,6 +51,26 @@ def read_pair(paths: tuple[str | None, str | None], node_id: str | None) -> pair
     if server is not None and node_id is not None:
         server.send_progress_text("\n".join(lines) or "no pair metadata in these files", node_id)
     return metadata
+
+
+# What ComfyUI raises for a whole file that is not the model it took it for: by what is missing, or has another shape or type.
+LOAD_ERRORS = (RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError, ZeroDivisionError)
+
+
+@contextmanager
+def loading(name: str, kind: str) -> Iterator[None]:
+    """Has what goes wrong while ComfyUI loads a file say which file, and what to do; memory that runs out stays ComfyUI's to report.
+
+    Raises:
+        PairError: when the file is not a ``kind`` that ComfyUI can load.
+    """
+    try:
+        yield
+    except comfy.model_management.OOM_EXCEPTION:
+        raise
+    except LOAD_ERRORS as error:
+        reason = shown_error(error)
+        raise pair.PairError(f"ComfyUI cannot load {name} as a {kind} ({reason}); download or export it again, or choose another") from error
 
 
 def check_prediction(metadata: pair.PairMetadata | None, model: ModelPatcher) -> None:
@@ -116,8 +141,10 @@ class CHATSCheckpointPairLoader(io.ComfyNode):
         paths = pair_paths("checkpoints", preferred, dispreferred)
         metadata = read_pair(paths, cls.hidden.unique_id if cls.hidden else None)
         embeddings = folder_paths.get_folder_paths("embeddings")
-        model, clip, vae = comfy.sd.load_checkpoint_guess_config(paths[0], embedding_directory=embeddings)[:3]
-        other = comfy.sd.load_checkpoint_guess_config(paths[1], output_vae=False, output_clip=False)[0]
+        with loading(preferred, "checkpoint"):
+            model, clip, vae = comfy.sd.load_checkpoint_guess_config(paths[0], embedding_directory=embeddings)[:3]
+        with loading(dispreferred, "checkpoint"):
+            other = comfy.sd.load_checkpoint_guess_config(paths[1], output_vae=False, output_clip=False)[0]
         check_prediction(metadata, model)
         return io.NodeOutput(model, other, clip, vae)
 
@@ -153,7 +180,10 @@ class CHATSDiffusionModelPairLoader(io.ComfyNode):
     def execute(cls, preferred: str, dispreferred: str, weight_dtype: str) -> io.NodeOutput:
         paths = pair_paths("diffusion_models", preferred, dispreferred)
         metadata = read_pair(paths, cls.hidden.unique_id if cls.hidden else None)
-        models = [comfy_nodes.UNETLoader().load_unet(name, weight_dtype)[0] for name in (preferred, dispreferred)]
+        models = []
+        for name in (preferred, dispreferred):
+            with loading(name, "diffusion model"):
+                models.append(comfy_nodes.UNETLoader().load_unet(name, weight_dtype)[0])
         check_prediction(metadata, models[0])
         return io.NodeOutput(*models)
 

@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..chats import pair
-from .loaders import NONE, check_prediction, model_outputs, pair_paths, read_pair, safetensors_files, validate_pair
+from .loaders import NONE, check_prediction, loading, model_outputs, pair_paths, read_pair, safetensors_files, validate_pair
 
 FOLDER = "loras"
 
@@ -22,9 +22,11 @@ def with_lora(model: ModelPatcher, path: str | None, strength: float) -> ModelPa
     """
     if path is None:
         return model
-    state = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
+    with loading(Path(path).name, "LoRA"):
+        state = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
+        patches = comfy.lora.load_lora(state, comfy.lora.model_lora_keys_unet(model.model, {}))
     patched = model.clone()
-    if not patched.add_patches(comfy.lora.load_lora(state, comfy.lora.model_lora_keys_unet(model.model, {})), strength):
+    if not patched.add_patches(patches, strength):
         raise pair.PairError(f"{Path(path).name} changes no weight of `model`; connect the base that it was trained on")
     return patched
 
