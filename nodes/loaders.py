@@ -70,7 +70,9 @@ def loading(name: str, kind: str) -> Iterator[None]:
         raise
     except LOAD_ERRORS as error:
         reason = shown_error(error)
-        raise pair.PairError(f"ComfyUI cannot load {name} as a {kind} ({reason}); download or export it again, or choose another") from error
+        raise pair.PairError(
+            f"ComfyUI cannot load {name} as a {kind} ({reason}); download or export it again, or choose another"
+        ) from error
 
 
 def check_prediction(metadata: pair.PairMetadata | None, model: ModelPatcher) -> None:

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import random
-import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -180,7 +179,7 @@ def odd_names(rng: random.Random, data: Path) -> None:
         side, index = data / rng.choice(["chosen", "rejected"]), rng.randrange(PAIRS)
         change = rng.randrange(6)
         if change == 0:
-            shutil.copy(side.parent / "chosen" / f"{index}.txt", side / f"{index}.jpg")
+            (side / f"{index}.jpg").write_bytes(picture(rng, "JPEG"))
         elif change == 1:
             (side / f"{index}.txt").unlink(missing_ok=True)
         elif change == 2:
