@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import comfy.model_management
 import comfy.sd
@@ -14,7 +13,7 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..chats import pair
-from ..chats.words import shown_error
+from ..chats.words import shown, shown_error
 from .inputs import advanced
 
 # ComfyUI's prediction by the class that interprets a network's output, in the words of the pair's metadata.
@@ -33,9 +32,13 @@ def pair_paths(folder: str, preferred: str, dispreferred: str) -> tuple[str | No
     """
     paths = []
     for member, name in (("preferred", preferred), ("dispreferred", dispreferred)):
+        if not isinstance(name, str):
+            raise pair.PairError(f"`{member}` is `{shown(name)}`, which is no file's name; choose a file")
         path = None if name == NONE else folder_paths.get_full_path(folder, name)
         if path is None and name != NONE:
-            raise pair.PairError(f"`{member}` is {name}, which is not in ComfyUI's {folder} folder; put it there or choose another file")
+            raise pair.PairError(
+                f"`{member}` is {shown(name)}, which is not in ComfyUI's {folder} folder; put it there or choose another file"
+            )
         paths.append(path)
     return paths[0], paths[1]
 
@@ -89,7 +92,7 @@ def check_prediction(metadata: pair.PairMetadata | None, model: ModelPatcher) ->
 
 def validate_pair(folder: str, preferred: object, dispreferred: object) -> bool | str:
     """What ComfyUI shows when a workflow is queued: True, or one sentence. An input that is a link is not known yet."""
-    if not (isinstance(preferred, str) and isinstance(dispreferred, str)):
+    if preferred is None or dispreferred is None:
         return True
     try:
         pair.check_files(*pair_paths(folder, preferred, dispreferred))

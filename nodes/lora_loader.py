@@ -9,6 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..chats import pair
+from .inputs import require_models
 from .loaders import NONE, check_prediction, loading, model_outputs, pair_paths, read_pair, safetensors_files, validate_pair
 
 FOLDER = "loras"
@@ -64,6 +65,7 @@ class CHATSLoRAPairLoader(io.ComfyNode):
     def execute(
         cls, model: ModelPatcher, preferred_lora: str, dispreferred_lora: str, strength_preferred: float, strength_dispreferred: float
     ) -> io.NodeOutput:
+        require_models(model=model)
         paths = pair_paths(FOLDER, preferred_lora, dispreferred_lora)
         metadata = read_pair(paths, cls.hidden.unique_id if cls.hidden else None)
         check_prediction(metadata, model)

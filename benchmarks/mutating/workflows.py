@@ -116,7 +116,8 @@ class Workflows:
         if not message["node_type"].startswith("CHATS"):
             # A node of ComfyUI, of what it was given: not ours to word.
             return f"`{message['node_type']}` ended the run; see its message"
-        assert message["exception_type"].endswith("PairError") or message["exception_type"].endswith("GuidanceError"), (
+        # Which sentences of this pack's own are, is held to the rule as the others are.
+        assert message["exception_type"].endswith(("PairError", "ValueError")), (
             f"{message['node_type']}: {message['exception_type']}: {message['exception_message'][:200]}"
         )
         return message["exception_message"].strip()
