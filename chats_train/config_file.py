@@ -12,7 +12,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from chats.words import shown, shown_error
+from chats.words import LONGEST, shown, shown_error
 
 from .config import CONFIG_VERSION, DERIVED, FAMILIES, RunConfig
 from .errors import UserError
@@ -33,8 +33,6 @@ HEADINGS = {
 }
 PLACEHOLDERS = {"output_dir": "runs/my-pair", "pretrained_model": "models/base.safetensors", "data": {"path": "my-pairs"}}
 COMMENT_COLUMN = 46
-# Merges of merges can grow to billions.
-MOST_KEYS = 1000
 # Characters that neither a path nor a file in UTF-8 can hold: NUL, and halves of surrogate pairs.
 UNWRITABLE = re.compile(r"[\x00\ud800-\udfff]")
 # What pydantic's kinds of error ask for, where its own words are not for people.
@@ -68,11 +66,6 @@ class _Loader(yaml.SafeLoader):
             reason = f"`{shown(value)}` has a character that is no text"
             raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
         return value
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)
-        if len(node.value) > MOST_KEYS:
-            raise yaml.constructor.ConstructorError(None, None, f"`<<` brings more than {MOST_KEYS} settings", node.start_mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -186,7 +179,7 @@ def _parsed(text: str) -> Any:
 def _yaml_reason(error: yaml.YAMLError) -> str:
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return shown_error(error)
-    return f"{shown(error.problem)} in line {error.problem_mark.line + 1}"
+    return f"{shown(error.problem, 3 * LONGEST)} in line {error.problem_mark.line + 1}"
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

@@ -91,7 +91,8 @@ class DenoiserFile:
         for key, info in held.items():
             if QUANTIZED.match(info.dtype):
                 raise UserError(
-                    f"`{self.setting}` is {self.path.name}, whose `{shown(key, 60)}` is quantized ({info.dtype}); give the file in fp16, bf16 or fp32 "
+                    f"`{self.setting}` is {self.path.name}, whose `{shown(key, 60)}` is quantized ({info.dtype}); "
+                    "give the file in fp16, bf16 or fp32 "
                     "that it was made from"
                 )
 

@@ -130,7 +130,8 @@ def _require_same_shapes(origin: DenoiserFile, file: DenoiserFile) -> None:
     first = min(key for key in origin.shapes.keys() | file.shapes.keys() if origin.shapes.get(key) != file.shapes.get(key))
     found = [f"{list(shapes[first])}" if first in shapes else "missing" for shapes in (origin.shapes, file.shapes)]
     raise UserError(
-        f"`{origin.setting}` is {origin} and `{file.setting}` is {file}: `{shown(first)}` is {found[0]} in the one and {found[1]} in the other; "
+        f"`{origin.setting}` is {origin} and `{file.setting}` is {file}: `{shown(first)}` is {found[0]} in "
+        f"the one and {found[1]} in the other; "
         "give models of one architecture"
     )
 

@@ -92,7 +92,8 @@ class LoaderFiles:
 
         node = self.nodes[LOADERS[kind]]
         names = [f"{member}.safetensors" for member in MEMBERS]
-        if (verdict := node.validate_inputs(*names)) is not True:
+        verdict = node.validate_inputs(*names)
+        if verdict is not True:
             return verdict
         rest = {"checkpoints": [], "diffusion_models": ["default"], "loras": [1.0, 1.0]}[kind]
         try:

@@ -130,6 +130,6 @@ def _require(table: datasets.Dataset, wanted: dict[str, str]) -> None:
         if column not in names:
             near = difflib.get_close_matches(column, names, n=1)
             raise UserError(
-                f"the data has no column `{column}`, only {shown(', '.join(names))}; set `data.columns.{setting}` to the one with the {setting}"
-                + (f" (`{near[0]}`?)" if near else "")
+                f"the data has no column `{column}`, only {shown(', '.join(names))}; "
+                f"set `data.columns.{setting}` to the one with the {setting}" + (f" (`{near[0]}`?)" if near else "")
             )
