@@ -109,7 +109,8 @@ class FolderSource(Source):
         total = hashlib.sha256()
         for part in parts:
             for file in sorted(self._folder(part).iterdir()):
-                if file.suffix in HASHED_SUFFIXES:
+                # A pipe or a device has no end to read to.
+                if file.suffix in HASHED_SUFFIXES and file.is_file():
                     total.update(f"{part}/{file.name}:{file_digest(file)}\n".encode())
         return total.hexdigest()
 
