@@ -24,20 +24,23 @@ PREDICTIONS = (("V_PREDICTION", "v_prediction"), ("EPS", "epsilon"), ("CONST", "
 NONE = "none"
 
 
-def pair_paths(folder: str, preferred: str, dispreferred: str) -> tuple[str | None, str | None]:
+def pair_paths(folder: str, preferred: str, dispreferred: str, suffix: str = "") -> tuple[str | None, str | None]:
     """The full paths of two files of one of ComfyUI's model folders; None for `none`.
+
+    An error names the input: the member and ``suffix``. ComfyUI shows it on both, since it has no word from a check for one of them.
 
     Raises:
         PairError: when a file is not there.
     """
     paths = []
     for member, name in (("preferred", preferred), ("dispreferred", dispreferred)):
+        setting = f"{member}{suffix}"
         if not isinstance(name, str):
-            raise pair.PairError(f"`{member}` is `{shown(name)}`, which is no file's name; choose a file")
+            raise pair.PairError(f"`{setting}` is `{shown(name)}`, which is no file's name; choose a file")
         path = None if name == NONE else folder_paths.get_full_path(folder, name)
         if path is None and name != NONE:
             raise pair.PairError(
-                f"`{member}` is {shown(name)}, which is not in ComfyUI's {folder} folder; put it there or choose another file"
+                f"`{setting}` is {shown(name)}, which is not in ComfyUI's {folder} folder; put it there or choose another file"
             )
         paths.append(path)
     return paths[0], paths[1]
@@ -90,12 +93,12 @@ def check_prediction(metadata: pair.PairMetadata | None, model: ModelPatcher) ->
         )
 
 
-def validate_pair(folder: str, preferred: object, dispreferred: object) -> bool | str:
+def validate_pair(folder: str, preferred: object, dispreferred: object, suffix: str = "") -> bool | str:
     """What ComfyUI shows when a workflow is queued: True, or one sentence. An input that is a link is not known yet."""
     if preferred is None or dispreferred is None:
         return True
     try:
-        pair.check_files(*pair_paths(folder, preferred, dispreferred))
+        pair.check_files(*pair_paths(folder, preferred, dispreferred, suffix))
     except pair.PairError as error:
         return str(error)
     return True

@@ -13,6 +13,8 @@ from .inputs import require_models
 from .loaders import NONE, check_prediction, loading, model_outputs, pair_paths, read_pair, safetensors_files, validate_pair
 
 FOLDER = "loras"
+# Of the inputs' names.
+SUFFIX = "_lora"
 
 
 def with_lora(model: ModelPatcher, path: str | None, strength: float) -> ModelPatcher:
@@ -59,14 +61,14 @@ class CHATSLoRAPairLoader(io.ComfyNode):
     def validate_inputs(cls, preferred_lora: str | None = None, dispreferred_lora: str | None = None) -> bool | str:
         if preferred_lora == dispreferred_lora == NONE:
             return "`preferred_lora` and `dispreferred_lora` are both none; choose at least one LoRA"
-        return validate_pair(FOLDER, preferred_lora, dispreferred_lora)
+        return validate_pair(FOLDER, preferred_lora, dispreferred_lora, SUFFIX)
 
     @classmethod
     def execute(
         cls, model: ModelPatcher, preferred_lora: str, dispreferred_lora: str, strength_preferred: float, strength_dispreferred: float
     ) -> io.NodeOutput:
         require_models(model=model)
-        paths = pair_paths(FOLDER, preferred_lora, dispreferred_lora)
+        paths = pair_paths(FOLDER, preferred_lora, dispreferred_lora, SUFFIX)
         metadata = read_pair(paths, cls.hidden.unique_id if cls.hidden else None)
         check_prediction(metadata, model)
         strengths = (strength_preferred, strength_dispreferred)
