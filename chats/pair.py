@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .guidance import cfg_from_guidance_scale
+from .words import shown, shown_error
 
 FORMAT_VERSION = 1
 PREFIX = "chats."
@@ -123,7 +124,9 @@ def _parse(name: str, key: str, value: str, hint: object) -> object:
         parsed = None
     if parsed is None or parsed != parsed or (allowed and value not in allowed):
         expected = " or ".join(f"`{word}`" for word in allowed) if allowed else f"a number ({kind.__name__})"
-        raise PairError(f"{name} has `{PREFIX}{key}` = `{value}`, expected {expected}; it was not written by this pack: export it again")
+        raise PairError(
+            f"{name} has `{PREFIX}{key}` = `{shown(value)}`, expected {expected}; it was not written by this pack: export it again"
+        )
     return parsed
 
 
@@ -142,7 +145,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except SafetensorError as error:
-        raise PairError(f"{path.name} is not a whole safetensors file ({error}); download or export it again") from error
+        raise PairError(f"{path.name} is not a whole safetensors file ({shown_error(error)}); download or export it again") from error
 
 
 def read_metadata(path: str | os.PathLike[str]) -> PairMetadata | None:
@@ -184,11 +187,11 @@ def _differences(preferred: PairMetadata | None, dispreferred: PairMetadata | No
         return [f"the {silent} file has no pair metadata, the other has; they may not belong together"]
     warnings = []
     if preferred.pair_id != dispreferred.pair_id:
-        warnings.append(f"the two files are of different pairs ({preferred.pair_id} and {dispreferred.pair_id})")
+        warnings.append(f"the two files are of different pairs ({shown(preferred.pair_id)} and {shown(dispreferred.pair_id)})")
     for name in ("base_sha256", "prediction_type", "step"):
         ours, theirs = getattr(preferred, name), getattr(dispreferred, name)
         if ours != theirs:
-            warnings.append(f"`{PREFIX}{name}` differs: {ours} in the preferred file, {theirs} in the dispreferred")
+            warnings.append(f"`{PREFIX}{name}` differs: {shown(ours)} in the preferred file, {shown(theirs)} in the dispreferred")
     return warnings
 
 

@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USER_ERROR_STATUS
     except OSError as error:
         # A disk, a folder's permissions, the network: nothing that a traceback explains better.
-        print(f"error: {error}; mend that and start again", file=sys.stderr)
+        from chats.words import shown_error
+
+        print(f"error: {shown_error(error)}; mend that and start again", file=sys.stderr)
         return USER_ERROR_STATUS
     return 0
 

@@ -223,10 +223,11 @@ def _derived(family: FamilyDefaults, raw: dict[str, Any]) -> dict[str, Any]:
     step = raw.get("bucket_reso_steps", DEFAULT_BUCKET_STEPS)
     if not isinstance(resolution, int) or not isinstance(step, int) or step < 1:
         resolution, step = family.resolution, DEFAULT_BUCKET_STEPS
+    output_dir = raw.get("output_dir")
     return {
         "resolution": family.resolution,
         "min_bucket_reso": min(resolution, max(step, resolution // 2 // step * step)),
         "max_bucket_reso": resolution * 2,
-        "cache_dir": str(Path(str(raw.get("output_dir", ""))) / "cache"),
+        "cache_dir": str(Path(output_dir if isinstance(output_dir, str | Path) else "") / "cache"),
         "learning_rate": FULL_LEARNING_RATE if raw.get("training_method") == "full" else LORA_LEARNING_RATE,
     }

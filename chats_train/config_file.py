@@ -12,6 +12,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from chats.words import LONGEST, shown, shown_error
+
 from .config import CONFIG_VERSION, DERIVED, FAMILIES, RunConfig
 from .errors import UserError
 from .files import write_text
@@ -31,6 +33,8 @@ HEADINGS = {
 }
 PLACEHOLDERS = {"output_dir": "runs/my-pair", "pretrained_model": "models/base.safetensors", "data": {"path": "my-pairs"}}
 COMMENT_COLUMN = 46
+# Characters that neither a path nor a file in UTF-8 can hold: NUL, and halves of surrogate pairs.
+UNWRITABLE = re.compile(r"[\x00\ud800-\udfff]")
 # What pydantic's kinds of error ask for, where its own words are not for people.
 WORDS = {
     "int_type": "a whole number",
@@ -45,17 +49,32 @@ WORDS = {
 }
 
 
+# All that PyYAML's constructors raise for a scalar that is not what its tag says.
+SCALAR_ERRORS = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
+
+
 class _Loader(yaml.SafeLoader):
     """YAML with the scalars of version 1.2, so that ``no`` is a word and ``1e-5`` a number, and no key twice."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+        except SCALAR_ERRORS as error:
+            reason = f"`{shown(node.value)}` is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from error
+        if isinstance(value, str) and UNWRITABLE.search(value):
+            reason = f"`{shown(value)}` has a character that is no text"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"`{key}` is not a setting's name", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"`{shown(key)}` is not a setting's name", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"`{key}` is set twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"`{shown(key)}` is set twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -138,7 +157,7 @@ def _template_lines(section: BaseModel, indent: str = "") -> Iterator[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        raw = _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"the config {path} cannot be read ({error.strerror}); `python -m chats_train init` makes one") from error
     except UnicodeDecodeError as error:
@@ -150,21 +169,28 @@ def _read(path: Path) -> dict[str, Any]:
     return raw
 
 
+def _parsed(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deep") from error
+
+
 def _yaml_reason(error: yaml.YAMLError) -> str:
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return " ".join(str(error).split())
-    return f"{error.problem} in line {error.problem_mark.line + 1}"
+        return shown_error(error)
+    return f"{shown(error.problem, 3 * LONGEST)} in line {error.problem_mark.line + 1}"
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
     """One ``--set key=value`` on the settings as read."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"`--set {override}` has no `=`; write it as `--set name=value`")
+        raise UserError(f"`--set {shown(override)}` has no `=`; write it as `--set name=value`")
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = _parsed(text)
     except yaml.YAMLError as error:
-        raise UserError(f"`--set {override}`: the value is not valid YAML ({_yaml_reason(error)}); put quotes around it") from error
+        raise UserError(f"`--set {shown(override)}`: the value is not valid YAML ({_yaml_reason(error)}); put quotes around it") from error
     *parents, name = key.split(".")
     section = raw
     for depth, parent in enumerate(parents):
@@ -172,14 +198,16 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             section[parent] = {}
         section = section[parent]
         if not isinstance(section, dict):
-            raise UserError(f"`--set {override}`: `{'.'.join(parents[: depth + 1])}` is a single value and has no `{name}`; leave that out")
+            raise UserError(
+                f"`--set {shown(override)}`: `{'.'.join(parents[: depth + 1])}` is a single value and has no `{name}`; leave that out"
+            )
     section[name] = value
 
 
 def _sentence(details: Mapping[str, Any]) -> str:
     """One of pydantic's errors as a sentence that names the setting, its value and the way out."""
     location, kind, value = details["loc"], details["type"], details.get("input")
-    name = ".".join(str(part) for part in location)
+    name = shown(".".join(str(part) for part in location))
     if kind == "value_error":
         return str(details["ctx"]["error"])
     if kind == "extra_forbidden":
@@ -188,17 +216,13 @@ def _sentence(details: Mapping[str, Any]) -> str:
     description = f" ({field.description})" if field is not None and field.description else ""
     if kind == "missing":
         return f"`{name}` is missing; set it{description}"
-    shown = "empty (null)" if value is None else f"`{_yaml_word(value)}`"
+    stated = "empty (null)" if value is None else f"`{shown(value)}`"
     if kind == "literal_error":
         words = [str(word) for word in _literal_words(field.annotation)]
-        return f"`{name}` is {shown}; it should be one of {', '.join(words)}{_nearest(value, words)}"
+        return f"`{name}` is {stated}; it should be one of {', '.join(words)}{_nearest(value, words)}"
     should = WORDS.get(kind) or details["msg"].removeprefix("Input should be ")
     has_default = field is not None and isinstance(field.default, bool | int | float | str)
-    return f"`{name}` is {shown}; it should be {should}{f', such as {_yaml_word(field.default)}' if has_default else ''}{description}"
-
-
-def _yaml_word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return f"`{name}` is {stated}; it should be {should}{f', such as {shown(field.default)}' if has_default else ''}{description}"
 
 
 def _literal_words(annotation: Any) -> list[Any]:
@@ -222,11 +246,11 @@ def _suggestion(location: tuple[Any, ...]) -> str:
     """The way out for an unknown key: the nearest name of its section, then of the whole config."""
     section = _field(location[:-1]).annotation if location[:-1] else RunConfig
     prefix = ".".join(location[:-1])
-    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    near = difflib.get_close_matches(shown(location[-1]), section.model_fields, n=1)
     if near:
         return f"; did you mean `{f'{prefix}.' if prefix else ''}{near[0]}`?"
     by_last = {name.rpartition(".")[2]: name for name in _all_names(RunConfig)}
-    near = difflib.get_close_matches(str(location[-1]), by_last, n=1)
+    near = difflib.get_close_matches(shown(location[-1]), by_last, n=1)
     return f"; did you mean `{by_last[near[0]]}`?" if near else "; remove it (`python -m chats_train init` lists all settings)"
 
 
@@ -238,5 +262,5 @@ def _all_names(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _nearest(value: Any, words: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(value), list(words), n=1)
+    near = difflib.get_close_matches(shown(value), list(words), n=1)
     return f"; did you mean {near[0]}?" if near else ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from chats.pair import read_header
+from chats.words import shown
 
 from .errors import UserError
 from .export.layout import Place, to_native
@@ -90,7 +91,8 @@ class DenoiserFile:
         for key, info in held.items():
             if QUANTIZED.match(info.dtype):
                 raise UserError(
-                    f"`{self.setting}` is {self.path.name}, whose `{key}` is quantized ({info.dtype}); give the file in fp16, bf16 or fp32 "
+                    f"`{self.setting}` is {self.path.name}, whose `{shown(key, 60)}` is quantized ({info.dtype}); "
+                    "give the file in fp16, bf16 or fp32 "
                     "that it was made from"
                 )
 
@@ -111,7 +113,7 @@ class DenoiserFile:
         places = layout(held)
         if lost := [key for key in held if key not in places]:
             raise UserError(
-                f"`{self.setting}` is {self}, and its `{lost[0]}` ({len(lost)} such) has no native name known here; "
+                f"`{self.setting}` is {self}, and its `{shown(lost[0])}` ({len(lost)} such) has no native name known here; "
                 "give the model in its native layout"
             )
         return places
@@ -120,7 +122,7 @@ class DenoiserFile:
         whole = next(iter(parts.values())).parts
         if len(parts) != whole:
             raise UserError(
-                f"`{self.setting}` is {self.path.name}, where `{key}` has {len(parts)} of its {whole} parts; download the file again"
+                f"`{self.setting}` is {self.path.name}, where `{shown(key)}` has {len(parts)} of its {whole} parts; download the file again"
             )
         first, *_ = shapes = [tensors[name].shape for name in parts]
         return (sum(shape[0] for shape in shapes), *first[1:]) if whole > 1 else first

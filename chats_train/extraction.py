@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from chats.lowrank import factorize, relative_error, weight_difference
 from chats.pair import Member, PairError, PairMetadata, check_files, read_header, write_member
+from chats.words import shown
 
 from .denoiser_file import DenoiserFile
 from .errors import UserError
@@ -129,7 +130,8 @@ def _require_same_shapes(origin: DenoiserFile, file: DenoiserFile) -> None:
     first = min(key for key in origin.shapes.keys() | file.shapes.keys() if origin.shapes.get(key) != file.shapes.get(key))
     found = [f"{list(shapes[first])}" if first in shapes else "missing" for shapes in (origin.shapes, file.shapes)]
     raise UserError(
-        f"`{origin.setting}` is {origin} and `{file.setting}` is {file}: `{first}` is {found[0]} in the one and {found[1]} in the other; "
+        f"`{origin.setting}` is {origin} and `{file.setting}` is {file}: `{shown(first)}` is {found[0]} in "
+        f"the one and {found[1]} in the other; "
         "give models of one architecture"
     )
 
@@ -190,7 +192,7 @@ def _fill(loras: list[ExtractedLora], origin: DenoiserFile, truncation: Truncati
             norm = _norm(difference)
             if not math.isfinite(norm):
                 raise UserError(
-                    f"`{key}` has NaN or infinite numbers in {origin.path.name} or {lora.target.path.name}; give undamaged files"
+                    f"`{shown(key)}` has NaN or infinite numbers in {origin.path.name} or {lora.target.path.name}; give undamaged files"
                 )
             if norm == 0:
                 continue
@@ -232,7 +234,7 @@ def _carry(key: str, carrier: Carrier | None, difference: Tensor, truncation: Tr
     up, down = (factor.to(DTYPES[truncation.dtype]).contiguous() for factor in (pointwise, factors.down))
     error = relative_error(difference, up, down)
     if not math.isfinite(error):
-        raise UserError(f"`--dtype` is {truncation.dtype}, which the factors of `{key}` overflow; use bf16 or fp32")
+        raise UserError(f"`--dtype` is {truncation.dtype}, which the factors of `{shown(key)}` overflow; use bf16 or fp32")
     # The scale is alpha / rank = 1.
     alpha = torch.tensor(float(factors.rank))
     tensors = {f"{carrier.name}.lora_up.weight": up, f"{carrier.name}.lora_down.weight": down, f"{carrier.name}.alpha": alpha}

@@ -13,6 +13,7 @@ from typing import Literal
 from safetensors import safe_open
 
 from chats.pair import PairMetadata, read_header
+from chats.words import shown
 
 # An SD or SDXL UNet tells its family by the width of the text it attends to.
 UNET_FAMILIES = {768: "SD1.5", 1024: "SD2", 1280: "SDXL refiner", 2048: "SDXL"}
@@ -76,7 +77,7 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
         + (f", {', '.join(dtypes)}" if dtypes else ""),
     ]
     lines += _parts(tensors) + _member(metadata, path.name)
-    lines += [f"  {key}: {_shortened(value)}" for key, value in sorted(metadata.items()) if not key.startswith("chats.")]
+    lines += [f"  {_shortened(key)}: {_shortened(value)}" for key, value in sorted(metadata.items()) if not key.startswith("chats.")]
     return lines
 
 
@@ -133,7 +134,7 @@ def _lora_kind(tensors: Tensors) -> str:
     modules = {_module(key) for key in downs}
     with_alpha = sum(f"{module}.alpha" in tensors for module in modules)
     first = next(iter([*downs, *diffs]))
-    style = "kohya keys" if first.startswith("lora_") else f"`{first.partition('.')[0]}.` keys"
+    style = "kohya keys" if first.startswith("lora_") else f"`{shown(first.partition('.')[0])}.` keys"
     beside = f", {len(diffs)} plain differences" if diffs else ""
     rank = f" of rank {_ranks({info.shape[0] for info in downs.values()})}" if downs else ""
     return f"LoRA{rank} for {_lora_family(tensors)} ({style}), {len(modules)} modules, {with_alpha} of them with alpha{beside}"
@@ -180,7 +181,7 @@ def _member(metadata: Mapping[str, str], name: str) -> list[str]:
     member = PairMetadata.from_header(metadata, name)
     if member is None:
         return ["  no pair metadata"]
-    lines = [f"  the {member.member} member of the pair {member.pair_id}"]
+    lines = [f"  the {member.member} member of the pair {shown(member.pair_id)}"]
     if recommendation := member.recommendation():
         lines.append(f"  sample it with {recommendation}")
     lines += [f"  {key}: {_shortened(value)}" for key, value in sorted(member.to_header().items())]
@@ -188,7 +189,7 @@ def _member(metadata: Mapping[str, str], name: str) -> list[str]:
 
 
 def _shortened(value: str, longest: int = 100) -> str:
-    return value if len(value) <= longest else f"{value[:longest]}… ({len(value)} characters)"
+    return shown(value, longest) if len(value) <= longest else f"{shown(value, longest)} ({len(value)} characters)"
 
 
 def bytes_text(size: float) -> str:

@@ -4,7 +4,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from .compatibility import check_models
-from .inputs import interval_inputs, model_inputs
+from .inputs import interval_inputs, model_inputs, require_models
 from .pairing import pair_models
 
 
@@ -14,6 +14,7 @@ def apply_pair(preferred: ModelPatcher, dispreferred: ModelPatcher, start_percen
     Raises:
         ValueError: when the two cannot be sampled together, or the interval is empty.
     """
+    require_models(preferred=preferred, dispreferred=dispreferred)
     if start_percent > end_percent:
         raise ValueError(f"`start_percent` is {start_percent:g} and `end_percent` {end_percent:g}; the start must not be after the end")
     check_models(preferred, dispreferred)

@@ -5,7 +5,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from .apply import apply_pair
-from .inputs import cfg_input, interval_inputs, model_inputs
+from .inputs import cfg_input, interval_inputs, model_inputs, require_conditioning
 
 
 class CHATSGuider(io.ComfyNode):
@@ -37,6 +37,7 @@ class CHATSGuider(io.ComfyNode):
         start_percent: float,
         end_percent: float,
     ) -> io.NodeOutput:
+        require_conditioning(positive=positive, negative=negative)
         guider = comfy.samplers.CFGGuider(apply_pair(preferred, dispreferred, start_percent, end_percent))
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)

@@ -3,6 +3,24 @@
 from comfy_api.latest import io
 
 from ..chats import guidance
+from ..chats.words import shown
+
+# What a value of a graph's JSON can be; ComfyUI hands it on where a link belongs.
+JSON_TYPES = (str, int, float, bool, list, dict, type(None))
+
+
+def require_models(**models: object) -> None:
+    """Raises ValueError, naming the input, for a value in the place of a link to a model."""
+    for name, value in models.items():
+        if isinstance(value, JSON_TYPES):
+            raise ValueError(f"`{name}` is `{shown(value)}`, which is no model; connect the output of a loader")
+
+
+def require_conditioning(**conditionings: object) -> None:
+    """Raises ValueError, naming the input, for a value in the place of a link to a conditioning."""
+    for name, value in conditionings.items():
+        if not isinstance(value, list) or not all(isinstance(entry, list | tuple) and len(entry) == 2 for entry in value):
+            raise ValueError(f"`{name}` is `{shown(value)}`, which is no conditioning; connect the output of a text encode node")
 
 
 def advanced(widget: io.WidgetInput) -> io.WidgetInput:

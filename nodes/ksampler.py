@@ -5,6 +5,7 @@ import nodes as comfy_nodes
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..chats.words import shown
 from .apply import apply_pair
 from .inputs import alpha_input, cfg_input, form_input, interval_inputs, model_inputs, null_input
 from .proxy_prompt import build_negative
@@ -69,6 +70,8 @@ class CHATSKSampler(io.ComfyNode):
         start_percent: float,
         end_percent: float,
     ) -> io.NodeOutput:
+        if not isinstance(latent_image, dict) or "samples" not in latent_image:
+            raise ValueError(f"`latent_image` is `{shown(latent_image)}`, which is no latent; connect the output of Empty Latent Image")
         model = apply_pair(preferred, dispreferred, start_percent, end_percent)
         negative = build_negative(positive, null, alpha, form)
         return io.NodeOutput(

@@ -1,7 +1,10 @@
 """Loaders of pairs: two files in, two ordinary MODELs out, so that any other node can still work on each."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import comfy.model_management
 import comfy.sd
 import folder_paths
 import nodes as comfy_nodes
@@ -10,23 +13,31 @@ from comfy_api.latest import io
 
 from ..chats import pair
 from .advice import ATTACHMENT, prediction_advice, show
+from ..chats.words import shown, shown_error
 from .inputs import advanced
 
 # In a list of files: no file on this side.
 NONE = "none"
 
 
-def pair_paths(folder: str, preferred: str, dispreferred: str) -> tuple[str | None, str | None]:
+def pair_paths(folder: str, preferred: str, dispreferred: str, suffix: str = "") -> tuple[str | None, str | None]:
     """The full paths of two files of one of ComfyUI's model folders; None for `none`.
+
+    An error names the input: the member and ``suffix``. ComfyUI shows it on both, since it has no word from a check for one of them.
 
     Raises:
         PairError: when a file is not there.
     """
     paths = []
     for member, name in (("preferred", preferred), ("dispreferred", dispreferred)):
+        setting = f"{member}{suffix}"
+        if not isinstance(name, str):
+            raise pair.PairError(f"`{setting}` is `{shown(name)}`, which is no file's name; choose a file")
         path = None if name == NONE else folder_paths.get_full_path(folder, name)
         if path is None and name != NONE:
-            raise pair.PairError(f"`{member}` is {name}, which is not in ComfyUI's {folder} folder; put it there or choose another file")
+            raise pair.PairError(
+                f"`{setting}` is {shown(name)}, which is not in ComfyUI's {folder} folder; put it there or choose another file"
+            )
         paths.append(path)
     return paths[0], paths[1]
 
@@ -42,6 +53,28 @@ def read_pair(paths: tuple[str | None, str | None], node_id: str | None) -> pair
     return metadata
 
 
+# What ComfyUI raises for a whole file that is not the model it took it for: by what is missing, or has another shape or type.
+LOAD_ERRORS = (RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError, ZeroDivisionError)
+
+
+@contextmanager
+def loading(name: str, kind: str) -> Iterator[None]:
+    """Has what goes wrong while ComfyUI loads a file say which file, and what to do; memory that runs out stays ComfyUI's to report.
+
+    Raises:
+        PairError: when the file is not a ``kind`` that ComfyUI can load.
+    """
+    try:
+        yield
+    except comfy.model_management.OOM_EXCEPTION:
+        raise
+    except LOAD_ERRORS as error:
+        reason = shown_error(error)
+        raise pair.PairError(
+            f"ComfyUI cannot load {name} as a {kind} ({reason}); download or export it again, or choose another"
+        ) from error
+
+
 def with_metadata(metadata: pair.PairMetadata | None, *models: ModelPatcher) -> tuple[ModelPatcher, ...]:
     """The models as clones that carry what is known of their pair; warns when ComfyUI takes them for another kind of prediction."""
     if advice := prediction_advice(metadata, models[0]):
@@ -52,12 +85,12 @@ def with_metadata(metadata: pair.PairMetadata | None, *models: ModelPatcher) -> 
     return clones
 
 
-def validate_pair(folder: str, preferred: object, dispreferred: object) -> bool | str:
+def validate_pair(folder: str, preferred: object, dispreferred: object, suffix: str = "") -> bool | str:
     """What ComfyUI shows when a workflow is queued: True, or one sentence. An input that is a link is not known yet."""
-    if not (isinstance(preferred, str) and isinstance(dispreferred, str)):
+    if preferred is None or dispreferred is None:
         return True
     try:
-        pair.check_files(*pair_paths(folder, preferred, dispreferred))
+        pair.check_files(*pair_paths(folder, preferred, dispreferred, suffix))
     except pair.PairError as error:
         return str(error)
     return True
@@ -108,8 +141,10 @@ class CHATSCheckpointPairLoader(io.ComfyNode):
         paths = pair_paths("checkpoints", preferred, dispreferred)
         metadata = read_pair(paths, cls.hidden.unique_id if cls.hidden else None)
         embeddings = folder_paths.get_folder_paths("embeddings")
-        model, clip, vae = comfy.sd.load_checkpoint_guess_config(paths[0], embedding_directory=embeddings)[:3]
-        other = comfy.sd.load_checkpoint_guess_config(paths[1], output_vae=False, output_clip=False)[0]
+        with loading(preferred, "checkpoint"):
+            model, clip, vae = comfy.sd.load_checkpoint_guess_config(paths[0], embedding_directory=embeddings)[:3]
+        with loading(dispreferred, "checkpoint"):
+            other = comfy.sd.load_checkpoint_guess_config(paths[1], output_vae=False, output_clip=False)[0]
         return io.NodeOutput(*with_metadata(metadata, model, other), clip, vae)
 
 
@@ -144,7 +179,10 @@ class CHATSDiffusionModelPairLoader(io.ComfyNode):
     def execute(cls, preferred: str, dispreferred: str, weight_dtype: str) -> io.NodeOutput:
         paths = pair_paths("diffusion_models", preferred, dispreferred)
         metadata = read_pair(paths, cls.hidden.unique_id if cls.hidden else None)
-        models = [comfy_nodes.UNETLoader().load_unet(name, weight_dtype)[0] for name in (preferred, dispreferred)]
+        models = []
+        for name in (preferred, dispreferred):
+            with loading(name, "diffusion model"):
+                models.append(comfy_nodes.UNETLoader().load_unet(name, weight_dtype)[0])
         return io.NodeOutput(*with_metadata(metadata, *models))
 
 

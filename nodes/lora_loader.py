@@ -9,9 +9,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..chats import pair
-from .loaders import NONE, model_outputs, pair_paths, read_pair, safetensors_files, validate_pair, with_metadata
+from .inputs import require_models
+from .loaders import NONE, loading, model_outputs, pair_paths, read_pair, safetensors_files, validate_pair, with_metadata
 
 FOLDER = "loras"
+# Of the inputs' names.
+SUFFIX = "_lora"
 
 
 def with_lora(model: ModelPatcher, path: str | None, strength: float) -> ModelPatcher:
@@ -22,9 +25,11 @@ def with_lora(model: ModelPatcher, path: str | None, strength: float) -> ModelPa
     """
     if path is None:
         return model
-    state = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
+    with loading(Path(path).name, "LoRA"):
+        state = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
+        patches = comfy.lora.load_lora(state, comfy.lora.model_lora_keys_unet(model.model, {}))
     patched = model.clone()
-    if not patched.add_patches(comfy.lora.load_lora(state, comfy.lora.model_lora_keys_unet(model.model, {})), strength):
+    if not patched.add_patches(patches, strength):
         raise pair.PairError(f"{Path(path).name} changes no weight of `model`; connect the base that it was trained on")
     return patched
 
@@ -56,13 +61,14 @@ class CHATSLoRAPairLoader(io.ComfyNode):
     def validate_inputs(cls, preferred_lora: str | None = None, dispreferred_lora: str | None = None) -> bool | str:
         if preferred_lora == dispreferred_lora == NONE:
             return "`preferred_lora` and `dispreferred_lora` are both none; choose at least one LoRA"
-        return validate_pair(FOLDER, preferred_lora, dispreferred_lora)
+        return validate_pair(FOLDER, preferred_lora, dispreferred_lora, SUFFIX)
 
     @classmethod
     def execute(
         cls, model: ModelPatcher, preferred_lora: str, dispreferred_lora: str, strength_preferred: float, strength_dispreferred: float
     ) -> io.NodeOutput:
-        paths = pair_paths(FOLDER, preferred_lora, dispreferred_lora)
+        require_models(model=model)
+        paths = pair_paths(FOLDER, preferred_lora, dispreferred_lora, SUFFIX)
         metadata = read_pair(paths, cls.hidden.unique_id if cls.hidden else None)
         strengths = (strength_preferred, strength_dispreferred)
         models = [with_lora(model, path, strength) for path, strength in zip(paths, strengths, strict=True)]

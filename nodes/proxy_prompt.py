@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ..chats import guidance
 from .advice import PROXY, ProxyFacts
-from .inputs import alpha_input, form_input, null_input
+from .inputs import alpha_input, form_input, null_input, require_conditioning
 
 # Options of an entry that come out of the text encoders, as opposed to where, when and how the entry is applied.
 TEXT_OPTIONS = frozenset({"pooled_output", "t5xxl_ids", "t5xxl_weights", "text_input_ids", "unprocessed_ltxav_embeds"})
@@ -31,6 +31,7 @@ def build_negative(positive: list, null: list, alpha: float, form: str) -> list:
     Raises:
         ValueError: when the two cannot be combined; the message names the way out.
     """
+    require_conditioning(positive=positive, null=null)
     if not positive or not null:
         raise ValueError(f"`{'null' if positive else 'positive'}` is an empty conditioning; connect the output of a text encode node")
     if form not in FORMS:

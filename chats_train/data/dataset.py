@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from .tables import hub, parquet
 
 LISTED_PROBLEMS = 10
 VERDICTS_FILE = "images.json"
+# JSON can state a half of a surrogate pair alone.
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 # What decoding an image found, by the SHA-256 of its bytes: its size (width, height), or why it is broken.
 Verdicts = dict[str, tuple[int, int] | str]
 
@@ -124,6 +127,8 @@ def _check(pair: RawPair, buckets: tuple[Bucket, ...], verdicts: Verdicts) -> tu
     prompt = pair.prompt.strip() if isinstance(pair.prompt, str) else ""
     if not prompt:
         return None, [Problem("missing caption", pair.name, "no text")]
+    if SURROGATE.search(prompt):
+        return None, [Problem("missing caption", pair.name, "half of a character, which no text can hold")]
     images = []
     for side in ("chosen", "rejected"):
         found = _look_at(getattr(pair, side), verdicts)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from chats.words import shown_error
+
 from ..config import Columns
 from ..errors import UserError
 from .pairs import FileImage, Problem, RawPair, Source
@@ -27,7 +29,7 @@ def metadata_folder(folder: Path, columns: Columns) -> Source:
         "prompt": columns.prompt or "prompt",
     }
     pairs, problems = [], []
-    for number, line in enumerate((folder / METADATA).read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(_lines(folder), start=1):
         if not line.strip():
             continue
         row = _json_object(line, number, folder)
@@ -46,11 +48,19 @@ def metadata_folder(folder: Path, columns: Columns) -> Source:
     return Source(folder.name, pairs, problems)
 
 
+def _lines(folder: Path) -> list[str]:
+    try:
+        # Not splitlines: JSON may hold other characters that are ends of lines to it, U+2028 for one.
+        return (folder / METADATA).read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{folder / METADATA} is not text in UTF-8; save it as such") from error
+
+
 def _json_object(line: str, number: int, folder: Path) -> dict:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"line {number} of {folder / METADATA} is not JSON ({error.msg}); write one object a line") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"line {number} of {folder / METADATA} is not JSON ({shown_error(error)}); write one object a line") from error
     if not isinstance(row, dict):
         raise UserError(f"line {number} of {folder / METADATA} is not a JSON object; write one object a line")
     return row

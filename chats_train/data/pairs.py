@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from chats.words import shown
+
 from .buckets import Bucket
 
 ProblemKind = Literal["broken image", "missing caption", "size mismatch", "no partner", "duplicate"]
@@ -31,6 +33,9 @@ class FileImage:
     path: Path
 
     def read(self) -> bytes:
+        # A pipe would wait for ever, a device give more than memory holds. False too for a name that cannot be one.
+        if not self.path.is_file():
+            raise OSError("no file is there")
         return self.path.read_bytes()
 
     def __str__(self) -> str:
@@ -85,7 +90,7 @@ class Problem:
     detail: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.kind} ({self.detail})"
+        return f"{shown(self.name)}: {self.kind} ({shown(self.detail)})"
 
 
 @dataclass(frozen=True)

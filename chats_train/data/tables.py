@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chats.words import shown, shown_error
+
 from ..config import Columns, DataConfig
 from ..errors import UserError
-from .pairs import RawPair, Source
+from .pairs import FileImage, RawPair, Source
 
 if TYPE_CHECKING:
     import datasets
@@ -34,7 +36,7 @@ class TableImage:
         if isinstance(cell, bytes):
             return cell
         if isinstance(cell, str) and self.folder is not None:
-            return (self.folder / cell).read_bytes()
+            return FileImage(self.folder / cell).read()
         raise OSError("no image in this cell")
 
     def __str__(self) -> str:
@@ -55,7 +57,7 @@ def parquet(path: Path, columns: Columns, cache_dir: Path) -> Source:
     try:
         table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train", cache_dir=str(cache_dir))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = _first_line(error)
+        reason = shown_error(error)
         raise UserError(f"`data.path` is {path}, which is not whole parquet of one schema ({reason}); write it again") from error
     return table_source(table, path.name, columns, path if path.is_dir() else path.parent)
 
@@ -72,7 +74,7 @@ def hub(config: DataConfig) -> Source:
         table = datasets.load_dataset(config.hub_id, name=config.subset, split=config.split, revision=config.revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            f"`data.hub_id` is {config.hub_id}, which could not be fetched ({_first_line(error)}); "
+            f"`data.hub_id` is {config.hub_id}, which could not be fetched ({shown_error(error)}); "
             "check the id and the connection, or fetch it yourself and set `data.path`"
         ) from error
     return table_source(table, config.hub_id, config.columns, None)
@@ -128,10 +130,6 @@ def _require(table: datasets.Dataset, wanted: dict[str, str]) -> None:
         if column not in names:
             near = difflib.get_close_matches(column, names, n=1)
             raise UserError(
-                f"the data has no column `{column}`, only {', '.join(names)}; set `data.columns.{setting}` to the one with the {setting}"
-                + (f" (`{near[0]}`?)" if near else "")
+                f"the data has no column `{column}`, only {shown(', '.join(names))}; "
+                f"set `data.columns.{setting}` to the one with the {setting}" + (f" (`{near[0]}`?)" if near else "")
             )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -72,7 +72,7 @@ def evaluate(config: RunConfig, wanted: str, settings: EvaluationSettings, score
     folder = folder or config.output_dir / "evaluation"
     checkpoint = find_checkpoint(config.output_dir / CHECKPOINTS, wanted)
     if checkpoint is None:
-        raise UserError(f"{config.output_dir / CHECKPOINTS} has no whole checkpoint; train first, or name a checkpoint's folder")
+        raise UserError(f"{config.output_dir / CHECKPOINTS} has no whole checkpoint; train first, or name one's folder with `--checkpoint`")
     prompts, repeated = read_prompts(settings.prompts)
     pair = OBJECTIVES[config.objective].models == 2
     alphas = settings.alphas or (config.alpha,)

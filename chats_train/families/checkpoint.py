@@ -18,6 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from chats.words import shown_error
+
 from ..export.layout import LayoutError, from_native
 from ..export.layouts import file_format
 from .sources import FolderSource, Shapes, Source, SourceError, TensorReader, file_digest, read_json
@@ -118,7 +120,7 @@ class CheckpointSource(Source):
             with safe_open(self.path, framework="pt") as file:
                 return set(file.keys())
         except SafetensorError as error:
-            raise SourceError(f"{self.path.name} is not a whole safetensors file ({error}); download it again") from error
+            raise SourceError(f"{self.path.name} is not a whole safetensors file ({shown_error(error)}); download it again") from error
 
     def _borrowed(self, part: str) -> bool:
         """Whether a part comes from the diffusers folder beside the file."""

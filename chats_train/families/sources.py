@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
+
+from chats.words import shown_error
 
 from ..errors import UserError
 
@@ -107,7 +109,8 @@ class FolderSource(Source):
         total = hashlib.sha256()
         for part in parts:
             for file in sorted(self._folder(part).iterdir()):
-                if file.suffix in HASHED_SUFFIXES:
+                # A pipe or a device has no end to read to.
+                if file.suffix in HASHED_SUFFIXES and file.is_file():
                     total.update(f"{part}/{file.name}:{file_digest(file)}\n".encode())
         return total.hexdigest()
 
@@ -128,7 +131,7 @@ class FolderSource(Source):
 
     def _weights(self, part: str) -> list[Path]:
         """The safetensors files of a part: those of full precision, else one variant."""
-        files = sorted(self._folder(part).glob("*.safetensors"))
+        files = sorted(file for file in self._folder(part).glob("*.safetensors") if file.is_file())
         plain = [file for file in files if not re.search(r"\.(fp16|bf16|non_ema)\b", file.name)]
         if not files:
             raise SourceError(f"{self.root / part} has no .safetensors file; pickled weights (.bin) are never opened, convert them first")
@@ -165,14 +168,21 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """One JSON file, or a SourceError that names it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise SourceError(f"{os.fspath(path)} cannot be read ({error}); the folder is not whole, download it again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{os.fspath(path)} cannot be read ({shown_error(error)}); the folder is not whole, download it again") from error
 
 
 def tensor_shapes(path: Path) -> Shapes:
-    """Shapes by key from a safetensors header."""
-    with safe_open(path, framework="pt") as file:
-        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
+    """Shapes by key from a safetensors header.
+
+    Raises:
+        SourceError: when it is no whole safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
+    except SafetensorError as error:
+        raise SourceError(f"{path} is not a whole safetensors file ({shown_error(error)}); download it again") from error
 
 
 class TensorReader:

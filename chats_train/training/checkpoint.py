@@ -24,6 +24,9 @@ from ..files import sync
 CHECKPOINT_VERSION = 1
 MANIFEST = "manifest.json"
 PREFIX = "step-"
+# The way out of a checkpoint that cannot be used: for a run that goes on from it, and for a command that only reads it.
+RESUME_FROM_ANOTHER = "set `resume_from_checkpoint` to another, or to null"
+NAME_ANOTHER = "name another with `--checkpoint`, or leave that out for the newest whole one"
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,14 @@ def save_checkpoint(folder: Path, state: State, keep: int | None) -> Path:
     return target
 
 
-def load_checkpoint(path: Path) -> State:
-    """A checkpoint whose every file is as its manifest says.
+def load_checkpoint(path: Path, way_out: str = RESUME_FROM_ANOTHER) -> State:
+    """A checkpoint whose every file is as its manifest says; else the error ends in ``way_out``.
 
     Raises:
         UserError: when it is not whole.
     """
     if reason := what_is_wrong(path):
-        raise UserError(f"the checkpoint {path} cannot be used: {reason}; set `resume_from_checkpoint` to another, or to null")
+        raise UserError(f"the checkpoint {path} cannot be used: {reason}; {way_out}")
     values = json.loads((path / "state.json").read_text(encoding="utf-8"))
     tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
     return State(values.pop("step"), tensors, values)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..config import RunConfig
 from ..errors import UserError
 from ..families import Denoiser, Family
+from .checkpoint import RESUME_FROM_ANOTHER
 
 PREFERRED, DISPREFERRED = "preferred", "dispreferred"
 
@@ -56,8 +57,8 @@ class Members(ABC):
         return {name: parameter.detach() for name, parameter in self.named_parameters().items()}
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Puts a checkpoint's weights in place.
+    def load_state(self, state: dict[str, Tensor], way_out: str = RESUME_FROM_ANOTHER) -> None:
+        """Puts a checkpoint's weights in place; an error ends in ``way_out``.
 
         Raises:
             UserError: when they are not those of this run's members.
@@ -65,7 +66,7 @@ class Members(ABC):
         mine = self.named_parameters()
         shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (state, mine)]
         if shapes[0] != shapes[1]:
-            raise UserError("the checkpoint is of another model than this run; set `resume_from_checkpoint: null`, or the old settings")
+            raise UserError(f"the checkpoint is of another model than this run; bring back the old settings, or {way_out}")
         for name, parameter in mine.items():
             parameter.copy_(state[name])
 

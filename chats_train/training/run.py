@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from PIL import Image
@@ -20,16 +20,17 @@ from ..data import PairDataset, open_dataset
 from ..errors import UserError
 from ..families import Family
 from ..files import replacing
+from ..locks import locked
 from ..sampling import Form
 from ..wiring import open_family
-from .checkpoint import State, find_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import NAME_ANOTHER, State, find_checkpoint, load_checkpoint, save_checkpoint
 from .members import Members, make_members
 from .processes import Processes
 from .reports import HELD_OUT, Reports
 from .results import export_pair, preview
 from .trainer import NotFinite, StepReport, Trainer
 
-CONFIG_FILE, CHECKPOINTS, PREVIEWS = "config.yaml", "checkpoints", "previews"
+CONFIG_FILE, CHECKPOINTS, PREVIEWS, LOCK = "config.yaml", "checkpoints", "previews", ".lock"
 
 
 def train(config: RunConfig, use_cache: bool = True) -> str:
@@ -46,8 +47,13 @@ def train(config: RunConfig, use_cache: bool = True) -> str:
     Raises:
         UserError: for what the user can mend; a NaN among it, with the last good checkpoint named.
     """
-    _refuse_to_take_over(config)
     processes = Processes()
+    with _only_run_in(config.output_dir, processes):
+        _refuse_to_take_over(config)
+        return _train(config, processes, use_cache)
+
+
+def _train(config: RunConfig, processes: Processes, use_cache: bool) -> str:
     family = open_family(config, processes.device)
     dataset = _open_data(config, processes)
     config = _settled(config, family)
@@ -154,6 +160,17 @@ def _settled(config: RunConfig, family: Family) -> RunConfig:
     return config.model_copy(update={"prediction_type": family.prediction_type, "null_prompt": family.null_prompt_kind})
 
 
+@contextmanager
+def _only_run_in(output_dir: Path, processes: Processes) -> Iterator[None]:
+    """Keeps other runs out of a folder; the main process holds the lock for all of this run's."""
+    with locked(output_dir / LOCK) if processes.is_main else nullcontext(True) as free:
+        if processes.any(not free):
+            raise UserError(
+                f"`output_dir` is {output_dir}, where another run is at work now; wait for its end, stop it, or choose another `output_dir`"
+            )
+        yield
+
+
 def _refuse_to_take_over(config: RunConfig) -> None:
     if config.resume_from_checkpoint is None and find_checkpoint(config.output_dir / CHECKPOINTS, "latest") is not None:
         raise UserError(
@@ -238,7 +255,7 @@ def trained_members(config: RunConfig, family: Family, wanted: str) -> Members:
     """
     state = _load(config, wanted)
     members = make_members(config, family, OBJECTIVES[config.objective].models, True, family.device)
-    members.load_state(state.tensors.get("averages", state.tensors["members"]))
+    members.load_state(state.tensors.get("averages", state.tensors["members"]), NAME_ANOTHER)
     return members
 
 
@@ -246,5 +263,11 @@ def _load(config: RunConfig, wanted: str) -> State:
     folder = config.output_dir / CHECKPOINTS
     path = find_checkpoint(folder, wanted)
     if path is None:
-        raise UserError(f"{folder} has no whole checkpoint; train first, or name a checkpoint's folder")
-    return load_checkpoint(path)
+        raise UserError(f"{folder} has no whole checkpoint; train first, or name one's folder with `--checkpoint`")
+    state = load_checkpoint(path, NAME_ANOTHER)
+    method = "lora" if any(".lora_A." in name for name in state.tensors["members"]) else "full"
+    if method != config.training_method:
+        raise UserError(
+            f"`training_method` is {config.training_method}, but the checkpoint {path} was trained with {method}; set it to that"
+        )
+    return state

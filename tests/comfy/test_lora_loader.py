@@ -67,7 +67,8 @@ def test_a_strength_of_zero_takes_a_lora_out(nodes, files, pairs):
         ("none", "none", "both none; choose at least one LoRA"),
         ("preferred.safetensors", "preferred.safetensors", "are both preferred.safetensors"),
         ("none", "preferred.safetensors", "`dispreferred` is preferred.safetensors, which is the preferred member"),
-        ("gone.safetensors", "none", "gone.safetensors, which is not in ComfyUI's loras folder"),
+        ("gone.safetensors", "preferred.safetensors", "`preferred_lora` is gone.safetensors, which is not in ComfyUI's loras folder"),
+        ("none", "gone.safetensors", "`dispreferred_lora` is gone.safetensors, which is not in ComfyUI's loras folder"),
     ],
 )
 def test_refused_when_queued(preferred, dispreferred, words, nodes, files):

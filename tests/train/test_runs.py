@@ -151,3 +151,21 @@ def test_a_damaged_checkpoint_is_never_used(config):
     (newest / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"manifest.json is missing"):
         checkpoint.load_checkpoint(newest)
+
+
+def test_a_checkpoint_that_cannot_be_read_names_the_option_that_chose_it(config):
+    from chats_train.training.run import export, sample, train
+
+    run = config(max_train_steps=1, checkpointing_steps=1, validation_pairs=0, network_rank=2)
+    train(run)
+    with pytest.raises(UserError, match=r"nowhere cannot be used: manifest.json is missing; name another with `--checkpoint`"):
+        export(run, "nowhere")
+    other = run.model_copy(update={"network_rank": 4})
+    with pytest.raises(UserError, match=r"of another model than this run; .*, or name another with `--checkpoint`"):
+        sample(other, "latest", ["a b"], "proxy")
+    with pytest.raises(UserError, match=r"of another model than this run; .* or set `resume_from_checkpoint` to another, or to null"):
+        train(other.model_copy(update={"resume_from_checkpoint": "latest", "max_train_steps": 2}))
+    with pytest.raises(UserError, match=r"has no whole checkpoint; train first, or name one's folder with `--checkpoint`"):
+        export(run.model_copy(update={"output_dir": run.output_dir / "nowhere"}), "latest")
+    with pytest.raises(UserError, match=r"`training_method` is full, but the checkpoint .* was trained with lora; set it to that"):
+        export(run.model_copy(update={"training_method": "full"}), "latest")
