@@ -12,8 +12,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..chats import pair
-from .advice import ATTACHMENT, prediction_advice, show
 from ..chats.words import shown, shown_error
+from .advice import ATTACHMENT, prediction_advice, show
 from .inputs import advanced
 
 # In a list of files: no file on this side.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from PIL import Image
@@ -52,7 +53,14 @@ def preview(
 
 
 def export_pair(
-    config: RunConfig, family: Family, weights: dict[str, Tensor], step: int, fingerprint: str, folder: Path, dtype: str = "fp16"
+    config: RunConfig,
+    family: Family,
+    weights: dict[str, Tensor],
+    step: int,
+    fingerprint: str,
+    folder: Path,
+    dtype: str = "fp16",
+    probe: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Path]:
     """Writes the members as files that ComfyUI loads, with metadata that says they belong together.
 
@@ -61,6 +69,7 @@ def export_pair(
         step: optimizer steps trained.
         fingerprint: of the data set.
         dtype: fp32, fp16 or bf16, of the files.
+        probe: fields of the metadata, what the probe of the proxy form measured.
 
     Returns:
         the files.
@@ -85,6 +94,7 @@ def export_pair(
             step=step,
             config_sha256=config.sha256(),
             dataset_fingerprint=fingerprint,
+            **probe,
         )
         path = folder / f"{config.output_dir.name}_{member}.safetensors"
         title = f"{config.output_dir.name} {member}"

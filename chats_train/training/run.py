@@ -26,6 +26,7 @@ from ..wiring import open_family
 from .checkpoint import NAME_ANOTHER, State, find_checkpoint, load_checkpoint, save_checkpoint
 from .members import Members, make_members
 from .processes import Processes
+from .proxy_probe import probe_trained, read_probe
 from .reports import HELD_OUT, Reports
 from .results import export_pair, preview
 from .trainer import NotFinite, StepReport, Trainer
@@ -68,7 +69,9 @@ def _train(config: RunConfig, processes: Processes, use_cache: bool) -> str:
         return f"stopped after step {trainer.step}; go on with `--set resume_from_checkpoint=latest`"
     if not processes.is_main:
         return f"trained {trainer.step} steps"
-    files = export_pair(config, family, trainer.weights(), trainer.step, dataset.fingerprint, config.output_dir)
+    probe_trained(trainer)
+    probe = read_probe(config.output_dir, trainer.step)
+    files = export_pair(config, family, trainer.weights(), trainer.step, dataset.fingerprint, config.output_dir, probe=probe)
     return f"trained {trainer.step} steps: " + ", ".join(map(str, files))
 
 
@@ -230,7 +233,9 @@ def export(config: RunConfig, wanted: str, folder: Path | None = None, dtype: st
     folder.mkdir(parents=True, exist_ok=True)
     family = open_family(config, "cpu")
     weights = state.tensors.get("averages", state.tensors["members"])
-    return export_pair(_settled(config, family), family, weights, state.step, state.values["dataset_fingerprint"], folder, dtype)
+    probe = read_probe(config.output_dir, state.step)
+    fingerprint = state.values["dataset_fingerprint"]
+    return export_pair(_settled(config, family), family, weights, state.step, fingerprint, folder, dtype, probe)
 
 
 def sample(config: RunConfig, wanted: str, prompts: list[str], form: Form) -> Image.Image:
