@@ -42,7 +42,6 @@ MAIN = (
 )
 FURTHER = (
     *(Method(objective, 100.0, pairs=pairs) for pairs in (100, 400) for objective in ("diffusion_dpo", "chats")),
-    Method("chats", 100.0, proxy_consistency_weight=50.0),
     Method("supervised_chosen", training_method="lora"),
     *(Method(objective, 100.0, training_method="lora") for objective in ("diffusion_dpo", "chats")),
 )
@@ -126,8 +125,8 @@ def run_study(folder: Path, plan: Plan, processes: int) -> Path:
 
 
 def searched_as(method: Method, plan: Plan) -> Method:
-    """The method whose learning rate a method takes: the same on all pairs, and without the proxies' term."""
-    return replace(method, pairs=max(each.pairs for each in plan.methods), proxy_consistency_weight=0.0)
+    """The method whose learning rate a method takes: the same on all pairs."""
+    return replace(method, pairs=max(each.pairs for each in plan.methods))
 
 
 def searched_methods(plan: Plan) -> list[Method]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from miniature_report import ALPHA, TITLES, Point, best_point, dev_share, shares, title, values
+from miniature_report import ALPHA, TITLES, Point, best_point, dev_share, proxy_term, shares, title, values
 
 from chats_train.evaluation.statistics import estimate
 
@@ -55,8 +55,8 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
 
 def is_plain(method: Mapping[str, Any], pairs: int) -> bool:
-    """Whether a row is of whole models on so many pairs, without the proxies' term."""
-    return (method["training_method"], method["pairs"], method["proxy_consistency_weight"]) == ("full", pairs, 0)
+    """Whether a row is of whole models on so many pairs, by an objective of the trainer's own."""
+    return (method["training_method"], method["pairs"], proxy_term(method)) == ("full", pairs, 0)
 
 
 def draw_sizes(axes: Any, results: Mapping[str, Any], points: Mapping[int, Point], label: str) -> None:

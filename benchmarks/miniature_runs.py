@@ -46,7 +46,6 @@ class Method:
     beta: float = 1000.0
     pairs: int = 1600
     training_method: str = "full"
-    proxy_consistency_weight: float = 0.0
 
     @property
     def name(self) -> str:
@@ -55,8 +54,6 @@ class Method:
         parts = [self.objective]
         if self.objective in ("chats", "diffusion_dpo"):
             parts.append(f"beta{self.beta:g}")
-        if self.proxy_consistency_weight:
-            parts.append(f"consistency{self.proxy_consistency_weight:g}")
         return "-".join([*parts, self.training_method, str(self.pairs)])
 
     @property
@@ -200,7 +197,6 @@ def run_config(folder: Path, plan: Plan, training: Training) -> RunConfig:
             "data": {"path": str(folder / "pairs"), "max_pairs": method.pairs},
             "objective": method.objective,
             "beta": method.beta,
-            "proxy_consistency_weight": method.proxy_consistency_weight,
             "training_method": method.training_method,
             "resolution": RESOLUTION,
             "enable_bucket": False,

@@ -8,12 +8,8 @@ velocity of a flow, or the denoised latent. The weights of each equation sum to 
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor
-
-Weight = TypeVar("Weight", float, Tensor)
 
 DEFAULT_ALPHA = 0.5
 DEFAULT_GUIDANCE_SCALE = 5.0
@@ -76,7 +72,7 @@ def exact_guidance(
     return classifier_free_guidance(preferred, negative, guidance_scale)
 
 
-def negative_weights(alpha: Weight) -> tuple[Weight, Weight]:
+def negative_weights(alpha: float) -> tuple[float, float]:
     """Weights of the prompt and of the null prompt in the negative of Eq. 16 and in the proxy prompt: (−α, 1+α). Their sum is 1."""
     return -alpha, 1.0 + alpha
 

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .guidance import negative_weights
-
 DEFAULT_BETA = 1000.0
 
 
@@ -91,22 +89,6 @@ def two_models_without_reference_loss(errors: PairErrors, beta: float = DEFAULT_
     The paper gives no formula for this row; with nothing to compare to, this is the plain loss of each member.
     """
     return errors.chosen + _rejected(errors), error_metrics(errors)
-
-
-def proxy_consistency_error(proxy: Tensor, prompt: Tensor, null: Tensor, alpha: Tensor) -> Tensor:
-    """‖ε⁻(z, c̃) − [−α ε⁻(z, c) + (1+α) ε⁻(z, ∅)]‖²: how far the proxy form (Eq. 17) is from the exact one (Eq. 16) at one z.
-
-    Not in the paper, which takes the two for equal. Only ε⁻(z, c̃) is taught; what it is to become is cut from any graph.
-
-    Args:
-        proxy, prompt, null: predictions of the dispreferred model for c̃, c and ∅, [batch, ...].
-        alpha: that of each c̃, [batch].
-
-    Returns:
-        [batch], the mean over the elements of each sample.
-    """
-    prompt_weight, null_weight = negative_weights(alpha.reshape(-1, *[1] * (prompt.ndim - 1)))
-    return squared_error(proxy, (prompt_weight * prompt.float() + null_weight * null.float()).detach())
 
 
 @dataclass(frozen=True)

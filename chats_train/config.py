@@ -17,8 +17,6 @@ CONFIG_VERSION = 1
 LORA_LEARNING_RATE = 1e-5
 FULL_LEARNING_RATE = 5e-7
 DEFAULT_BUCKET_STEPS = 64
-# As `chats.objective.OBJECTIVES` says, which is not imported here: it takes torch.
-TWO_MODEL_OBJECTIVES = ("chats", "two_models_without_reference")
 
 
 @dataclass(frozen=True)
@@ -108,10 +106,6 @@ class RunConfig(Section):
     )
     null_prompt_prob: Share = Field(0.5, description="how often the dispreferred model sees the null prompt instead of the prompt")
 
-    proxy_consistency_weight: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="teaches the dispreferred model its proxy prompts, beside the objective (which starts at beta / 2); 0 is off"
-    )
-
     training_method: Literal["lora", "full"] = Field("lora", description="lora (two adapters on one base) or full (two whole models)")
     network_rank: Count = Field(16, description="lora only")
     network_alpha: Positive = Field(16.0, description="lora only; the adapter is scaled by network_alpha / network_rank")
@@ -198,11 +192,6 @@ class RunConfig(Section):
             raise ValueError(
                 f"`resolution` is {self.resolution}, outside of `min_bucket_reso` {self.min_bucket_reso} to `max_bucket_reso` "
                 f"{self.max_bucket_reso}; leave those two out to get fitting ones"
-            )
-        if self.proxy_consistency_weight and self.objective not in TWO_MODEL_OBJECTIVES:
-            raise ValueError(
-                f"`proxy_consistency_weight` is {self.proxy_consistency_weight:g}, but `objective` is `{self.objective}`, "
-                "which has no dispreferred model; set the weight to 0, or `objective: chats`"
             )
         if self.sample_every and not self.sample_prompts:
             raise ValueError(f"`sample_every` is {self.sample_every} but `sample_prompts` is empty; add a prompt, or set `sample_every: 0`")

@@ -18,20 +18,18 @@ VALIDATION_EPOCH = -1
 @dataclass(frozen=True)
 class Draw:
     """The random numbers of one pair in one epoch, shared by its two images: noise [channels, height, width] and a uniform number for
-    the timestep; one for the coin that decides whether the dispreferred model sees the null prompt; and the α of a proxy prompt."""
+    the timestep; and one for the coin that decides whether the dispreferred model sees the null prompt."""
 
     noise: Tensor
     timestep: float
     coin: float
-    alpha: float
 
 
 def draw(seed: int, epoch: int, pair_id: str, shape: torch.Size) -> Draw:
     """The draw of one pair; ``shape`` is that of its latents. On the CPU, whose generator is the same on every machine."""
     generator = torch.Generator().manual_seed(_number(seed, epoch, pair_id))
     timestep, coin = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
-    noise = torch.randn(shape, generator=generator)
-    return Draw(noise, timestep, coin, torch.rand((), generator=generator, dtype=torch.float64).item())
+    return Draw(torch.randn(shape, generator=generator), timestep, coin)
 
 
 def step_pairs(samples: Sequence[PairSample], seed: int, step: int, size: int) -> list[tuple[int, PairSample]]:

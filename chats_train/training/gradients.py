@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chats.guidance import proxy_prompt
-from chats.objective import Metrics, Objective, PairErrors, gradient_weights, proxy_consistency_error, squared_error
+from chats.objective import Metrics, Objective, PairErrors, gradient_weights, squared_error
 
 from ..cache import EncodedPair
 from ..families import Denoiser, Family, Prompt
@@ -37,22 +36,11 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Proxies:
-    """Each pair's prompt c, the null prompt ∅ (a batch of 1) and a proxy prompt c̃, with the α of each c̃, [batch]."""
-
-    prompt: Prompt
-    null: Prompt
-    proxy: Prompt
-    alpha: Tensor
-
-
-@dataclass(frozen=True)
 class Batch:
     """A micro-batch of pairs of one size, noised: both sides share timestep and noise."""
 
     chosen: Side
     rejected: Side
-    proxies: Proxies
 
     @property
     def size(self) -> int:
@@ -66,7 +54,6 @@ class Gradients:
         members: the models.
         one_graph: keep one member's activations at a time, for one more forward pass (``memory: low``, and members that cannot interleave).
         mixed_precision: `no`, `bf16` or `fp16`, of the forward passes.
-        proxy_consistency_weight: of :func:`chats.objective.proxy_consistency_error` on the rejected images, added to the loss; 0 is off.
     """
 
     def __init__(
@@ -79,11 +66,9 @@ class Gradients:
         *,
         one_graph: bool = False,
         mixed_precision: str = "no",
-        proxy_consistency_weight: float = 0.0,
     ):
         self.family, self.members, self.objective, self.beta, self.device = family, members, objective, beta, device
         self.one_graph = one_graph or not members.interleaves
-        self.proxy_consistency_weight = proxy_consistency_weight
         self.autocast_dtype = AUTOCAST_DTYPES.get(mixed_precision)
         self.rejected_member = DISPREFERRED if objective.models == 2 else PREFERRED
 
@@ -95,8 +80,7 @@ class Gradients:
                 rejected=self._error(self.rejected_member, batch.rejected) if self.objective.needs_rejected else None,
                 **self._reference_errors(batch),
             )
-            losses, metrics = self.objective.loss(errors, self.beta)
-            return self._with_proxies(losses, metrics, self._proxy_error(batch)) if self.proxy_consistency_weight else (losses, metrics)
+        return self.objective.loss(errors, self.beta)
 
     def backward(self, batch: Batch, scale: float) -> tuple[Tensor, Metrics]:
         """Adds ``scale`` × the gradient of the batch's summed loss to the members' gradients.
@@ -121,11 +105,6 @@ class Gradients:
                 rejected = self._error(self.rejected_member, batch.rejected)
             (rejected_weights * rejected).sum().mul(scale).backward()
         losses, metrics = self.objective.loss(errors, self.beta)
-        if self.proxy_consistency_weight:
-            del rejected
-            error = self._proxy_error(batch)
-            error.sum().mul(self.proxy_consistency_weight * scale).backward()
-            losses, metrics = self._with_proxies(losses, metrics, error)
         return losses.detach(), metrics
 
     def _reference_errors(self, batch: Batch) -> dict[str, Tensor]:
@@ -139,27 +118,15 @@ class Gradients:
                 "rejected_reference": self._side_error(reference, batch.rejected),
             }
 
-    def _proxy_error(self, batch: Batch) -> Tensor:
-        """How far the dispreferred model's answer to each proxy prompt is from what Eq. 17 takes it for, [batch]."""
-        denoiser, proxies = self.members.denoiser(DISPREFERRED), batch.proxies
-        with torch.no_grad():
-            prompted, nulled = (self._predict(denoiser, batch.rejected, prompt) for prompt in (proxies.prompt, proxies.null))
-        return proxy_consistency_error(self._predict(denoiser, batch.rejected, proxies.proxy), prompted, nulled, proxies.alpha)
-
-    def _with_proxies(self, losses: Tensor, metrics: Metrics, error: Tensor) -> tuple[Tensor, Metrics]:
-        error = error.detach()
-        return losses + self.proxy_consistency_weight * error, {**metrics, "error_proxy": error}
-
     def _error(self, member: str, side: Side) -> Tensor:
         return self._side_error(self.members.denoiser(member), side)
 
     def _side_error(self, denoiser: Denoiser, side: Side) -> Tensor:
         """d of Eq. 13 for one model on one side, [batch]."""
-        return squared_error(self._predict(denoiser, side, side.prompt), side.target)
-
-    def _predict(self, denoiser: Denoiser, side: Side, prompt: Prompt) -> Tensor:
         with self._autocast():
-            return self.family.predict(denoiser, side.noisy.to(self.family.dtype), side.timesteps, prompt, side.sizes)
+            noisy = side.noisy.to(self.family.dtype)
+            prediction = self.family.predict(denoiser, noisy, side.timesteps, side.prompt, side.sizes)
+        return squared_error(prediction, side.target)
 
     def _autocast(self) -> AbstractContextManager:
         return nullcontext() if self.autocast_dtype is None else torch.autocast(self.device.type, self.autocast_dtype)
@@ -183,11 +150,6 @@ def make_batch(
     prompts = {name: torch.stack([pair.prompt[name] for pair in pairs]).to(device) for name in pairs[0].prompt}
     dropped = torch.tensor([drawn.coin < null_prompt_prob for drawn in draws], device=device)
     nulled = {name: _where(dropped, null[name].to(tensor), tensor) for name, tensor in prompts.items()}
-    alphas = [drawn.alpha for drawn in draws]
-    proxies = {
-        name: torch.cat([proxy_prompt(row, null[name], alpha) for row, alpha in zip(tensor.split(1), alphas, strict=True)])
-        for name, tensor in prompts.items()
-    }
 
     def side(latents: list[Tensor], prompt: Prompt, sizes: list[tuple[int, ...]]) -> Side:
         clean = torch.stack(latents).to(device, torch.float32)
@@ -197,7 +159,6 @@ def make_batch(
     return Batch(
         side([pair.chosen for pair in pairs], prompts, [tuple(pair.chosen_sizes) for pair in pairs]),
         side([pair.rejected for pair in pairs], nulled, [tuple(pair.rejected_sizes) for pair in pairs]),
-        Proxies(prompts, null, proxies, torch.tensor(alphas, device=device)),
     )
 
 

@@ -66,7 +66,6 @@ class Trainer:
             self.device,
             one_graph=config.memory == "low",
             mixed_precision=config.mixed_precision,
-            proxy_consistency_weight=config.proxy_consistency_weight,
         )
         self.optimizer = make_optimizer(config, self.parameters.values())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.mixed_precision == "fp16")
@@ -198,8 +197,6 @@ class Trainer:
             names.add("error_rejected")
         if objective.needs_reference:
             names |= {"delta_chosen", "delta_rejected", "z", "gate", "implicit_accuracy"}
-        if self.config.proxy_consistency_weight:
-            names.add("error_proxy")
         return names
 
 

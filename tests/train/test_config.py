@@ -11,7 +11,7 @@ import yaml
 
 from chats.objective import DEFAULT_BETA, OBJECTIVES
 from chats_train import config_file
-from chats_train.config import DERIVED, FAMILIES, TWO_MODEL_OBJECTIVES, DataConfig, RunConfig
+from chats_train.config import DERIVED, FAMILIES, DataConfig, RunConfig
 from chats_train.errors import UserError
 
 MINIMAL = """
@@ -50,14 +50,6 @@ def test_defaults_follow_the_family_and_the_method(load):
 
 def test_the_objectives_are_those_of_chats():
     assert set(get_args(RunConfig.model_fields["objective"].annotation)) == set(OBJECTIVES)
-
-
-def test_only_a_dispreferred_model_can_be_taught_proxies(load):
-    said = complaint(load, f"{MINIMAL}objective: diffusion_dpo\n", "proxy_consistency_weight=1")
-    assert (
-        "`proxy_consistency_weight` is 1, but `objective` is `diffusion_dpo`, which has no dispreferred model; set the weight to 0" in said
-    )
-    assert set(TWO_MODEL_OBJECTIVES) == {name for name, objective in OBJECTIVES.items() if objective.models == 2}
 
 
 def test_scalars_are_those_of_yaml_1_2(load):

@@ -79,37 +79,6 @@ def test_the_gradient_is_the_joint_one(method, memory, checkpointing, config):
         assert any(g is not None and g.any() for name, g in actual.items() if name.startswith(f"{member}."))
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_proxies_are_taught_to_the_dispreferred_model_alone(method, config):
-    settings = dict(training_method=method, gradient_checkpointing=False, network_rank=4)
-    weight, gradients = 3.0, []
-    for consistency in (0.0, weight):
-        trainer = moved(trainer_of(config(**settings, proxy_consistency_weight=consistency)))
-        batch = batch_of(trainer)
-        losses, metrics = trainer.gradients.backward(batch, 0.5)
-        assert torch.equal(losses, trainer.gradients.measure(batch)[0])
-        gradients.append({name: p.grad for name, p in trainer.parameters.items() if p.grad is not None})
-    # By hand: −α ε(z, c) + (1+α) ε(z, ∅) is a constant, and ε(z, c̃) is held to it.
-    family, side, proxies = trainer.family, batch.rejected, batch.proxies
-    denoiser, alpha = trainer.members.denoiser("dispreferred"), proxies.alpha.reshape(-1, 1, 1, 1)
-    assert ((alpha >= 0) & (alpha < 1)).all()
-    assert len(alpha.unique()) == len(alpha)
-    shape = [-1, *[1] * (proxies.prompt["tokens"].ndim - 1)]
-    mixed = {
-        name: (1 + alpha.reshape(shape)) * proxies.null[name] - alpha.reshape(shape) * tokens for name, tokens in proxies.prompt.items()
-    }
-    prompted, nulled, proxied = (
-        family.predict(denoiser, side.noisy, side.timesteps, which, side.sizes) for which in (proxies.prompt, proxies.null, mixed)
-    )
-    error = (proxied - ((1 + alpha) * nulled - alpha * prompted).detach()).square().mean(dim=(1, 2, 3))
-    assert torch.allclose(metrics["error_proxy"], error, rtol=1e-4)
-    own = {name: p for name, p in trainer.parameters.items() if name.startswith("dispreferred.") and name in gradients[0]}
-    expected = dict(zip(own, torch.autograd.grad(0.5 * weight * error.sum(), list(own.values())), strict=True))
-    for name, gradient in gradients[1].items():
-        added = gradient - gradients[0][name]
-        assert torch.allclose(added, expected.get(name, torch.zeros(())).expand_as(added), atol=1e-5 * gradient.abs().max() + 1e-9), name
-
-
 def test_the_reference_is_the_base_for_both_methods(config):
     """At the first step both members equal the reference: Δ = 0, z = 0, loss = log 2."""
     for method in ("full", "lora"):
