@@ -4,6 +4,7 @@ It takes ComfyUI's own Python (as tests/comfy does) with playwright, Debian's ch
 the installed one, or `<version>/` in the folder of `CHATS_FRONT_ENDS`. `CHATS_SCREENSHOTS` names a folder to keep the screenshots in.
 """
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -34,8 +35,9 @@ def wanted_front_end() -> str:
 def front_end_arguments() -> list[str] | None:
     """ComfyUI's arguments for its own front end, or None where that is not there."""
     wanted = wanted_front_end()
-    if importlib.metadata.version(PACKAGE) == wanted:
-        return []
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        if importlib.metadata.version(PACKAGE) == wanted:
+            return []
     static = Path(os.environ.get("CHATS_FRONT_ENDS", "")) / wanted / "comfyui_frontend_package" / "static"
     return ["--front-end-root", str(static)] if "CHATS_FRONT_ENDS" in os.environ and static.is_dir() else None
 

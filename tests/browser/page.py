@@ -79,12 +79,22 @@ class FrontEnd:
         return {number: node["bounds"] for number, node in self.nodes().items()}
 
     def graph_area(self, margin: int) -> dict[str, float]:
-        """Where the nodes are in the window, in pixels, with a margin: left, top, width, height."""
+        """Where nodes and groups are in the window, in pixels, with a margin: left, top, width, height."""
         boxes = self.page.evaluate(
-            """() => Array.from(document.querySelectorAll('[data-node-id]')).map(element => {
-                const {left, top, right, bottom} = element.getBoundingClientRect();
-                return [left, top, right, bottom];
-            })"""
+            """() => {
+                const nodes = Array.from(document.querySelectorAll('[data-node-id]')).map(element => {
+                    const {left, top, right, bottom} = element.getBoundingClientRect();
+                    return [left, top, right, bottom];
+                });
+                const {scale, offset} = app.canvas.ds, canvas = app.canvas.canvas.getBoundingClientRect();
+                const groups = app.graph.groups.map(({pos: [x, y], size: [width, height]}) => [
+                    canvas.left + (x + offset[0]) * scale,
+                    canvas.top + (y + offset[1]) * scale,
+                    canvas.left + (x + width + offset[0]) * scale,
+                    canvas.top + (y + height + offset[1]) * scale,
+                ]);
+                return [...nodes, ...groups];
+            }"""
         )
         left, top = (min(box[side] for box in boxes) - margin for side in (0, 1))
         right, bottom = (max(box[side] for box in boxes) + margin for side in (2, 3))

@@ -87,6 +87,8 @@ def test_nothing_overlaps_as_it_is_drawn(opened, front_end, screenshots):
 def test_runs(opened, front_end):
     """On models of random weights under the files' names; last, as it changes the graph."""
     name, _ = opened
+    if front_end.nodes_2 != (RENDERINGS[-1] == "Nodes 2.0"):
+        pytest.skip("what is sent does not depend on how it is drawn; it runs in Nodes 2.0")
     if name in TOO_LARGE:
         pytest.skip("SD3.5's three text encoders take 11 GB")
     front_end.set_widgets(steps=2, width=64, height=64, tile_size=64, overlap=16)

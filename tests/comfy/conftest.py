@@ -47,6 +47,16 @@ else:
     collect_ignore_glob = ["test_*.py"]
 
 
+def is_newest() -> bool:
+    """Whether this is a ComfyUI of the newest kind; what is slow and the same in all versions is tried there alone."""
+    from comfyui_version import __version__
+
+    return tuple(map(int, __version__.split(".")[:2])) >= (0, 33)
+
+
+newest_only = pytest.mark.skipif(USABLE and not is_newest(), reason="tried in the newest ComfyUI")
+
+
 def pytest_report_header() -> str:
     if not USABLE:
         return SKIPPED

@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_custom_sampler import DualCFGGuider
 from comfy_extras.nodes_freelunch import FreeU_V2
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
-from conftest import pack_module
+from conftest import newest_only, pack_module
 from running import guider_of, lora, result, run
 
 CFG = 6.0
@@ -90,6 +90,7 @@ def test_as_two_models(kind, batch, assert_separate):
     assert assert_separate(kind, batch) > 0.05
 
 
+@newest_only
 @pytest.mark.parametrize("kind", ["sd15", "sd3", "sd3_5"])
 def test_every_layer_its_biases_and_norms(kind, assert_separate):
     assert assert_separate(kind, 2, make=whole_lora) > 0.05
@@ -148,6 +149,7 @@ def test_interval(assert_separate):
     assert_separate(interval=(0.2, 0.7), steps=4)
 
 
+@newest_only
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "uni_pc", "euler_cfg_pp"])
 def test_samplers(sampler, assert_separate):
     assert_separate(sampler=sampler, steps=3)
@@ -279,6 +281,7 @@ def half(kind, dtype, seed):
     return comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": dtype})
 
 
+@newest_only
 @pytest.mark.parametrize("kind", ["sd15", "sd3"])
 def test_bf16_costs_no_more_than_merging_does(kind, join, nodes):
     """Two bf16 models with the LoRAs merged into bf16 weights differ from fp32 by what rounding costs; the shared pair is as near."""
