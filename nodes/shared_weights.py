@@ -148,15 +148,20 @@ class SharedPass:
         return [layer.layer_name for layer in self.difference.layers if layer.layer_name not in self.reached] if self.passes else []
 
     def _begin(self, network: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        """Before a pass of the network: which of its rows are the dispreferred model's. Entry after entry, each has ``batch`` rows."""
+        """Before a pass of the network: which of its rows are the dispreferred model's.
+
+        Entry after entry, each has ``batch`` rows; a node that runs tiles in one batch repeats all of them for each tile.
+        """
         negative = [self.is_negative(entry) for entry in kwargs.get("transformer_options", {}).get("uuids", ())]
         if not any(negative):
             return
         self.total = args[0].shape[0]
-        if self.total != self.batch * len(negative):
+        times, rest = divmod(self.total, self.batch * len(negative))
+        repeated = times == 1 or all(negative) or _repeats(kwargs.get("context"), self.total, times)
+        if rest or not times or not repeated:
             raise _regrouped(f"a pass has {self.total} rows, {len(negative)} entries of {self.batch} were to be in it")
         self.passes += 1
-        for index, chosen in enumerate(negative):
+        for index, chosen in enumerate(negative * times):
             start, stop = index * self.batch, (index + 1) * self.batch
             if chosen and self.rows and self.rows[-1].stop == start:
                 self.rows[-1] = range(self.rows[-1].start, stop)
@@ -179,6 +184,18 @@ class SharedPass:
                 layer.add(module, output, inputs, slice(rows.start * times, rows.stop * times))
 
         return add
+
+
+def _repeats(context: Tensor | None, rows: int, times: int) -> bool:
+    """Whether the rows of a pass are those of a plain one several times over, as their prompts [rows, tokens, dim] tell.
+
+    Not where they would also be each row several times over, which is so of equal prompts.
+    """
+    if context is None or context.shape[0] != rows:
+        return False
+    plain = context[: rows // times]
+    over_and_over = torch.equal(context, torch.cat([plain] * times))
+    return over_and_over and not torch.equal(context, plain.repeat_interleave(times, dim=0))
 
 
 def _regrouped(what: str) -> RuntimeError:

@@ -97,7 +97,8 @@ def run(guider: CFGGuider, latent: dict, sampler: str = "euler", steps: int = 2,
 def result(node, *args, **kwargs) -> tuple:
     """A node's outputs, whether it is written in ComfyUI's first or third node API."""
     if hasattr(node, "execute"):
-        return node.execute(*args, **kwargs).result
+        made = node.execute(*args, **kwargs)
+        return getattr(made, "result", made)  # some of core's third API return a plain tuple
     return getattr(node(), node.FUNCTION)(*args, **kwargs)
 
 

@@ -1,0 +1,180 @@
+"""Living beside other nodes: core's own that patch the inside of a model, and the ways in which well-known packs reach into sampling.
+
+The packs' mechanisms are imitated here in a few lines each; `test_real_packs.py` runs the packs themselves where they are installed.
+"""
+
+import comfy.controlnet
+import comfy.sd
+import mini
+import nodes as comfy_nodes
+import pytest
+import torch
+from comfy_extras.nodes_freelunch import FreeU, FreeU_V2
+from comfy_extras.nodes_hypertile import HyperTile
+from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from comfy_extras.nodes_sag import SelfAttentionGuidance
+from fitting import assert_shared_weights_fit, assert_two_models_fit, ksampler, lora_pairs, prompts
+from running import result
+
+
+@pytest.fixture
+def join(nodes):
+    return lambda preferred, dispreferred: nodes["CHATSApply"](preferred, dispreferred, 0.0, 1.0)[0]
+
+
+def on_the_model(node, *settings):
+    """KSampler with a node put on its MODEL, as one behind CHATS Apply is."""
+    return lambda model, positive, negative: ksampler(result(node, model, *settings)[0], positive, negative)
+
+
+def attn2_replaced(model):
+    """The image prompt of IPAdapter: an attention of its own in each cross-attention, other for the positive and the negative rows."""
+    patched = model.clone()
+    generator = torch.Generator().manual_seed(8)
+    image = {branch: torch.randn(1, 4, 320, generator=generator) for branch in (0, 1)}
+
+    def replace(q, k, v, options):
+        from comfy.ldm.modules.attention import optimized_attention
+
+        branches = options["cond_or_uncond"]
+        tokens = torch.cat([image[branch].repeat(len(q) // len(branches), 1, 1) for branch in branches])
+        return optimized_attention(q, k, v, options["n_heads"]) + 0.8 * optimized_attention(q, tokens, tokens, options["n_heads"])
+
+    for place in [("input", 1), ("input", 3), ("middle", 1), ("output", 0), ("output", 2)]:
+        patched.set_model_attn2_replace(replace, *place)
+    return patched
+
+
+def tiles_in_one_batch(apply_model, args):
+    """The wrapper of TiledDiffusion: the tiles of all rows, one tile after the other, in one batch; then their average."""
+    x, t, c = args["input"], args["timestep"], args["c"]
+    starts = (0, 4, 8)
+    tiles = torch.cat([x[..., start : start + 8] for start in starts])
+    repeated = {name: value.repeat(len(starts), 1, 1) if name == "c_crossattn" else value for name, value in c.items()}
+    predicted = apply_model(tiles, t.repeat(len(starts)), **repeated).chunk(len(starts))
+    total, count = torch.zeros_like(x), torch.zeros_like(x)
+    for start, tile in zip(starts, predicted, strict=True):
+        total[..., start : start + 8] += tile
+        count[..., start : start + 8] += 1
+    return total / count
+
+
+def wrapped(wrapper):
+    def sample(model, positive, negative):
+        patched = model.clone()
+        patched.set_model_unet_function_wrapper(wrapper)
+        return ksampler(patched, positive, negative)
+
+    return sample
+
+
+def tile_loop(model, positive, negative):
+    """Ultimate SD Upscale: a KSampler run on each crop, conditioning cropped to it, and the crops put back in turn."""
+    whole = mini.latent("sd15", size=16, seed=5)["samples"]
+    positive = result(comfy_nodes.ConditioningSetArea, positive, 128, 64, 0, 0, 1.0)[0] + mini.conditioning("sd15", 5)
+    for left in (0, 8):
+        crop = {"samples": whole[..., left : left + 8].clone()}
+        cropped = [[tokens, {**options, **({"area": (8, 8, 0, 0)} if "area" in options else {})}] for tokens, options in positive]
+        whole[..., left : left + 8] = ksampler(model, cropped, negative, crop, denoise=0.6)
+    return whole
+
+
+def detailer(model, positive, negative):
+    """Impact Pack's detailers: a crop, enlarged, sampled under a soft noise mask, and put back."""
+    whole = mini.latent("sd15", size=16, seed=5)["samples"]
+    enlarged = torch.nn.functional.interpolate(whole[..., 4:12, 4:12], scale_factor=2, mode="bilinear")
+    mask = torch.zeros(1, 128, 128)
+    mask[:, 24:104, 24:104] = torch.linspace(0.3, 1.0, 80)
+    detailed = ksampler(model, positive, negative, {"samples": enlarged, "noise_mask": mask}, denoise=0.5)
+    whole[..., 4:12, 4:12] = torch.nn.functional.interpolate(detailed, scale_factor=0.5, mode="area")
+    return whole
+
+
+def controlnet():
+    """A ControlNet of random weights for the mini SD1.5, read as one from a file."""
+    from comfy.cldm.cldm import ControlNet
+    from comfy.ops import disable_weight_init
+
+    config = {name: value for name, value in mini.SD15.items() if name not in ("out_channels", "transformer_depth_output")}
+    network = ControlNet(**config, hint_channels=3, device="meta", dtype=torch.float32, operations=disable_weight_init)
+    loaded = comfy.controlnet.load_controlnet_state_dict({f"control_model.{k}": v for k, v in mini.random_weights(network, 9).items()})
+    assert loaded is not None
+    return loaded
+
+
+def controlled(model, positive, negative):
+    hint = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(6))
+    return ksampler(model, *result(comfy_nodes.ControlNetApplyAdvanced, positive, negative, controlnet(), hint, 0.7, 0.0, 0.8))
+
+
+NODES = {
+    "PatchModelAddDownscale": on_the_model(PatchModelAddDownscale, 1, 2.0, 0.0, 0.6, True, "bicubic", "bicubic"),
+    "PAG": on_the_model(PerturbedAttentionGuidance, 3.0),
+    "SAG": on_the_model(SelfAttentionGuidance, 0.8, 2.0),
+    "ControlNet": controlled,
+    "attn2 replace (IPAdapter)": lambda model, positive, negative: ksampler(attn2_replaced(model), positive, negative),
+    "wrapper with tiles (TiledDiffusion)": wrapped(tiles_in_one_batch),
+    "tile loop (Ultimate SD Upscale)": tile_loop,
+    "crop and noise mask (detailers)": detailer,
+}
+
+
+# It acts on layers of twice and four times the first one's channels, which the mini model does not have.
+FREE_U = {"FreeU": on_the_model(FreeU, 1.1, 1.2, 0.9, 0.2), "FreeU_V2": on_the_model(FreeU_V2, 1.3, 1.4, 0.9, 0.2)}
+# Tiles of one size: it draws sizes from torch's global generator, which two passes read twice.
+hypertile = on_the_model(HyperTile, 64, 1, 0, False)
+
+
+@pytest.fixture(scope="module")
+def wide_twins():
+    weights = mini.unet_weights({**mini.SD15, "channel_mult": [1, 2]}, 1)
+    return tuple(comfy.sd.load_diffusion_model_state_dict(dict(weights)) for _ in range(2))
+
+
+@pytest.mark.parametrize("node", FREE_U)
+def test_free_u(node, join, wide_twins):
+    assert_two_models_fit(FREE_U[node], join, wide_twins, unlike=ksampler)
+    assert_shared_weights_fit(FREE_U[node], join, wide_twins)
+
+
+def test_hypertile_wants_two_models(join, twins):
+    """Its tiles are rows of their own inside of the attention. Which rows those were is up to the node that makes them."""
+    assert_two_models_fit(hypertile, join, twins("sd15"), unlike=ksampler)
+    preferred, shared, _ = lora_pairs(twins("sd15"))
+    with pytest.raises(RuntimeError, match=r"a node on the model regroups the batch: remove it, or load the base twice"):
+        hypertile(join(preferred, shared), *prompts())
+
+
+def test_tiles_of_several_pictures(join, twins):
+    def sample(model, positive, negative):
+        patched = model.clone()
+        patched.set_model_unet_function_wrapper(tiles_in_one_batch)
+        return ksampler(patched, positive, negative, mini.latent("sd15", 2, size=16))
+
+    assert_shared_weights_fit(sample, join, twins("sd15"))
+
+
+def test_rows_that_cannot_be_told_apart_are_refused(join, twins):
+    """Each row several times over, where the prompts say so, and tiles of a negative that is the prompt, where they say nothing."""
+    preferred, shared, _ = lora_pairs(twins("sd15"))
+    positive, negative = prompts()
+
+    def row_by_row(apply_model, args):
+        c = {**args["c"], "c_crossattn": args["c"]["c_crossattn"].repeat_interleave(2, dim=0)}
+        return apply_model(args["input"].repeat_interleave(2, dim=0), args["timestep"].repeat_interleave(2), **c)[::2]
+
+    with pytest.raises(RuntimeError, match="regroups the batch"):
+        wrapped(row_by_row)(join(preferred, shared), positive, negative)
+    with pytest.raises(RuntimeError, match="regroups the batch"):
+        wrapped(tiles_in_one_batch)(join(preferred, shared), positive, positive)
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_with_two_models(node, join, twins):
+    assert_two_models_fit(NODES[node], join, twins("sd15"), unlike=ksampler)
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_with_two_loras_on_one_model(node, join, twins):
+    assert_shared_weights_fit(NODES[node], join, twins("sd15"))
