@@ -107,7 +107,8 @@ def run_study(folder: Path, plan: Plan, processes: int) -> Path:
             {
                 "date": date.today().isoformat(),
                 "machine": f"{platform.machine()}, {processes} processes of one thread",
-                "minutes": round((time.monotonic() - started) / 60, 1),
+                # Of all its processes together, also of those that ran before it was interrupted.
+                "process_minutes": round(sum(each["seconds"] for each in (pairs, *records.values(), *tests.values())) / 60),
                 "plan": asdict(plan),
                 "pairs": pairs,
                 "scales": scales,

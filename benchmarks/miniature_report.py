@@ -236,7 +236,8 @@ def named(results: Results, point: Point) -> str:
 def heading(results: Results) -> str:
     plan, pairs = results["plan"], results["pairs"]
     return (
-        f"{results['date']}, {results['machine']}: {results['minutes']} minutes. {plan['seeds']} training seeds. The base draws "
+        f"`benchmarks/miniature.py`, {results['date']}, {results['machine']}: {results['process_minutes']} minutes of processes, together. "
+        f"{plan['seeds']} training seeds. The base draws "
         f"{100 * pairs['right']:.0f} % of {pairs['drawn']} pictures right, which gave {pairs['pairs']} pairs. {plan['train_steps']} steps "
         f"of {plan['train_batch_size']} pairs. Dev has {plan['dev_prompts']} prompts and test {plan['test_prompts']}, with noise of its "
         "own for each training seed. Percent right with standard errors over prompts; p from sign flips of the paired differences."
@@ -251,7 +252,9 @@ def write(path: Path) -> str:
     rows = list(dict.fromkeys(training["row"] for training in results["trainings"]))
     text = "\n\n".join(
         [
+            "# The paper's claims in miniature",
             heading(results),
+            f"![Guidance, α and data]({path.with_suffix('.png').name})",
             as_markdown(main_table(results)),
             "Each method's best condition on dev, compared on test:",
             as_markdown(comparison_table(results)),
