@@ -46,7 +46,7 @@ FURTHER = (
     *(Method(objective, 100.0, training_method="lora") for objective in ("diffusion_dpo", "chats")),
 )
 FULL_PLAN = Plan(
-    (*MAIN, *FURTHER), pair_prompts=4800, train_steps=160, seeds=3, dev_prompts=60, test_prompts=210, scales=SCALES, rates=RATES
+    (*MAIN, *FURTHER), pair_prompts=4800, train_steps=160, seeds=3, dev_prompts=60, test_prompts=120, scales=SCALES, rates=RATES
 )
 QUICK_PLAN = Plan(
     tuple(replace(Method(objective, 100.0), pairs=400) for objective in ("supervised_chosen", "diffusion_dpo", "chats")),
