@@ -157,8 +157,8 @@ class SharedPass:
             return
         self.total = args[0].shape[0]
         times, rest = divmod(self.total, self.batch * len(negative))
-        repeated = times == 1 or all(negative) or _repeats(kwargs.get("context"), self.total, times)
-        if rest or not times or not repeated:
+        in_tiles = times > 1 and (all(negative) or _repeats(kwargs.get("context"), self.total, times))
+        if rest or not (times == 1 or in_tiles):
             raise _regrouped(f"a pass has {self.total} rows, {len(negative)} entries of {self.batch} were to be in it")
         self.passes += 1
         for index, chosen in enumerate(negative * times):
