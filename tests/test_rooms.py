@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-COMFYUI = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "server"}
+COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server"}
 TRAINING = {"diffusers", "accelerate", "datasets", "transformers", "peft"}
 BLOCKER = """
 import sys
