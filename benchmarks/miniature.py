@@ -1,7 +1,7 @@
 """The paper's claims, measured on a world so small that two cores hold it: base, baselines and CHATS, trained and counted alike.
 
-    python benchmarks/miniature.py --output FOLDER            # the whole study, about two hours on two cores
-    python benchmarks/miniature.py --output FOLDER --quick    # a reduced table in less than a quarter of an hour
+    python benchmarks/miniature.py --output FOLDER            # the whole study, two hours or so on two cores
+    python benchmarks/miniature.py --quick                    # a reduced table in less than a quarter of an hour
     python benchmarks/miniature.py --report RESULTS.json      # table and plot of a study that is done
 
 The world, its detector and the base are those of `python -m chats_train demo`; trainer and sampler are the ordinary ones. Three sets of
@@ -62,13 +62,11 @@ QUICK_PLAN = Plan(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="the study's folder")
+    parser.add_argument("--output", type=Path, default=Path("miniature"), help="the study's folder (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="few methods, one training seed, fewer pairs and prompts")
     parser.add_argument("--processes", type=int, default=2, help="trainings at a time, one thread each")
     parser.add_argument("--report", type=Path, help="write table and plot of this file of results, and do nothing else")
     options = parser.parse_args()
-    if (options.output is None) == (options.report is None):
-        parser.error("give `--output` to run the study, or `--report` to show one that is done")
     os.environ["TQDM_DISABLE"] = "1"  # bars of single trainings, in all processes
     results = options.report or run_study(options.output, QUICK_PLAN if options.quick else FULL_PLAN, options.processes)
     print(write(results))
