@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -38,10 +39,11 @@ def probe_trained(trainer: Trainer) -> None:
 
 
 def read_probe(output_dir: Path, step: int) -> dict[str, float]:
-    """The metadata's fields of the probe of a run that ended at ``step``; none for another step, or where there was no probe."""
+    """The metadata's fields of the probe of a run that ended at ``step``; none for another step, and where there was no probe or
+    the model did not react to its prompts."""
     path = output_dir / FILE
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if found.get("step") != step:
+    if found.get("step") != step or not all(math.isfinite(found[name]) for name in ("cosine", "relative_error")):
         return {}
     return {f"proxy_{name}": round(found[name], 4) for name in ("cosine", "relative_error")}
 

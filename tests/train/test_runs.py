@@ -64,6 +64,17 @@ def test_a_run_leaves_what_its_maker_looks_at(config, capsys, tmp_path):
     assert any(torch.equal(tensor, value) for key, tensor in exported.items() if "lora_down" in key), layer
 
 
+def test_the_probe_is_of_its_own_step_and_a_number(tmp_path):
+    from chats_train.training.proxy_probe import FILE, read_probe
+
+    assert read_probe(tmp_path, 6) == {}
+    (tmp_path / FILE).write_text('{"step": 6, "alpha": 0.5, "cosine": 0.25, "relative_error": 1.5}')
+    assert read_probe(tmp_path, 6) == {"proxy_cosine": 0.25, "proxy_relative_error": 1.5}
+    assert read_probe(tmp_path, 5) == {}
+    (tmp_path / FILE).write_text('{"step": 6, "alpha": 0.5, "cosine": NaN, "relative_error": NaN}')
+    assert read_probe(tmp_path, 6) == {}, "a file that says nan could not be read"
+
+
 def test_a_second_run_does_not_take_over_the_first_ones_folder(config):
     from chats_train.training.run import train
 
