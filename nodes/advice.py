@@ -18,8 +18,14 @@ ATTACHMENT = "chats_pair"
 PROXY = "chats_proxy"
 # ComfyUI's prediction by the class that interprets a network's output, in the words of the pair's metadata.
 PREDICTIONS = (("V_PREDICTION", "v_prediction"), ("EPS", "epsilon"), ("CONST", "flow"))
+# The node that makes ComfyUI take a model's output for one kind of prediction.
+SAMPLING_NODES = {"epsilon": "ModelSamplingDiscrete", "v_prediction": "ModelSamplingDiscrete", "flow": "ModelSamplingSD3"}
 # The paper recommends 0.5 to 0.7; 0 is CFG with two models, and up to 1 it takes in part of the dispreferred conditional.
 USUAL_ALPHAS = (0.0, 1.0)
+
+
+# What each node shows now, by its id: the execution that said it, and the lines. A text stays on a node until another replaces it.
+_shown: dict[str, tuple[str, list[str]]] = {}
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,12 @@ def prediction_advice(metadata: pair.PairMetadata | None, model: ModelPatcher) -
     if metadata is None or None in (metadata.prediction_type, taken_for) or metadata.prediction_type == taken_for:
         return None
     trained_for = metadata.prediction_type
-    return f"the pair was trained for {trained_for} and is sampled as {taken_for}; put a ModelSamplingDiscrete node on both models"
+    node = SAMPLING_NODES[trained_for]
+    return f"the pair was trained for {trained_for} and is sampled as {taken_for}; put a {node} node on both models"
 
 
 def advise_on_run(model: ModelPatcher, cfg: float | None, negative: Iterable[dict]) -> None:
-    """Shows and logs what contradicts in a run, once.
+    """Shows and logs what contradicts in a run; once an execution of a node that samples often, as for tiles.
 
     Args:
         model: the pair's MODEL.
@@ -66,11 +73,16 @@ def advise_on_run(model: ModelPatcher, cfg: float | None, negative: Iterable[dic
     lines = [prediction_advice(metadata, model), cfg_advice(metadata, cfg)]
     lines += [line for each in facts for line in proxy_advice(metadata, each)]
     found = [line for line in lines if line]
+    context = get_executing_context()
+    if context is not None:
+        execution, shown_before = _shown.get(context.node_id, (None, []))
+        _shown[context.node_id] = (context.prompt_id, found)
+        if (execution, shown_before) == (context.prompt_id, found):
+            return
+        if found or shown_before:
+            show("\n".join(f"⚠ {line}" for line in found), context.node_id)
     for line in found:
         logging.warning("CHATS: %s", line)
-    context = get_executing_context()
-    if found and context is not None:
-        show("\n".join(f"⚠ {line}" for line in found), context.node_id)
 
 
 def cfg_advice(metadata: pair.PairMetadata | None, cfg: float | None) -> str | None:
@@ -94,7 +106,7 @@ def proxy_advice(metadata: pair.PairMetadata | None, facts: ProxyFacts) -> list[
     if metadata.null_prompt == "encoded_empty" and facts.null_is_zeros:
         lines.append("`null` is zeros and the pair was trained with an encoded empty prompt; connect a CLIPTextEncode node without text")
     cosine, error = metadata.proxy_cosine, metadata.proxy_relative_error
-    if facts.form == "proxy" and None not in (cosine, error) and not probe.proxy_goes_the_way(cosine, error):
+    if facts.form == "proxy" and facts.alpha != 0 and None not in (cosine, error) and not probe.proxy_goes_the_way(cosine, error):
         lines.append(
             f"`form` is proxy, which the pair's maker measured to be unlike exact (cosine {cosine:.2f}, relative error {error:.2f}); "
             "compare pictures of both"

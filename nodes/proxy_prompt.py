@@ -25,7 +25,7 @@ def build_negative(positive: list, null: list, alpha: float, form: str) -> list:
     Args:
         positive: conditioning of the prompt; areas, masks, ranges, ControlNets and sizes of each entry stay.
         null: conditioning of the null prompt; by index where it has as many entries as ``positive``, else its first.
-        alpha: share of the dispreferred conditional; 0 returns ``null`` itself.
+        alpha: share of the dispreferred conditional; 0 gives ``null`` as it is.
         form: ``proxy`` (Eq. 17) or ``exact`` (Eq. 16).
 
     Raises:
@@ -36,14 +36,14 @@ def build_negative(positive: list, null: list, alpha: float, form: str) -> list:
         raise ValueError(f"`{'null' if positive else 'positive'}` is an empty conditioning; connect the output of a text encode node")
     if form not in FORMS:
         raise ValueError(f"`form` is {form!r}; choose `proxy` (two passes) or `exact` (three passes)")
+    facts = ProxyFacts(alpha, form, null_is_zeros=not any(bool(tokens.any()) for tokens, _ in null))
     if alpha == 0:
-        return null
+        return [[tokens, {**options, PROXY: facts}] for tokens, options in null]
     if len(null) not in (1, len(positive)):
         logging.warning(
             "CHATS: `null` has %d entries and `positive` %d; the first null entry is used for all of them", len(null), len(positive)
         )
     nulls = null if len(null) == len(positive) else null[:1] * len(positive)
-    facts = ProxyFacts(alpha, form, null_is_zeros=not any(bool(tokens.any()) for tokens, _ in null))
     entries = [entry for pair in zip(positive, nulls, strict=True) for entry in FORMS[form](*pair, alpha)]
     return [[tokens, {**options, PROXY: facts}] for tokens, options in entries]
 

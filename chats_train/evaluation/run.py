@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from ..config import RunConfig
 from ..errors import UserError
 from ..families import Family
 from ..files import write_text
+from ..locks import locked
 from ..sampling import Form
 from ..training.checkpoint import MANIFEST, find_checkpoint
 from ..training.members import Members
 from ..training.processes import Processes
-from ..training.run import CHECKPOINTS, trained_members
+from ..training.run import CHECKPOINTS, LOCK, trained_members
 from ..wiring import open_family
 from .conditions import Condition, make_conditions
 from .pictures import Picture, draw_pictures, picture_row, plan_pictures
@@ -92,17 +94,29 @@ def evaluate(config: RunConfig, wanted: str, settings: EvaluationSettings, score
         header.append(f"{repeated} repetitions of prompts are left out")
     if not pair:
         header.append(f"`objective` is {config.objective}, of one model: it is sampled under CFG alone")
-    probed = _probe(folder, config, family, members, weights, prompts, alphas, settings) if settings.probe else []
-    if settings.seeds == 0:
-        return [*header, *_probe_text(probed), f"{folder / PROBE_FILE}"]
-    pictures = plan_pictures(folder, config, family, weights, conditions, prompts, range(settings.seeds), settings.steps)
-    drawn = draw_pictures(pictures, config, family, members, settings.steps, settings.batch_size)
-    header.append(f"{len(pictures)} pictures, {drawn} of them drawn now, {len(pictures) - drawn} kept from before")
-    # The scorers want the room.
-    del members
-    family.release_encoders()
-    scores = {scorer.name: score_pictures(scorer, pictures, folder) for scorer in scorers}
-    return _report(folder, header, pictures, scores, probed)
+    with _only_evaluation_in(folder):
+        probed = _probe(folder, config, family, members, weights, prompts, alphas, settings) if settings.probe else []
+        if settings.seeds == 0:
+            return [*header, *_probe_text(probed), f"{folder / PROBE_FILE}"]
+        pictures = plan_pictures(folder, config, family, weights, conditions, prompts, range(settings.seeds), settings.steps)
+        drawn = draw_pictures(pictures, config, family, members, settings.steps, settings.batch_size)
+        header.append(f"{len(pictures)} pictures, {drawn} of them drawn now, {len(pictures) - drawn} kept from before")
+        # The scorers want the room.
+        del members
+        family.release_encoders()
+        scores = {scorer.name: score_pictures(scorer, pictures, folder) for scorer in scorers}
+        return _report(folder, header, pictures, scores, probed)
+
+
+@contextmanager
+def _only_evaluation_in(folder: Path) -> Iterator[None]:
+    """Keeps other evaluations out of a folder."""
+    with locked(folder / LOCK) as free:
+        if not free:
+            raise UserError(
+                f"`--output` is {folder}, where another evaluation is at work now; wait for its end, stop it, or choose another `--output`"
+            )
+        yield
 
 
 def score_pictures(scorer: Scorer, pictures: Sequence[Picture], folder: Path) -> dict[str, float]:

@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from chats.objective import OBJECTIVES
+from chats.words import shown_error
 
 from ..cache import CachedEncodings, LiveEncodings, PairEncodings, fill_cache
 from ..config import RunConfig
@@ -69,10 +70,18 @@ def _train(config: RunConfig, processes: Processes, use_cache: bool) -> str:
         return f"stopped after step {trainer.step}; go on with `--set resume_from_checkpoint=latest`"
     if not processes.is_main:
         return f"trained {trainer.step} steps"
-    probe_trained(trainer)
-    probe = read_probe(config.output_dir, trainer.step)
+    probe = _probe(trainer)
     files = export_pair(config, family, trainer.weights(), trainer.step, dataset.fingerprint, config.output_dir, probe=probe)
     return f"trained {trainer.step} steps: " + ", ".join(map(str, files))
+
+
+def _probe(trainer: Trainer) -> dict[str, float]:
+    """What the probe adds to the pair's metadata. A probe that fails, of memory say, does not keep a trained pair from its export."""
+    try:
+        probe_trained(trainer)
+    except RuntimeError as error:
+        print(f"the pair is exported without a probe of its proxy prompt, which failed ({shown_error(error)}); try `evaluate --probe`")
+    return read_probe(trainer.config.output_dir, trainer.step)
 
 
 def _run_steps(trainer: Trainer, stopped: list[int]) -> bool:

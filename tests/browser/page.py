@@ -78,6 +78,10 @@ class FrontEnd:
             return {element["id"]: element["bounds"] for element in self.page.evaluate(READ_ELEMENTS)}
         return {number: node["bounds"] for number, node in self.nodes().items()}
 
+    def groups(self) -> dict[str, list[float]]:
+        """Left, top, width, height of each group's frame by its title, in units of the graph."""
+        return dict(self.page.evaluate("() => app.graph.groups.map(group => [group.title, [...group.pos, ...group.size]])"))
+
     def graph_area(self, margin: int) -> dict[str, float]:
         """Where nodes and groups are in the window, in pixels, with a margin: left, top, width, height."""
         boxes = self.page.evaluate(

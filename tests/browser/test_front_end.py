@@ -55,9 +55,17 @@ def test_missing_files_are_named_with_their_source(front_end, server, screenshot
     page.get_by_text("View details").first.click()
     page.get_by_test_id("missing-model-download").first.wait_for()
     front_end.screenshot(screenshots / "missing.png")
-    offered = page.get_by_test_id("missing-model-importable-rows").all_inner_texts()  # each with a button that fetches it from its source
-    for member in ("preferred", "dispreferred"):
-        assert any(f"absent_sd15_{member}.safetensors" in text for text in offered)
+    rows = page.get_by_test_id("missing-model-importable-rows").all_inner_texts()
+    # What the button would fetch, without fetching it.
+    page.evaluate("() => { window.fetched = []; HTMLAnchorElement.prototype.click = function () { fetched.push(this.href); }; }")
+    for button in page.get_by_test_id("missing-model-download").all():
+        button.click()
+    fetched = page.evaluate("() => window.fetched")
+    (wanted,) = (node["properties"]["models"] for node in workflow["nodes"] if node["type"] == "CHATSDiffusionModelPairLoader")
+    assert len(wanted) == 2
+    for file in wanted:
+        assert any(file["name"] in row and file["directory"] in row for row in rows), rows
+        assert file["url"] in fetched
 
 
 def test_a_contradicting_setting_is_shown_on_the_sampler(front_end, screenshots):

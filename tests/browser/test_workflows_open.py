@@ -12,8 +12,6 @@ from page import FrontEnd
 from serving import ROOT
 
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-# Its three text encoders alone take 11 GB. Everything but the run itself is tested.
-TOO_LARGE = {"chats_sd35_flow"}
 # Rendered edges are rounded to pixels.
 TOLERANCE = 2
 
@@ -79,17 +77,32 @@ def test_nothing_overlaps_as_it_is_drawn(opened, front_end, screenshots):
     rectangles = front_end.rectangles()
     assert set(rectangles) == {node["id"] for node in workflow["nodes"]}
     types = {node["id"]: node["type"] for node in workflow["nodes"]}
-    for (one, a), (other, b) in itertools.combinations(rectangles.items(), 2):
-        apart = any(a[axis] + a[axis + 2] <= b[axis] + TOLERANCE or b[axis] + b[axis + 2] <= a[axis] + TOLERANCE for axis in (0, 1))
-        assert apart, f"{types[one]} {one} and {types[other]} {other} overlap: {a}, {b}"
+    drawn = {f"{types[number]} {number}": bounds for number, bounds in rectangles.items()}
+    groups = front_end.groups()
+    assert len(groups) == len(workflow["groups"])
+    for boxes in (drawn, groups):
+        for (one, a), (other, b) in itertools.combinations(boxes.items(), 2):
+            assert apart(a, b), f"{one} and {other} overlap: {a}, {b}"
+    for name, bounds in drawn.items():
+        around = [title for title, group in groups.items() if inside(bounds, group)]
+        touched = [title for title, group in groups.items() if not apart(bounds, group)]
+        assert around == touched, f"{name} sticks out of {touched}: {bounds}"
+
+
+def apart(a: list[float], b: list[float]) -> bool:
+    return any(a[axis] + a[axis + 2] <= b[axis] + TOLERANCE or b[axis] + b[axis + 2] <= a[axis] + TOLERANCE for axis in (0, 1))
+
+
+def inside(inner: list[float], outer: list[float]) -> bool:
+    return all(
+        outer[axis] - TOLERANCE <= inner[axis] and inner[axis] + inner[axis + 2] <= outer[axis] + outer[axis + 2] + TOLERANCE
+        for axis in (0, 1)
+    )
 
 
 def test_runs(opened, front_end):
     """On models of random weights under the files' names; last, as it changes the graph."""
-    name, _ = opened
     if front_end.nodes_2 != (RENDERINGS[-1] == "Nodes 2.0"):
         pytest.skip("what is sent does not depend on how it is drawn; it runs in Nodes 2.0")
-    if name in TOO_LARGE:
-        pytest.skip("SD3.5's three text encoders take 11 GB")
     front_end.set_widgets(steps=2, width=64, height=64, tile_size=64, overlap=16)
     assert front_end.run() == {"name": "execution_success", "message": None, "node": None}

@@ -49,11 +49,11 @@ def text_encoder_weights(seed: int) -> dict[str, torch.Tensor]:
     return {key: value for key, value in state.items() if key.startswith("text_model.")}
 
 
-def vae_weights(seed: int) -> dict[str, torch.Tensor]:
-    """Random weights of TAESD, a VAE of 5 MB that ComfyUI takes for any SD1.5 checkpoint."""
+def vae_weights(seed: int, latent_channels: int = 4) -> dict[str, torch.Tensor]:
+    """Random weights of TAESD, a VAE of 5 MB that ComfyUI takes for any SD1.5 checkpoint, and with 16 channels for SD3.5's."""
     from comfy.taesd.taesd import TAESD
 
-    state = mini.random_weights(TAESD(latent_channels=4), seed)
+    state = mini.random_weights(TAESD(latent_channels=latent_channels), seed)
     decoder = [key for key in state if key.startswith("taesd_decoder.")]
     *_, last_weight, last_bias = sorted(decoder, key=lambda key: (int(key.split(".")[1]), key.endswith("bias")))
     # Medium grey with some contrast: as they fall, the colours run out of the range of a PNG.
@@ -96,13 +96,40 @@ def write_loras(loras: Path) -> None:
 
 
 def write_sd35(models: Path) -> None:
-    """A mini SD3.5 pair under the flow workflow's names. Its encoders and VAE are listed but empty: the real ones take 11 GB."""
+    """A mini SD3.5 pair under the flow workflow's names, with a small VAE and encoders of the real sizes: CLIP-L of random weights, CLIP-G
+    and T5-XXL (6 GB together) of zeros, which take no room on a disk."""
+    import comfy.sdxl_clip
+    import comfy.text_encoders.sd3_clip
+    from comfy.clip_model import CLIPTextModel
+    from comfy.ops import disable_weight_init
+    from comfy.text_encoders.t5 import T5
+
     for seed, member in enumerate(("preferred", "dispreferred"), start=1):
         save_file(half(mini.weights("sd3_5", seed)), models / "diffusion_models" / f"chats_sd35_{member}.safetensors")
-    for file in ("text_encoders/clip_l", "text_encoders/clip_g", "text_encoders/t5xxl_fp8_e4m3fn", "vae/sd3.5_vae"):
-        path = models / f"{file}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        save_file({"empty": torch.zeros(1)}, path)
+    for folder in ("text_encoders", "vae"):
+        (models / folder).mkdir()
+    save_file(half(vae_weights(4, latent_channels=16)), models / "vae" / "sd3.5_vae.safetensors")
+    save_file(half(text_encoder_weights(3)), models / "text_encoders" / "clip_l.safetensors")
+    sizes = [
+        ("clip_g", CLIPTextModel, comfy.sdxl_clip, "clip_config_bigg.json", torch.float16),
+        ("t5xxl_fp8_e4m3fn", T5, comfy.text_encoders.sd3_clip, "t5_config_xxl.json", torch.float8_e4m3fn),
+    ]
+    for name, encoder, module, config, dtype in sizes:
+        config = json.loads(Path(module.__file__).with_name(config).read_text(encoding="utf-8"))
+        write_zeros(encoder(config, dtype, "meta", disable_weight_init).state_dict(), dtype, models / "text_encoders" / f"{name}.safetensors")
+
+
+def write_zeros(tensors: dict[str, torch.Tensor], dtype: torch.dtype, path: Path) -> None:
+    """A safetensors file of zeros in the shapes of ``tensors``, as a file with a hole after its header."""
+    names = {torch.float16: "F16", torch.float8_e4m3fn: "F8_E4M3"}
+    header, end = {}, 0
+    for key, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * dtype.itemsize
+        header[key] = {"dtype": names[dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    content = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(content).to_bytes(8, "little") + content)
+        file.truncate(8 + len(content) + end)
 
 
 def write_base_directory(base: Path) -> None:

@@ -40,6 +40,7 @@ def test_settings_that_fit_need_no_word(said):
     assert said(**FITTING, proxy_cosine=0.95, proxy_relative_error=0.3) == []
     assert said(0.7, zeros=True, **{**FITTING, "null_prompt": "zeros"}) == []
     assert said(0.0, **FITTING) == []
+    assert said(0.0, **FITTING, proxy_cosine=0.1, proxy_relative_error=1.3) == [], "without the prompt both forms are one"
     assert said(form="exact", **FITTING, proxy_cosine=0.1, proxy_relative_error=1.3) == []
 
 
@@ -54,6 +55,8 @@ def test_settings_that_fit_need_no_word(said):
             dict(prediction_type="v_prediction"),
             "the pair was trained for v_prediction and is sampled as epsilon; put a ModelSamplingDiscrete",
         ),
+        (dict(prediction_type="flow"), "the pair was trained for flow and is sampled as epsilon; put a ModelSamplingSD3"),
+        (dict(used_alpha=0.0, null_prompt="zeros"), "`null` is a text encoding and the pair was trained with zeros"),
         (dict(null_prompt="zeros"), "`null` is a text encoding and the pair was trained with zeros; put a ConditioningZeroOut node"),
         (dict(zeros=True, null_prompt="encoded_empty"), "`null` is zeros and the pair was trained with an encoded empty prompt"),
         (dict(**FITTING, proxy_cosine=0.1, proxy_relative_error=1.3), "unlike exact (cosine 0.10, relative error 1.30); compare pictures"),
@@ -67,3 +70,36 @@ def test_each_contradiction_is_one_line(said, settings, line):
 
 def test_it_is_said_once_a_run(said):
     assert len(said(1.5, steps=4)) == 1
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """What a server is asked to show, as (node, text)."""
+    from server import PromptServer
+
+    class Recorder:
+        def send_progress_text(self, text, node_id):
+            found.append((node_id, text))
+
+    found = []
+    monkeypatch.setattr(PromptServer, "instance", Recorder(), raising=False)
+    return found
+
+
+def test_a_node_that_samples_tile_by_tile_says_it_once_and_takes_it_back(said, texts):
+    from comfy_execution.utils import CurrentNodeContext
+
+    with CurrentNodeContext("first prompt", "7"):
+        assert [len(said(1.5)), len(said(1.5)), len(said(1.5))] == [1, 0, 0]
+    with CurrentNodeContext("second prompt", "7"):
+        assert len(said(1.5)) == 1
+        assert len(said(1.5, cfg=0.5)) == 2, "something new in the same execution"
+    with CurrentNodeContext("third prompt", "7"):
+        assert said(0.5) == []
+    with CurrentNodeContext("fourth prompt", "7"):
+        assert said(0.5) == []
+    with CurrentNodeContext("fourth prompt", "8"):
+        assert said(0.5) == []
+    assert [node_id for node_id, _ in texts] == ["7"] * 4
+    assert ["alpha" in text for _, text in texts] == [True, True, True, False]
+    assert texts[-1] == ("7", "")

@@ -44,9 +44,12 @@ def test_exact_has_two_weighted_entries_of_each_positive_one(negative):
 
 
 @pytest.mark.parametrize("form", ["proxy", "exact"])
-def test_alpha_zero_returns_the_null_entries(negative, form):
-    null = [entry(77, 4), entry(77, 5)]
-    assert negative([entry(77, 2)], null, 0.0, form) is null
+def test_alpha_zero_gives_the_null_entries(negative, form):
+    null = [entry(77, 4, strength=0.5), entry(77, 5)]
+    given = negative([entry(77, 2)], null, 0.0, form)
+    assert all(tokens is null_tokens for (tokens, _), (null_tokens, _) in zip(given, null, strict=True))
+    assert all(options.pop("chats_proxy").alpha == 0 for _, options in given)
+    assert [options for _, options in given] == [{"strength": 0.5}, {}]
 
 
 def test_alpha_minus_one_is_the_prompt_and_costs_no_third_pass(negative):

@@ -22,6 +22,7 @@ from chats_train.evaluation.prompts import EvaluationPrompt
 from chats_train.evaluation.run import read_rows, score_pictures
 from chats_train.evaluation.scorers import open_scorers
 from chats_train.families import load_family
+from chats_train.locks import locked
 from chats_train.sampling import SamplingSettings, initial_noise, sample_cfg, sample_pair, to_images
 from chats_train.training.checkpoint import State, save_checkpoint
 from chats_train.training.members import make_members
@@ -333,6 +334,15 @@ def test_the_probe_of_a_pair_alone(run, capsys):
     assert [each["alpha"] for each in probed["alphas"]] == [0.5, 0.7]
     assert all(-1 <= cosine <= 1 for each in probed["alphas"] for cosine in each["cosine"])
     assert not (path.parent / "run" / "evaluation" / "pictures").exists()
+
+
+def test_a_second_evaluation_is_kept_out_of_a_folder_in_use(run, tmp_path, capsys):
+    path, folder = run(), tmp_path / "shared"
+    with locked(folder / ".lock"):
+        assert evaluate(path, "--output", folder) == 2
+    assert f"`--output` is {folder}, where another evaluation is at work now; wait" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+    assert evaluate(path, "--output", folder) == 0
 
 
 def test_settings_that_make_no_sense_are_sentences(run, capsys):

@@ -64,6 +64,18 @@ def test_a_run_leaves_what_its_maker_looks_at(config, capsys, tmp_path):
     assert any(torch.equal(tensor, value) for key, tensor in exported.items() if "lora_down" in key), layer
 
 
+def test_a_probe_that_fails_costs_no_pair(config, monkeypatch, capsys):
+    from chats_train.training import run
+
+    def out_of_memory(trainer):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(run, "probe_trained", out_of_memory)
+    run.train(config(max_train_steps=1, checkpointing_steps=1, validation_pairs=0))
+    assert "exported without a probe of its proxy prompt, which failed (out of memory)" in capsys.readouterr().out
+    assert (config().output_dir / "run_preferred.safetensors").exists()
+
+
 def test_the_probe_is_of_its_own_step_and_a_number(tmp_path):
     from chats_train.training.proxy_probe import FILE, read_probe
 
