@@ -20,8 +20,8 @@ from .inputs import advanced
 NONE = "none"
 
 
-def pair_paths(folder: str, preferred: str, dispreferred: str, suffix: str = "") -> tuple[str | None, str | None]:
-    """The full paths of two files of one of ComfyUI's model folders; None for `none`.
+def pair_paths(folder: str, preferred: str, dispreferred: str, suffix: str = "", optional: bool = False) -> tuple[str | None, str | None]:
+    """The full paths of two files of one of ComfyUI's model folders; with ``optional``, None for `none`.
 
     An error names the input: the member and ``suffix``. ComfyUI shows it on both, since it has no word from a check for one of them.
 
@@ -33,8 +33,9 @@ def pair_paths(folder: str, preferred: str, dispreferred: str, suffix: str = "")
         setting = f"{member}{suffix}"
         if not isinstance(name, str):
             raise pair.PairError(f"`{setting}` is `{shown(name)}`, which is no file's name; choose a file")
-        path = None if name == NONE else folder_paths.get_full_path(folder, name)
-        if path is None and name != NONE:
+        left_out = optional and name == NONE
+        path = None if left_out else folder_paths.get_full_path(folder, name)
+        if path is None and not left_out:
             raise pair.PairError(
                 f"`{setting}` is {shown(name)}, which is not in ComfyUI's {folder} folder; put it there or choose another file"
             )
@@ -85,12 +86,12 @@ def with_metadata(metadata: pair.PairMetadata | None, *models: ModelPatcher) -> 
     return clones
 
 
-def validate_pair(folder: str, preferred: object, dispreferred: object, suffix: str = "") -> bool | str:
+def validate_pair(folder: str, preferred: object, dispreferred: object, suffix: str = "", optional: bool = False) -> bool | str:
     """What ComfyUI shows when a workflow is queued: True, or one sentence. An input that is a link is not known yet."""
     if preferred is None or dispreferred is None:
         return True
     try:
-        pair.check_files(*pair_paths(folder, preferred, dispreferred, suffix))
+        pair.check_files(*pair_paths(folder, preferred, dispreferred, suffix, optional))
     except pair.PairError as error:
         return str(error)
     return True

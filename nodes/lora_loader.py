@@ -61,14 +61,14 @@ class CHATSLoRAPairLoader(io.ComfyNode):
     def validate_inputs(cls, preferred_lora: str | None = None, dispreferred_lora: str | None = None) -> bool | str:
         if preferred_lora == dispreferred_lora == NONE:
             return "`preferred_lora` and `dispreferred_lora` are both none; choose at least one LoRA"
-        return validate_pair(FOLDER, preferred_lora, dispreferred_lora, SUFFIX)
+        return validate_pair(FOLDER, preferred_lora, dispreferred_lora, SUFFIX, optional=True)
 
     @classmethod
     def execute(
         cls, model: ModelPatcher, preferred_lora: str, dispreferred_lora: str, strength_preferred: float, strength_dispreferred: float
     ) -> io.NodeOutput:
         require_models(model=model)
-        paths = pair_paths(FOLDER, preferred_lora, dispreferred_lora, SUFFIX)
+        paths = pair_paths(FOLDER, preferred_lora, dispreferred_lora, SUFFIX, optional=True)
         metadata = read_pair(paths, cls.hidden.unique_id if cls.hidden else None)
         strengths = (strength_preferred, strength_dispreferred)
         models = [with_lora(model, path, strength) for path, strength in zip(paths, strengths, strict=True)]

@@ -116,6 +116,9 @@ class Workflows:
         if not message["node_type"].startswith("CHATS"):
             # A node of ComfyUI, of what it was given: not ours to word.
             return f"`{message['node_type']}` ended the run; see its message"
+        if "unexpected keyword argument" in message["exception_message"]:
+            # ComfyUI hands a link in an input that the node does not have to every node, and this is Python's answer.
+            return f"`{message['node_type']}` has no such input; leave it out"
         # Which sentences of this pack's own are, is held to the rule as the others are.
         assert message["exception_type"].endswith(("PairError", "ValueError")), (
             f"{message['node_type']}: {message['exception_type']}: {message['exception_message'][:200]}"

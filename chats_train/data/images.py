@@ -49,7 +49,9 @@ def pixels(encoded: bytes, bucket: Bucket) -> torch.Tensor:
     import torch  # here, because `check` decodes without it
 
     image = decode(encoded)
-    placement = place(image.size, bucket)
-    box = (placement.left, placement.top, placement.left + bucket.width, placement.top + bucket.height)
-    image = image.resize(placement.resized, Image.Resampling.LANCZOS).crop(box)
+    (resized_width, resized_height), left, top = place(image.size, bucket)
+    # Resized and cut in one go: the whole of a very long image, resized, would not fit into memory.
+    across, down = image.width / resized_width, image.height / resized_height
+    box = (left * across, top * down, (left + bucket.width) * across, (top + bucket.height) * down)
+    image = image.resize(bucket, Image.Resampling.LANCZOS, box)
     return torch.from_numpy(numpy.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1.0

@@ -116,7 +116,8 @@ def write_sd35(models: Path) -> None:
     ]
     for name, encoder, module, config, dtype in sizes:
         config = json.loads(Path(module.__file__).with_name(config).read_text(encoding="utf-8"))
-        write_zeros(encoder(config, dtype, "meta", disable_weight_init).state_dict(), dtype, models / "text_encoders" / f"{name}.safetensors")
+        shapes = encoder(config, dtype, "meta", disable_weight_init).state_dict()
+        write_zeros(shapes, dtype, models / "text_encoders" / f"{name}.safetensors")
 
 
 def write_zeros(tensors: dict[str, torch.Tensor], dtype: torch.dtype, path: Path) -> None:

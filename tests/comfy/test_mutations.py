@@ -34,3 +34,9 @@ def test_a_value_in_the_place_of_a_link_is_named(value, nodes, pairs):
     if not isinstance(value, str):
         with pytest.raises(ValueError, match=r"`preferred` is `.*`, which is no file's name; choose a file"):
             nodes["CHATSDiffusionModelPairLoader"](value, "x", "default")
+
+
+def test_only_a_lora_can_be_left_out(nodes):
+    for loader, rest in (("CHATSCheckpointPairLoader", ()), ("CHATSDiffusionModelPairLoader", ("default",))):
+        with pytest.raises(ValueError, match=r"`preferred` is none, which is not in ComfyUI's .* folder; put it there or choose another"):
+            nodes[loader]("none", "x", *rest)

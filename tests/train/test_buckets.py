@@ -1,5 +1,6 @@
 """Buckets by hand, and what of an image a bucket shows."""
 
+import numpy
 import pytest
 import torch
 from pictures import encoded, picture
@@ -70,6 +71,25 @@ def test_pixels_are_the_middle_of_the_image():
     for y, x in ((0, 0), (5, 30), (31, 31)):  # 8 columns are cut on the left, none resized
         expected = torch.tensor(image.getpixel((x + 8, y))) / 127.5 - 1
         torch.testing.assert_close(found[:, y, x], expected)
+
+
+@pytest.mark.parametrize(("size", "bucket"), [((90, 31), Bucket(24, 24)), ((31, 90), Bucket(24, 40)), ((7, 5), Bucket(40, 24))])
+def test_pixels_are_those_of_the_whole_image_resized_and_cut(size, bucket):
+    x, y = numpy.meshgrid(*(numpy.linspace(0, 3, side) for side in size))
+    smooth = numpy.stack([numpy.sin(x + y), numpy.cos(2 * x), numpy.sin(x * y)], axis=-1)
+    image = Image.fromarray((100 + 90 * smooth).astype(numpy.uint8))
+    placement = place(size, bucket)
+    whole = numpy.asarray(image.resize(placement.resized, Image.Resampling.LANCZOS)).astype(int)
+    expected = whole[placement.top : placement.top + bucket.height, placement.left : placement.left + bucket.width]
+    found = ((pixels(encoded(image), bucket) + 1) * 127.5).round().permute(1, 2, 0).numpy()
+    assert numpy.abs(found - expected).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(2**20, 1), (1, 2**20)])
+def test_a_very_long_image_takes_no_memory_to_speak_of(size):
+    """Resized as a whole it would have 3 TB."""
+    image = Image.new("RGB", size, "white")
+    assert pixels(encoded(image), Bucket(1024, 1024)).eq(1.0).all()
 
 
 def test_pixels_span_minus_one_to_one():
