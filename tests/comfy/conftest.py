@@ -57,6 +57,11 @@ def is_newest() -> bool:
 newest_only = pytest.mark.skipif(USABLE and not is_newest(), reason="tried in the newest ComfyUI")
 
 
+def newest(*values: object) -> list:
+    """Values of a parameter that are tried in the newest ComfyUI only."""
+    return [pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=newest_only) for value in values]
+
+
 def pytest_report_header() -> str:
     if not USABLE:
         return SKIPPED

@@ -26,7 +26,7 @@ def ksampler(model, positive, negative, latent: dict | None = None, denoise: flo
     """Two steps of core's KSampler on a small latent, by the function that packs call too."""
     import nodes as comfy_nodes
 
-    latent = latent or mini.latent("sd15", size=16)
+    latent = latent or mini.latent("sd15", size=(8, 16))
     return comfy_nodes.common_ksampler(model, 7, 2, CFG, "euler", "normal", positive, negative, latent, denoise)[0]["samples"]
 
 

@@ -116,9 +116,9 @@ def conditioning(kind: str, seed: int, tokens: int = 77, **options) -> list:
     return [[torch.randn(1, tokens, width, generator=generator), entry]]
 
 
-def latent(kind: str, batch: int = 1, size: int = 8, seed: int | None = None) -> dict:
-    """A latent of size × size; empty unless seeded."""
-    shape = (batch, 16 if kind.startswith("sd3") else 4, size, size)
+def latent(kind: str, batch: int = 1, size: int | tuple[int, int] = 8, seed: int | None = None) -> dict:
+    """A latent of size × size or of (height, width); empty unless seeded."""
+    shape = (batch, 16 if kind.startswith("sd3") else 4, *((size, size) if isinstance(size, int) else size))
     samples = torch.zeros(shape) if seed is None else torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return {"samples": samples}
 
