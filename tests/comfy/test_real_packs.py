@@ -2,6 +2,7 @@
 part of this project. Each pack's own node gives a pair what it gives one model, as in `test_fits.py`.
 """
 
+import asyncio
 import importlib.util
 import os
 import sys
@@ -12,6 +13,7 @@ import pytest
 import serving
 import torch
 from fitting import CFG, assert_shared_weights_fit, assert_two_models_fit, ksampler, lora_pairs, prompts
+from server import PromptServer
 
 PACKS = os.environ.get("CHATS_PACKS")
 pytestmark = pytest.mark.skipif(PACKS is None, reason="CHATS_PACKS is not set: real packs were NOT tried; set it to a folder of packs")
@@ -25,6 +27,8 @@ def pack(name: str) -> dict:
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, folder / "__init__.py", submodule_search_locations=[str(folder)])
         module = importlib.util.module_from_spec(spec)
+        if not hasattr(PromptServer, "instance"):
+            PromptServer(asyncio.new_event_loop())  # packs add routes to it
         sys.modules[module_name] = module
         spec.loader.exec_module(module)
     return sys.modules[module_name].NODE_CLASS_MAPPINGS
@@ -95,6 +99,7 @@ def test_ipadapter(scaling, join, twins):
 def test_ultimate_sd_upscale(batch_size, join, twins, vae):
     node = pack("ComfyUI_UltimateSDUpscale")["UltimateSDUpscaleNoUpscale"]
 
+    @torch.inference_mode()  # as ComfyUI runs nodes
     def sample(model, positive, negative):
         settings = dict(seed=7, steps=2, cfg=CFG, sampler_name="euler", scheduler="normal", denoise=0.6, mode_type="Linear")
         settings |= dict(tile_width=64, tile_height=64, mask_blur=4, tile_padding=16, force_uniform_tiles=True, tiled_decode=False)
@@ -110,11 +115,13 @@ def test_impact_packs_detailer(join, twins, vae):
     mask[:, 32:96, 40:100] = 1.0
     (segs,) = nodes["MaskToSEGS"].doit(mask, False, 2.0, False, 10)
 
+    @torch.inference_mode()  # as ComfyUI runs nodes
     def sample(model, positive, negative):
         settings = dict(
             guide_size=128, guide_size_for=True, max_size=128, seed=7, steps=2, cfg=CFG, sampler_name="euler", scheduler="normal"
         )
-        settings |= dict(denoise=0.6, feather=5, noise_mask=True, force_inpaint=True, wildcard="", noise_mask_feather=4)
+        # Without feathered noise masks: the pack of 2024 asks for a node of an older ComfyUI for them.
+        settings |= dict(denoise=0.6, feather=5, noise_mask=True, force_inpaint=True, wildcard="", noise_mask_feather=0)
         return nodes["DetailerForEach"]().doit(picture(128), segs, model, None, vae, positive=positive, negative=negative, **settings)[0]
 
     assert_pictures_fit(sample, join, twins("sd15"))
