@@ -1,4 +1,7 @@
-"""What contradicts the pair or itself in the settings of a run: a line each, shown on the node that samples. Nothing is refused."""
+"""What contradicts the pair or itself in the settings of a run: a line each, shown on the node that samples. Nothing is refused.
+
+Lines are short: the front end shows some 34 characters a row, and as many rows as the node has room for.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def prediction_advice(metadata: pair.PairMetadata | None, model: ModelPatcher) -
         return None
     trained_for = metadata.prediction_type
     node = SAMPLING_NODES[trained_for]
-    return f"the pair was trained for {trained_for} and is sampled as {taken_for}; put a {node} node on both models"
+    return f"sampled as {taken_for}, but the pair was trained for {trained_for}: put {node} on both models"
 
 
 def advise_on_run(model: ModelPatcher, cfg: float | None, negative: Iterable[dict]) -> None:
@@ -90,7 +93,7 @@ def cfg_advice(metadata: pair.PairMetadata | None, cfg: float | None) -> str | N
         return None
     scale = metadata.guidance_scale if metadata and metadata.guidance_scale is not None else guidance.DEFAULT_GUIDANCE_SCALE
     usual = guidance.cfg_from_guidance_scale(scale)
-    return f"`cfg` is {cfg:g}: below 1 the dispreferred model pulls where it should push away; try {usual:g}"
+    return f"cfg {cfg:g} is below 1, where the dispreferred model pulls: try {usual:g}"
 
 
 def proxy_advice(metadata: pair.PairMetadata | None, facts: ProxyFacts) -> list[str]:
@@ -98,17 +101,14 @@ def proxy_advice(metadata: pair.PairMetadata | None, facts: ProxyFacts) -> list[
     lines = []
     low, high = USUAL_ALPHAS
     if not low <= facts.alpha <= high:
-        lines.append(f"`alpha` is {facts.alpha:g}, outside of {low:g} to {high:g}; the paper recommends 0.5 to 0.7")
+        lines.append(f"alpha {facts.alpha:g} is outside {low:g} to {high:g}: try 0.5 to 0.7")
     if metadata is None:
         return lines
     if metadata.null_prompt == "zeros" and not facts.null_is_zeros:
-        lines.append("`null` is a text encoding and the pair was trained with zeros; put a ConditioningZeroOut node in between")
+        lines.append("null is text, but the pair was trained with zeros: put ConditioningZeroOut in between")
     if metadata.null_prompt == "encoded_empty" and facts.null_is_zeros:
-        lines.append("`null` is zeros and the pair was trained with an encoded empty prompt; connect a CLIPTextEncode node without text")
+        lines.append("null is zeros, but the pair was trained with an empty prompt: connect CLIPTextEncode without text")
     cosine, error = metadata.proxy_cosine, metadata.proxy_relative_error
     if facts.form == "proxy" and facts.alpha != 0 and None not in (cosine, error) and not probe.proxy_goes_the_way(cosine, error):
-        lines.append(
-            f"`form` is proxy, which the pair's maker measured to be unlike exact (cosine {cosine:.2f}, relative error {error:.2f}); "
-            "compare pictures of both"
-        )
+        lines.append(f"form proxy is unlike exact in this pair (cosine {cosine:.2f}, relative error {error:.2f}): compare both")
     return lines

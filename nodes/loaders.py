@@ -18,28 +18,29 @@ from .inputs import advanced
 
 # In a list of files: no file on this side.
 NONE = "none"
+NO_METADATA = "no settings in these files, as in the published pairs: null an empty prompt, alpha 0.5, cfg 6"
 
 
 def pair_paths(folder: str, preferred: str, dispreferred: str, suffix: str = "", optional: bool = False) -> tuple[str | None, str | None]:
     """The full paths of two files of one of ComfyUI's model folders; with ``optional``, None for `none`.
 
-    An error names the input: the member and ``suffix``. ComfyUI shows it on both, since it has no word from a check for one of them.
+    An error names the inputs: the member and ``suffix``. ComfyUI shows it on both, since it has no word from a check for one of them.
 
     Raises:
         PairError: when a file is not there.
     """
-    paths = []
+    paths, missing = [], []
     for member, name in (("preferred", preferred), ("dispreferred", dispreferred)):
         setting = f"{member}{suffix}"
         if not isinstance(name, str):
             raise pair.PairError(f"`{setting}` is `{shown(name)}`, which is no file's name; choose a file")
         left_out = optional and name == NONE
-        path = None if left_out else folder_paths.get_full_path(folder, name)
-        if path is None and not left_out:
-            raise pair.PairError(
-                f"`{setting}` is {shown(name)}, which is not in ComfyUI's {folder} folder; put it there or choose another file"
-            )
-        paths.append(path)
+        paths.append(None if left_out else folder_paths.get_full_path(folder, name))
+        if paths[-1] is None and not left_out:
+            missing.append(f"`{setting}` is {shown(name)}")
+    if missing:
+        which, way_out = ("is", "put it there or choose another file") if len(missing) == 1 else ("are", "put them there or choose others")
+        raise pair.PairError(f"{' and '.join(missing)}, which {which} not in ComfyUI's {folder} folder; {way_out}")
     return paths[0], paths[1]
 
 
@@ -50,7 +51,7 @@ def read_pair(paths: tuple[str | None, str | None], node_id: str | None) -> pair
         logging.warning("CHATS: %s", warning)
     lines = [f"recommended: {metadata.recommendation()}"] if metadata and metadata.recommendation() else []
     lines += [f"⚠ {warning}" for warning in warnings]
-    show("\n".join(lines) or "no pair metadata in these files", node_id)
+    show("\n".join(lines) or NO_METADATA, node_id)
     return metadata
 
 

@@ -20,6 +20,7 @@ EXPECTED = {
     "chats_sdxl_ksampler",
     "chats_sdxl_lora_pair",
     "chats_upscale",
+    "chats_vs_cfg_sd15",
     "chats_vs_cfg_sdxl",
 }
 NOTES = {"Note", "MarkdownNote"}

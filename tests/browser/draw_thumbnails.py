@@ -1,4 +1,4 @@
-"""Draws `workflows/<name>.jpg`, which the front end's template browser shows: each graph as the real front end draws it.
+"""Draws `workflows/<name>.jpg`, which the front end's template browser shows: each graph as the real front end draws it, under a title.
 
 COMFYUI_PATH=<ComfyUI> <ComfyUI's python with playwright> tests/browser/draw_thumbnails.py
 """
@@ -11,9 +11,23 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import importlib.util
 
-SIDE = 640
-MARGIN = 24
-QUALITY = 85
+SIDE, HEIGHT = 640, 480
+MARGIN = 12
+QUALITY = 88
+TITLE_SIZE, TITLE_HEIGHT = 32, 56
+BACKGROUND, INK = "#141414", "#ffffff"
+TITLES = {
+    "chats_img2img_inpaint": "Image to image, inpainting",
+    "chats_sd15_extracted_lora": "SD1.5, one model and a LoRA",
+    "chats_sd15_ksampler": "SD1.5, KSampler",
+    "chats_sd35_flow": "SD3.5",
+    "chats_sdxl_guider": "SDXL, custom sampling",
+    "chats_sdxl_ksampler": "SDXL, all in one node",
+    "chats_sdxl_lora_pair": "SDXL, two LoRAs",
+    "chats_upscale": "SDXL, upscale",
+    "chats_vs_cfg_sd15": "CFG against CHATS, SD1.5",
+    "chats_vs_cfg_sdxl": "CFG against CHATS, SDXL",
+}
 
 
 def main() -> None:
@@ -35,9 +49,20 @@ def main() -> None:
             front_end = FrontEnd(browser, server, nodes_2=True)
             for path in sorted((ROOT / "workflows").glob("*.json")):
                 front_end.open_template(path.stem)
-                picture = Image.open(io.BytesIO(front_end.page.screenshot(clip=front_end.graph_area(MARGIN)))).convert("RGB")
-                picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-                picture.save(path.with_suffix(".jpg"), quality=QUALITY, optimize=True)
+                graph = Image.open(io.BytesIO(front_end.page.screenshot(clip=front_end.graph_area(MARGIN)))).convert("RGB")
+                titled(graph, TITLES[path.stem]).save(path.with_suffix(".jpg"), quality=QUALITY, optimize=True)
+
+
+def titled(graph, title: str):
+    """A card of SIDE × HEIGHT pixels: the title, and the graph as large as it fits below."""
+    from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+    card = Image.new("RGB", (SIDE, HEIGHT), BACKGROUND)
+    font = ImageFont.load_default(TITLE_SIZE)
+    ImageDraw.Draw(card).text((SIDE // 2, TITLE_HEIGHT // 2), title, INK, font, anchor="mm")
+    graph = ImageOps.contain(graph, (SIDE, HEIGHT - TITLE_HEIGHT), Image.Resampling.LANCZOS)
+    card.paste(graph, ((SIDE - graph.width) // 2, TITLE_HEIGHT))
+    return card
 
 
 if __name__ == "__main__":

@@ -70,9 +70,10 @@ def test_missing_files_are_named_with_their_source(front_end, server, screenshot
 
 def test_a_contradicting_setting_is_shown_on_the_sampler(front_end, screenshots):
     front_end.open_template("chats_sd15_ksampler")
-    front_end.set_widgets(steps=2, width=64, height=64, alpha=1.5)
+    front_end.set_widgets(steps=2, width=64, height=64, alpha=1.5, cfg=0.5)
     assert front_end.run()["name"] == "execution_success"
-    front_end.page.get_by_text("outside of 0 to 1; the paper recommends 0.5 to 0.7").first.wait_for()
+    for line in ("cfg 0.5 is below 1", "alpha 1.5 is outside 0 to 1"):
+        front_end.page.get_by_text(line).first.wait_for()
     front_end.screenshot(screenshots / "advice.png")
 
 

@@ -47,19 +47,25 @@ def test_settings_that_fit_need_no_word(said):
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        (dict(used_alpha=1.5), "`alpha` is 1.5, outside of 0 to 1; the paper recommends 0.5 to 0.7"),
-        (dict(used_alpha=-0.5), "`alpha` is -0.5, outside of 0 to 1"),
-        (dict(cfg=0.5), "`cfg` is 0.5: below 1 the dispreferred model pulls where it should push away; try 6"),
+        (dict(used_alpha=1.5), "alpha 1.5 is outside 0 to 1: try 0.5 to 0.7"),
+        (dict(used_alpha=-0.5), "alpha -0.5 is outside 0 to 1"),
+        (dict(cfg=0.5), "cfg 0.5 is below 1, where the dispreferred model pulls: try 6"),
         (dict(cfg=0.5, **FITTING), "try 5"),
         (
             dict(prediction_type="v_prediction"),
-            "the pair was trained for v_prediction and is sampled as epsilon; put a ModelSamplingDiscrete",
+            "sampled as epsilon, but the pair was trained for v_prediction: put ModelSamplingDiscrete on both",
         ),
-        (dict(prediction_type="flow"), "the pair was trained for flow and is sampled as epsilon; put a ModelSamplingSD3"),
-        (dict(used_alpha=0.0, null_prompt="zeros"), "`null` is a text encoding and the pair was trained with zeros"),
-        (dict(null_prompt="zeros"), "`null` is a text encoding and the pair was trained with zeros; put a ConditioningZeroOut node"),
-        (dict(zeros=True, null_prompt="encoded_empty"), "`null` is zeros and the pair was trained with an encoded empty prompt"),
-        (dict(**FITTING, proxy_cosine=0.1, proxy_relative_error=1.3), "unlike exact (cosine 0.10, relative error 1.30); compare pictures"),
+        (dict(prediction_type="flow"), "sampled as epsilon, but the pair was trained for flow: put ModelSamplingSD3 on both"),
+        (dict(used_alpha=0.0, null_prompt="zeros"), "null is text, but the pair was trained with zeros: put ConditioningZeroOut"),
+        (dict(null_prompt="zeros"), "null is text, but the pair was trained with zeros: put ConditioningZeroOut"),
+        (
+            dict(zeros=True, null_prompt="encoded_empty"),
+            "null is zeros, but the pair was trained with an empty prompt: connect CLIPTextEncode",
+        ),
+        (
+            dict(**FITTING, proxy_cosine=0.1, proxy_relative_error=1.3),
+            "form proxy is unlike exact in this pair (cosine 0.10, relative error 1.30): compare both",
+        ),
     ],
 )
 def test_each_contradiction_is_one_line(said, settings, line):

@@ -9,7 +9,7 @@ import mini
 import nodes as comfy_nodes
 import pytest
 import torch
-from comfy_extras.nodes_freelunch import FreeU, FreeU_V2
+from comfy_extras.nodes_freelunch import FreeU_V2
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
@@ -123,7 +123,7 @@ NODES = {
 IN_ALL_VERSIONS = ("attn2 replace (IPAdapter)", "wrapper with tiles (TiledDiffusion)", "crop and noise mask (detailers)")
 EVERYWHERE = [*IN_ALL_VERSIONS, *newest(*(node for node in NODES if node not in IN_ALL_VERSIONS))]
 # It acts on layers of twice and four times the first one's channels, which the mini model does not have.
-FREE_U = {"FreeU": on_the_model(FreeU, 1.1, 1.2, 0.9, 0.2), "FreeU_V2": on_the_model(FreeU_V2, 1.3, 1.4, 0.9, 0.2)}
+free_u = on_the_model(FreeU_V2, 1.3, 1.4, 0.9, 0.2)
 # Tiles of one size: it draws sizes from torch's global generator, which two passes read twice.
 hypertile = on_the_model(HyperTile, 64, 1, 0, False)
 
@@ -135,10 +135,9 @@ def wide_twins():
 
 
 @newest_only
-@pytest.mark.parametrize("node", FREE_U)
-def test_free_u(node, join, wide_twins):
-    assert_two_models_fit(FREE_U[node], join, wide_twins, unlike=ksampler)
-    assert_shared_weights_fit(FREE_U[node], join, wide_twins)
+def test_free_u(join, wide_twins):
+    assert_two_models_fit(free_u, join, wide_twins, unlike=ksampler)
+    assert_shared_weights_fit(free_u, join, wide_twins)
 
 
 def test_hypertile_wants_two_models(join, twins):

@@ -60,7 +60,7 @@ def test_alpha_zero_is_cfg(kind, assert_stock, nodes):
     assert assert_stock(positive, negative, kind) == 0.0
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sd3"])
+@pytest.mark.parametrize("kind", ["sd3", *newest("sd15")])
 def test_exact_form_is_cfg_at_a_larger_scale(kind, twins, nodes):
     """Eq. 16 with equal members is CFG at (1+α)s: with α = 0.5 and s = 4, at s = 6, which is cfg 7."""
     first, second = twins(kind)
@@ -83,7 +83,7 @@ def test_percentage_areas(assert_stock):
     assert assert_stock(positive + mini.conditioning("sd15", 5), mini.conditioning("sd15", 4)) > 0.01
 
 
-@pytest.mark.parametrize("bounds", ["default", "mask bounds"])
+@pytest.mark.parametrize("bounds", ["mask bounds", *newest("default")])
 def test_masks(bounds, assert_stock):
     mask = torch.zeros(1, 64, 64)
     mask[:, :32, :40] = 1.0
@@ -152,10 +152,10 @@ MODEL_NODES = {
 
 
 # SAG before the join is two SAGs that do not know of each other: the one that guides never sees the negative pass.
-PLACES = [(node, before) for node in MODEL_NODES for before in (True, False) if (node, before) != ("SAG", True)]
+BEFORE = newest(*((node, True) for node in MODEL_NODES if node != "SAG"))
 
 
-@pytest.mark.parametrize(("node", "before"), PLACES)
+@pytest.mark.parametrize(("node", "before"), [*((node, False) for node in MODEL_NODES), *BEFORE])
 def test_model_nodes(node, before, assert_stock):
     assert assert_stock(*prompts(), patch=MODEL_NODES[node], before=before) > 1e-3
 

@@ -69,6 +69,11 @@ def test_a_strength_of_zero_takes_a_lora_out(nodes, files, pairs):
         ("preferred.safetensors", "preferred.safetensors", "are both preferred.safetensors"),
         ("none", "preferred.safetensors", "`dispreferred` is preferred.safetensors, which is the preferred member"),
         ("gone.safetensors", "preferred.safetensors", "`preferred_lora` is gone.safetensors, which is not in ComfyUI's loras folder"),
+        (
+            "gone.safetensors",
+            "lost.safetensors",
+            "`preferred_lora` is gone.safetensors and `dispreferred_lora` is lost.safetensors, which are not in ComfyUI's loras folder",
+        ),
         ("none", "gone.safetensors", "`dispreferred_lora` is gone.safetensors, which is not in ComfyUI's loras folder"),
     ],
 )

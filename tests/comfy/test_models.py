@@ -106,7 +106,7 @@ def test_a_lost_prediction_type_is_warned_about(nodes, written, caplog):
     written("p.safetensors", 1, "preferred", prediction_type="v_prediction")
     written("d.safetensors", 2, "dispreferred", prediction_type="v_prediction")
     nodes["CHATSDiffusionModelPairLoader"]("p.safetensors", "d.safetensors", "default")
-    assert "trained for v_prediction and is sampled as epsilon" in caplog.text
+    assert "sampled as epsilon, but the pair was trained for v_prediction" in caplog.text
 
 
 def test_file_errors_are_one_sentence_at_the_queue_and_in_the_run(nodes, written, folder, pack):
