@@ -24,11 +24,15 @@ READ_GRAPH = """() => app.graph.nodes.map(node => ({
     }),
     bounds: Array.from(node.getBounding()),
 }))"""
-# Nodes 2.0 draws each node as an element; in units of the graph, whatever the zoom.
-READ_ELEMENTS = """() => Array.from(document.querySelectorAll('[data-node-id]')).map(element => {
-    const {x, y, width, height} = element.getBoundingClientRect(), scale = app.canvas.ds.scale;
-    return {id: Number(element.dataset.nodeId), bounds: [x / scale, y / scale, width / scale, height / scale]};
-})"""
+# Nodes 2.0 draws each node as an element; in units of the graph, whatever the zoom and the place.
+READ_ELEMENTS = """() => {
+    const {scale, offset} = app.canvas.ds, canvas = app.canvas.canvas.getBoundingClientRect();
+    return Array.from(document.querySelectorAll('[data-node-id]')).map(element => {
+        const {x, y, width, height} = element.getBoundingClientRect();
+        const left = (x - canvas.left) / scale - offset[0], top = (y - canvas.top) / scale - offset[1];
+        return {id: Number(element.dataset.nodeId), bounds: [left, top, width / scale, height / scale]};
+    });
+}"""
 QUEUE = """async () => {
     const ended = new Promise(resolve => {
         for (const name of ['execution_success', 'execution_error', 'execution_interrupted'])

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import COMFYUI
+from conftest import is_newest
 from draw_thumbnails import SIDE
 from page import FrontEnd
 from serving import PACK, ROOT
 
-NEWEST = tuple(map(int, (COMFYUI / "comfyui_version.py").read_text(encoding="utf-8").split('"')[1].split("."))) >= (0, 33)
-pytestmark = pytest.mark.skipif(not NEWEST, reason="the panels are those of the newest front end")
+pytestmark = pytest.mark.skipif(not is_newest(), reason="the panels are those of the newest front end")
 
 
 @pytest.fixture(scope="module")

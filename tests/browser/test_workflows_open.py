@@ -7,7 +7,7 @@ import json
 
 import pytest
 import workflow_graph
-from conftest import COMFYUI
+from conftest import COMFYUI, is_newest
 from page import FrontEnd
 from serving import ROOT
 
@@ -102,6 +102,9 @@ def inside(inner: list[float], outer: list[float]) -> bool:
 
 def test_runs(opened, front_end):
     """On models of random weights under the files' names; last, as it changes the graph."""
+    name, _ = opened
+    if name == "chats_sd35_flow" and not is_newest():
+        pytest.skip("SD3.5's encoders have their real sizes and take minutes: tried in the newest ComfyUI")
     if front_end.nodes_2 != (RENDERINGS[-1] == "Nodes 2.0"):
         pytest.skip("what is sent does not depend on how it is drawn; it runs in Nodes 2.0")
     front_end.set_widgets(steps=2, width=64, height=64, tile_size=64, overlap=16)

@@ -38,5 +38,5 @@ def test_a_value_in_the_place_of_a_link_is_named(value, nodes, pairs):
 
 def test_only_a_lora_can_be_left_out(nodes):
     for loader, rest in (("CHATSCheckpointPairLoader", ()), ("CHATSDiffusionModelPairLoader", ("default",))):
-        with pytest.raises(ValueError, match=r"`preferred` is none, which is not in ComfyUI's .* folder; put it there or choose another"):
+        with pytest.raises(ValueError, match=r"`preferred` is none and `dispreferred` is x, which are not in ComfyUI's .* folder"):
             nodes[loader]("none", "x", *rest)
