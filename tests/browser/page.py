@@ -24,15 +24,14 @@ READ_GRAPH = """() => app.graph.nodes.map(node => ({
     }),
     bounds: Array.from(node.getBounding()),
 }))"""
-# Nodes 2.0 draws each node as an element; in units of the graph, whatever the zoom and the place.
-READ_ELEMENTS = """() => {
-    const {scale, offset} = app.canvas.ds, canvas = app.canvas.canvas.getBoundingClientRect();
-    return Array.from(document.querySelectorAll('[data-node-id]')).map(element => {
-        const {x, y, width, height} = element.getBoundingClientRect();
-        const left = (x - canvas.left) / scale - offset[0], top = (y - canvas.top) / scale - offset[1];
-        return {id: Number(element.dataset.nodeId), bounds: [left, top, width / scale, height / scale]};
-    });
-}"""
+# Nodes 2.0 draws each node as an element on a pane whose corner is the graph's origin; in units of the graph. The pane's own scale counts:
+# it can lag behind the canvas's.
+READ_ELEMENTS = """() => Array.from(document.querySelectorAll('[data-node-id]')).map(element => {
+    const pane = element.closest('[data-testid=transform-pane]').getBoundingClientRect();
+    const {x, y, width, height} = element.getBoundingClientRect(), scale = width / element.offsetWidth;
+    const bounds = [(x - pane.left) / scale, (y - pane.top) / scale, width / scale, height / scale];
+    return {id: Number(element.dataset.nodeId), bounds};
+})"""
 QUEUE = """async () => {
     const ended = new Promise(resolve => {
         for (const name of ['execution_success', 'execution_error', 'execution_interrupted'])
