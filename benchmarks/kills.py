@@ -1,11 +1,13 @@
-"""Kills a training run with SIGKILL at random moments, each time lets it go on, and compares its end with that of a run left alone.
+"""Kills a training run with SIGKILL at random moments, each time lets it go on, and compares its end with that of a run
+left alone.
 
     python benchmarks/kills.py --kills 10 --seed 0
 
-Real processes of `python -m chats_train train` on a tiny SD1.5, for both training methods. A kill comes up to a second after a random
-number of further steps, and where that number is none, at any moment of the start-up. Every other kill is aimed: from such a moment on it
-waits for the next checkpoint to be begun (or removed), and comes up to 20 ms after that. Equal means byte for byte: every file of the
-last checkpoint and both exported files; and the losses of every step. The status is 1 when anything differs.
+Real processes of `python -m chats_train train` on a tiny SD1.5, for both training methods. A kill comes up to a second
+after a random number of further steps, and where that number is none, at any moment of the start-up. Every other kill
+is aimed: from such a moment on it waits for the next checkpoint to be begun (or removed), and comes up to 20 ms after
+that. Equal means byte for byte: every file of the last checkpoint and both exported files; and the losses of every
+step. The status is 1 when anything differs.
 """
 
 from __future__ import annotations
@@ -28,12 +30,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "train")]
 WRITE_SECONDS = 0.02
 POLL_SECONDS = 0.002
 # Settings beside the method: everything that a checkpoint can hold, and one after each step.
-SETTINGS = {"ema_decay": 0.9, "checkpointing_steps": 1, "checkpoints_total_limit": 2, "resume_from_checkpoint": "latest"}
+SETTINGS = {
+    "ema_decay": 0.9,
+    "checkpointing_steps": 1,
+    "checkpoints_total_limit": 2,
+    "resume_from_checkpoint": "latest",
+}
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: seconds after its process began, the step of the newest whole checkpoint then, what the process was at."""
+    """One kill: seconds after its process began, the step of the newest whole checkpoint then, what the process was
+    at."""
 
     seconds: float
     step: int
@@ -45,7 +53,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10, help="of each training method")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--steps", type=int, default=80, help="of a run; more kills need more, or it ends before the last of them")
+    parser.add_argument(
+        "--steps", type=int, default=80, help="of a run; more kills need more, or it ends before the last of them"
+    )
     parser.add_argument("--markdown", type=Path, help="write the result there too")
     args = parser.parse_args()
     lines, equal = [heading(args)], True
@@ -74,7 +84,9 @@ def kill_run(folder: Path, method: str, args: argparse.Namespace) -> tuple[list[
     while len(kills) < args.kills:
         # So few steps ahead that the run lasts for all kills.
         ahead, aimed = moments.randint(0, args.steps // args.kills), len(kills) % 2 == 1
-        kill = kill_once(config, output, ahead, moments.uniform(0, 1 if ahead else startup), moments.uniform(0, WRITE_SECONDS), aimed)
+        kill = kill_once(
+            config, output, ahead, moments.uniform(0, 1 if ahead else startup), moments.uniform(0, WRITE_SECONDS), aimed
+        )
         if kill is None:
             break
         print(f"{method}: {kill}", file=sys.stderr)
@@ -144,7 +156,11 @@ def differences(whole: Path, killed: Path, steps: int) -> list[str]:
     """Files of the two runs' ends that are not equal."""
     names = [str(path.relative_to(whole)) for path in sorted((whole / "checkpoints" / f"step-{steps:08d}").iterdir())]
     names += [path.name for path in sorted(whole.glob("*.safetensors"))]
-    different = [name for name in names if not (killed / name).exists() or (whole / name).read_bytes() != (killed / name).read_bytes()]
+    different = [
+        name
+        for name in names
+        if not (killed / name).exists() or (whole / name).read_bytes() != (killed / name).read_bytes()
+    ]
     return different + ([] if losses(whole) == losses(killed) else ["losses of metrics.jsonl"])
 
 
@@ -156,18 +172,24 @@ def heading(args: argparse.Namespace) -> str:
     import torch
 
     return (
-        f"`benchmarks/kills.py --kills {args.kills} --seed {args.seed} --steps {args.steps}`, {time.strftime('%Y-%m-%d')}, "
+        f"`benchmarks/kills.py --kills {args.kills} --seed {args.seed} --steps {args.steps}`, "
+        f"{time.strftime('%Y-%m-%d')}, "
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
     )
 
 
 def described(method: str, kills: list[Kill], different: list[str], wanted: int) -> list[str]:
     phases = [kill.phase for kill in kills]
-    counts = ", ".join(f"{phases.count(phase)} while {phase}" for phase in ("starting", "training", "writing a checkpoint"))
+    counts = ", ".join(
+        f"{phases.count(phase)} while {phase}" for phase in ("starting", "training", "writing a checkpoint")
+    )
     end = "differs in " + ", ".join(different) if different else "equal, byte for byte"
     short = "" if len(kills) == wanted else f" of {wanted}: the run ended before"
     lines = ["", f"**{method}**: {len(kills)} kills{short} ({counts}); the end is {end}.", ""]
-    lines += ["| kill | seconds after the start | aimed at a checkpoint | newest checkpoint | while |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        "| kill | seconds after the start | aimed at a checkpoint | newest checkpoint | while |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     return lines + [
         f"| {number} | {kill.seconds:.2f} | {'yes' if kill.aimed else 'no'} | step {kill.step} | {kill.phase} |"
         for number, kill in enumerate(kills, 1)

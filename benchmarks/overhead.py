@@ -1,8 +1,9 @@
 """What the pack's own Python costs a step, over two stock single-model passes, in one run of real ComfyUI on the CPU.
 
-All sides sample the same mini pair, alternately, with the same number of passes through the same two networks: as CHATS; as two stock
-runs at cfg 1, one for each model, which pay for their samplers twice; and, where ComfyUI has it, as its own DualModelGuider, one sampler
-around two passes. What a run costs beside its steps is told apart by runs of two lengths.
+All sides sample the same mini pair, alternately, with the same number of passes through the same two networks: as
+CHATS; as two stock runs at cfg 1, one for each model, which pay for their samplers twice; and, where ComfyUI has it, as
+its own DualModelGuider, one sampler around two passes. What a run costs beside its steps is told apart by runs of two
+lengths.
 
     COMFYUI_PATH=... ComfyUI's-python benchmarks/overhead.py
 """
@@ -32,7 +33,8 @@ SHORT, LONG, REPEATS = 5, 45, 15
 
 
 def milliseconds(function) -> float:
-    """Of this process's own time on one thread, which other work on the machine does not lengthen as it does the wall's clock."""
+    """Of this process's own time on one thread, which other work on the machine does not lengthen as it does the wall's
+    clock."""
     start = time.process_time()
     function()
     return 1000 * (time.process_time() - start)
@@ -46,7 +48,7 @@ def per_step(short: list[float], long: list[float]) -> float:
 def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    pair_models = conftest.pack_module("nodes.pairing").pair_models
+    pair_models = conftest.pack_module("nodes.sampling.pairing").pair_models
     preferred, dispreferred = mini.model("sd3", 1), mini.model("sd3", 2)
     positive, negative = mini.conditioning("sd3", 3), mini.conditioning("sd3", 4)
     joined = pair_models(preferred, dispreferred, 0.0, 1.0)
@@ -62,7 +64,9 @@ def main() -> None:
     }
     if hasattr(nodes_custom_sampler, "DualModelGuider"):
         sides["dual_model_guider"] = lambda steps: run(
-            result(nodes_custom_sampler.DualModelGuider, preferred, positive, 6.0, dispreferred, negative)[0], latent, steps=steps
+            result(nodes_custom_sampler.DualModelGuider, preferred, positive, 6.0, dispreferred, negative)[0],
+            latent,
+            steps=steps,
         )
     times = {name: {SHORT: [], LONG: []} for name in sides}
     for _ in range(REPEATS):  # alternately, so that a noisy moment hits all

@@ -1,7 +1,9 @@
-"""What CHATS costs in real ComfyUI beside stock CFG: time a step and memory, for two loaded models and for two LoRAs on one base.
+"""What CHATS costs in real ComfyUI beside stock CFG: time a step and memory, for two loaded models and for two LoRAs on
+one base.
 
-All sides sample models of random weights at an architecture's real widths, alternately in one process, so that a noisy moment hits all;
-only steps are timed (from one to the next), not loading. Memory is what ComfyUI holds loaded, and the peak of a process of its own.
+All sides sample models of random weights at an architecture's real widths, alternately in one process, so that a noisy
+moment hits all; only steps are timed (from one to the next), not loading. Memory is what ComfyUI holds loaded, and the
+peak of a process of its own.
 
     COMFYUI_PATH=... ComfyUI's-python benchmarks/sampling.py --layout sd15 --markdown benchmarks/sampling.md
 """
@@ -61,7 +63,7 @@ class Sides:
         self.config = UNETS[layout]
         self.models: dict[int, object] = {}
         self.conds = mini.conditioning("sd15", 3), mini.conditioning("sd15", 4)
-        self.pair_models = conftest.pack_module("nodes.pairing").pair_models
+        self.pair_models = conftest.pack_module("nodes.sampling.pairing").pair_models
 
     def names(self) -> list[str]:
         dual = ["core's DualModelGuider"] if hasattr(nodes_custom_sampler, "DualModelGuider") else []
@@ -84,7 +86,9 @@ class Sides:
             return guider_of(self.model(1), *self.conds, CFG)
         if name.startswith("core's"):
             positive, negative = self.conds
-            return result(nodes_custom_sampler.DualModelGuider, self.model(1), positive, CFG, self.model(2), negative)[0]
+            return result(nodes_custom_sampler.DualModelGuider, self.model(1), positive, CFG, self.model(2), negative)[
+                0
+            ]
         end = INTERVAL_END if name.endswith("interval") else 1.0
         if name.startswith("full"):
             members = (self.model(1), self.model(2))
@@ -99,7 +103,9 @@ class Sides:
         for key, weight in model.model.state_dict().items():
             if key.endswith(ATTENTION):
                 name = key.removesuffix(".weight")
-                state[f"{name}.lora_down.weight"] = torch.randn(rank, weight.shape[1], generator=generator) / weight.shape[1] ** 0.5
+                state[f"{name}.lora_down.weight"] = (
+                    torch.randn(rank, weight.shape[1], generator=generator) / weight.shape[1] ** 0.5
+                )
                 state[f"{name}.lora_up.weight"] = torch.randn(weight.shape[0], rank, generator=generator) * 0.1
                 state[f"{name}.alpha"] = torch.tensor(float(rank))
         return comfy.sd.load_lora_for_models(model, None, state, 1.0, 0.0)[0]
@@ -127,11 +133,16 @@ def measure_time(
 
 
 def measure_memory(layout: str, name: str, pixels: int) -> None:
-    """Prints, as JSON, the bytes of weights that ComfyUI holds loaded in a run, and the process's peak. Run in a process of its own."""
+    """Prints, as JSON, the bytes of weights that ComfyUI holds loaded in a run, and the process's peak. Run in a
+    process of its own."""
     sides = Sides(layout)
     guider = sides.guider(name)
     run(guider, mini.latent("sd15", 1, pixels // PIXELS_PER_LATENT), steps=1)
-    loaded = {id(entry.model.model): entry.model.model_size() for entry in comfy.model_management.current_loaded_models if entry.model}
+    loaded = {
+        id(entry.model.model): entry.model.model_size()
+        for entry in comfy.model_management.current_loaded_models
+        if entry.model
+    }
     peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8")).group(1)) * 1024
     print(json.dumps({"loaded": sum(loaded.values()), "peak": peak}))
 
@@ -140,7 +151,9 @@ def memory_of_all(layout: str, names: list[str], pixels: int) -> dict[str, dict[
     found = {}
     for name in names:
         command = [sys.executable, __file__, "--layout", layout, "--pixels", str(pixels), "--memory-of", name]
-        found[name] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+        found[name] = json.loads(
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+        )
         print(f"{name}: {found[name]}", file=sys.stderr)
     return found
 
@@ -148,7 +161,11 @@ def memory_of_all(layout: str, names: list[str], pixels: int) -> dict[str, dict[
 def table(times: dict[int, dict[str, list[float]]], memory: dict[str, dict[str, int]]) -> list[str]:
     """Ratios to stock CFG, each to the stock run of the same round: median, and the range over the rounds."""
     batches = list(times)
-    lines = ["| side | " + " | ".join(f"time, batch {batch}" for batch in batches) + " | loaded weights | peak of the process |"]
+    lines = [
+        "| side | "
+        + " | ".join(f"time, batch {batch}" for batch in batches)
+        + " | loaded weights | peak of the process |"
+    ]
     lines.append("| --- " * (len(batches) + 3) + "|")
     for name in times[batches[0]]:
         cells = []
@@ -157,7 +174,9 @@ def table(times: dict[int, dict[str, list[float]]], memory: dict[str, dict[str, 
             cells.append(f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
         for kind in ("loaded", "peak"):
             held = memory.get(name)
-            cells.append("" if held is None else f"{held[kind] / memory['stock CFG'][kind]:.3f} ({held[kind] / 1e9:.2f} GB)")
+            cells.append(
+                "" if held is None else f"{held[kind] / memory['stock CFG'][kind]:.3f} ({held[kind] / 1e9:.2f} GB)"
+            )
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
@@ -169,7 +188,10 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--threads", type=int, default=1, help="with 1, time is the process's own, which other work on the machine lengthens least"
+        "--threads",
+        type=int,
+        default=1,
+        help="with 1, time is the process's own, which other work on the machine lengthens least",
     )
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
@@ -183,10 +205,13 @@ def main() -> None:
     memory = memory_of_all(args.layout, [name for name in sides.names() if not name.endswith("interval")], args.pixels)
     clock = time.process_time if args.threads == 1 else time.perf_counter
     times = measure_time(sides, args.batches, args.rounds, args.pixels, clock)
-    stock = ", ".join(f"{statistics.median(times[batch]['stock CFG']):.3f} s at batch {batch}" for batch in args.batches)
+    stock = ", ".join(
+        f"{statistics.median(times[batch]['stock CFG']):.3f} s at batch {batch}" for batch in args.batches
+    )
     heading = (
         f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {args.threads} thread(s), no GPU, ComfyUI {__version__}, "
-        f"torch {torch.__version__}, {args.layout} layout with random fp32 weights, {args.pixels} × {args.pixels} pixels, "
+        f"torch {torch.__version__}, {args.layout} layout with random fp32 weights, {args.pixels} × {args.pixels} "
+        "pixels, "
         f"{args.rounds} rounds. Stock CFG takes {stock} a step."
     )
     text = "\n".join([heading, "", *table(times, memory), ""])

@@ -15,7 +15,8 @@ DEFAULT_ALPHA = 0.5
 DEFAULT_GUIDANCE_SCALE = 5.0
 
 CLIP_CHUNK_TOKENS = 77
-# Widths of CLIP text encodings: SD1 (CLIP-L), OpenCLIP-H of SD2, OpenCLIP-G alone (SDXL refiner), SDXL (L and G side by side).
+# Widths of CLIP text encodings: SD1 (CLIP-L), OpenCLIP-H of SD2, OpenCLIP-G alone (SDXL refiner), SDXL (L and G side by
+# side).
 CLIP_WIDTHS = frozenset({768, 1024, 1280, 2048})
 
 
@@ -73,7 +74,8 @@ def exact_guidance(
 
 
 def negative_weights(alpha: float) -> tuple[float, float]:
-    """Weights of the prompt and of the null prompt in the negative of Eq. 16 and in the proxy prompt: (−α, 1+α). Their sum is 1."""
+    """Weights of the prompt and of the null prompt in the negative of Eq. 16 and in the proxy prompt: (−α, 1+α). Their
+    sum is 1."""
     return -alpha, 1.0 + alpha
 
 
@@ -104,8 +106,9 @@ def align_null(prompt: Tensor, null: Tensor) -> Tensor | None:
     """The null prompt at the prompt's length, or None where no exact way to get there is known.
 
     A CLIP encoder sees its text in chunks of 77 tokens, each on its own, so the encoding of "" at several chunks is the
-    encoding of one chunk repeated, to the bit. That is the only case in which lengths can be made equal exactly: a T5 or
-    LLM encoder attends over the whole length, and repeating the *prompt* would change the mix at pooled or unmasked places.
+    encoding of one chunk repeated, to the bit. That is the only case in which lengths can be made equal exactly: a T5
+    or LLM encoder attends over the whole length, and repeating the *prompt* would change the mix at pooled or unmasked
+    places.
 
     Args:
         prompt: token embeddings, [batch, tokens, dim].

@@ -1,8 +1,9 @@
 """The training objective: Eq. 13 and 14 of the paper (arXiv 2502.12579), and the baselines it is compared with.
 
-Everything here is a pure function of tensors. An *error* is d_m of Eq. 13, the squared error of model m on one image, averaged over
-the elements of that sample: [batch]. A loss takes the errors of a batch of pairs and returns one loss per pair, [batch], so that the
-caller divides by the size of the whole batch, over accumulation steps and processes alike, and metrics that are detached, [batch] each.
+Everything here is a pure function of tensors. An *error* is d_m of Eq. 13, the squared error of model m on one image,
+averaged over the elements of that sample: [batch]. A loss takes the errors of a batch of pairs and returns one loss per
+pair, [batch], so that the caller divides by the size of the whole batch, over accumulation steps and processes alike,
+and metrics that are detached, [batch] each.
 
 The equations are the same for epsilon, v-prediction and flow: only the target y of :func:`squared_error` differs.
 """
@@ -20,10 +21,11 @@ DEFAULT_BETA = 1000.0
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """d = ‖y − f(z_t, t, c)‖² (Eq. 13, 14): [batch, ...] → [batch], the mean over the elements of each sample, in fp32 or better.
+    """d = ‖y − f(z_t, t, c)‖² (Eq. 13, 14): [batch, ...] → [batch], the mean over the elements of each sample, in fp32
+    or better.
 
-    Departure from Eq. 13, which knows epsilon only: a v-prediction model is held to v, the quantity it predicts. In terms of ε
-    that is ‖ε − ε̂‖² / ᾱ_t.
+    Departure from Eq. 13, which knows epsilon only: a v-prediction model is held to v, the quantity it predicts. In
+    terms of ε that is ‖ε − ε̂‖² / ᾱ_t.
     """
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     return (prediction.to(dtype) - target.to(dtype)).square().flatten(1).mean(1)
@@ -33,8 +35,9 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
 class PairErrors:
     """Errors on a batch of pairs, [batch] each; None where an objective does not look.
 
-    ``chosen`` and ``rejected`` are those of the trained models on z⁺ and z⁻. With two models these are d_θ⁺(z⁺) and d_θ⁻(z⁻), each
-    model on its own images only; with one model both are its own. ``*_reference`` are d_ref(z⁺) and d_ref(z⁻), without gradient.
+    ``chosen`` and ``rejected`` are those of the trained models on z⁺ and z⁻. With two models these are d_θ⁺(z⁺) and
+    d_θ⁻(z⁻), each model on its own images only; with one model both are its own. ``*_reference`` are d_ref(z⁺) and
+    d_ref(z⁻), without gradient.
     """
 
     chosen: Tensor
@@ -79,12 +82,14 @@ def supervised_chosen_loss(errors: PairErrors, beta: float = DEFAULT_BETA) -> tu
 
 
 def supervised_all_loss(errors: PairErrors, beta: float = DEFAULT_BETA) -> tuple[Tensor, Metrics]:
-    """Table 4, "single model (full data)": each pair is two plain samples, L = (d_θ(z⁺) + d_θ(z⁻)) / 2. No ``beta`` enters."""
+    """Table 4, "single model (full data)": each pair is two plain samples, L = (d_θ(z⁺) + d_θ(z⁻)) / 2. No ``beta``
+    enters."""
     return (errors.chosen + _rejected(errors)) / 2, error_metrics(errors)
 
 
 def two_models_without_reference_loss(errors: PairErrors, beta: float = DEFAULT_BETA) -> tuple[Tensor, Metrics]:
-    """Table 4, "two models (w/o ref)": each model is trained plainly on its own images, L = d_θ⁺(z⁺) + d_θ⁻(z⁻). No ``beta`` enters.
+    """Table 4, "two models (w/o ref)": each model is trained plainly on its own images, L = d_θ⁺(z⁺) + d_θ⁻(z⁻). No
+    ``beta`` enters.
 
     The paper gives no formula for this row; with nothing to compare to, this is the plain loss of each member.
     """
@@ -95,8 +100,8 @@ def two_models_without_reference_loss(errors: PairErrors, beta: float = DEFAULT_
 class Objective:
     """A loss and what a loop must bring to it.
 
-    ``models``: 2 when each image has a model of its own, 1 when one model sees both. ``needs_rejected``, ``needs_reference``: which
-    errors the loss reads beyond ``chosen``.
+    ``models``: 2 when each image has a model of its own, 1 when one model sees both. ``needs_rejected``,
+    ``needs_reference``: which errors the loss reads beyond ``chosen``.
     """
 
     loss: Callable[[PairErrors, float], tuple[Tensor, Metrics]]
@@ -110,16 +115,22 @@ OBJECTIVES: dict[str, Objective] = {
     "diffusion_dpo": Objective(diffusion_dpo_loss, models=1, needs_rejected=True, needs_reference=True),
     "supervised_chosen": Objective(supervised_chosen_loss, models=1, needs_rejected=False, needs_reference=False),
     "supervised_all": Objective(supervised_all_loss, models=1, needs_rejected=True, needs_reference=False),
-    "two_models_without_reference": Objective(two_models_without_reference_loss, models=2, needs_rejected=True, needs_reference=False),
+    "two_models_without_reference": Objective(
+        two_models_without_reference_loss, models=2, needs_rejected=True, needs_reference=False
+    ),
 }
 
 
-def gradient_weights(objective: Objective, errors: PairErrors, beta: float = DEFAULT_BETA) -> tuple[Tensor, Tensor | None]:
-    """∂L/∂d of the chosen and of the rejected error, [batch] each: what makes a loop with one graph alive at a time exact.
+def gradient_weights(
+    objective: Objective, errors: PairErrors, beta: float = DEFAULT_BETA
+) -> tuple[Tensor, Tensor | None]:
+    """∂L/∂d of the chosen and of the rejected error, [batch] each: what makes a loop with one graph alive at a time
+    exact.
 
-    The models meet in the loss only through their errors, so ∇L = w⁺ ∇d_θ⁺(z⁺) + w⁻ ∇d_θ⁻(z⁻): with the weights known from passes
-    without gradient, Σ w⁺ d_θ⁺ is run and backpropagated first and Σ w⁻ d_θ⁻ after it. For CHATS both weights are T σ(−z). They come
-    from autograd on the loss itself, so that they cannot drift from it. The rejected weight is None when ``errors.rejected`` is.
+    The models meet in the loss only through their errors, so ∇L = w⁺ ∇d_θ⁺(z⁺) + w⁻ ∇d_θ⁻(z⁻): with the weights known
+    from passes without gradient, Σ w⁺ d_θ⁺ is run and backpropagated first and Σ w⁻ d_θ⁻ after it. For CHATS both
+    weights are T σ(−z). They come from autograd on the loss itself, so that they cannot drift from it. The rejected
+    weight is None when ``errors.rejected`` is.
     """
     trained = {name: getattr(errors, name) for name in ("chosen", "rejected")}
     leaves = {name: error.detach().requires_grad_() for name, error in trained.items() if error is not None}
@@ -133,15 +144,16 @@ def gradient_weights(objective: Objective, errors: PairErrors, beta: float = DEF
 def preference_metrics(z: Tensor) -> Metrics:
     """What is logged of z, detached, [batch] each: ``z``, ``gate`` = σ(−z), and ``implicit_accuracy``.
 
-    The gate is the share of the gradient that a pair still gets. The implicit accuracy is 1 where σ(z) > ½, that is where the
-    models beat the reference on this pair, and ½ where they equal it, as at the first step.
+    The gate is the share of the gradient that a pair still gets. The implicit accuracy is 1 where σ(z) > ½, that is
+    where the models beat the reference on this pair, and ½ where they equal it, as at the first step.
     """
     z = z.detach()
     return {"z": z, "gate": torch.sigmoid(-z), "implicit_accuracy": (torch.sign(z) + 1) / 2}
 
 
 def error_metrics(errors: PairErrors) -> Metrics:
-    """The errors and, where the reference's are known, Δ⁺ (``delta_chosen``) and Δ⁻ (``delta_rejected``), detached, [batch] each."""
+    """The errors and, where the reference's are known, Δ⁺ (``delta_chosen``) and Δ⁻ (``delta_rejected``), detached,
+    [batch] each."""
     metrics = {}
     for side in ("chosen", "rejected"):
         error, reference = getattr(errors, side), getattr(errors, f"{side}_reference")
@@ -155,7 +167,9 @@ def error_metrics(errors: PairErrors) -> Metrics:
 def _deltas(errors: PairErrors) -> tuple[Tensor, Tensor]:
     """Δ⁺ = d_θ⁺(z⁺) − d_ref(z⁺) and Δ⁻ = d_θ⁻(z⁻) − d_ref(z⁻) (Eq. 13), [batch] each."""
     if errors.chosen_reference is None or errors.rejected_reference is None:
-        raise ValueError("this objective compares with the reference model: `chosen_reference` and `rejected_reference` are needed")
+        raise ValueError(
+            "this objective compares with the reference model: `chosen_reference` and `rejected_reference` are needed"
+        )
     references = _references(errors)
     return errors.chosen - references["chosen_reference"], _rejected(errors) - references["rejected_reference"]
 

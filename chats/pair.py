@@ -1,7 +1,8 @@
 """What makes two files a pair: the metadata in their safetensors headers, how it is read, written and compared.
 
-Two kinds of header keys belong to a member of a pair: the field's own ``modelspec.*`` (https://github.com/Stability-AI/ModelSpec)
-and ``chats.*``, listed in :class:`PairMetadata`. All values are strings, as safetensors wants them.
+Two kinds of header keys belong to a member of a pair: the field's own ``modelspec.*``
+(https://github.com/Stability-AI/ModelSpec) and ``chats.*``, listed in :class:`PairMetadata`. All values are strings, as
+safetensors wants them.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class PairMetadata:
     """The ``chats.*`` keys of one member; a field that the file does not state is None.
 
     ``alpha``, ``guidance_scale`` (the paper's s) and ``null_prompt`` are what the pair's maker recommends for sampling;
-    ``resolution`` is in pixels, ``step`` the optimizer steps trained, the ``*_sha256`` are hexadecimal digests, ``proxy_*`` what
-    :mod:`.probe` measured of the dispreferred member at ``alpha``.
+    ``resolution`` is in pixels, ``step`` the optimizer steps trained, the ``*_sha256`` are hexadecimal digests,
+    ``proxy_*`` what :mod:`.probe` measured of the dispreferred member at ``alpha``.
     """
 
     member: Member
@@ -84,7 +85,8 @@ class PairMetadata:
             return None
         if "member" not in stated:
             raise PairError(
-                f"{name} has `chats.*` metadata but no `chats.member`, so it is not known which member of a pair it is; "
+                f"{name} has `chats.*` metadata but no `chats.member`, so it is not known which member of a pair it "
+                "is; "
                 "export it again, or remove the metadata"
             )
         hints = get_type_hints(cls)
@@ -92,7 +94,8 @@ class PairMetadata:
         metadata = cls(**known)
         if metadata.format_version > FORMAT_VERSION:
             raise PairError(
-                f"{name} has `chats.format_version` {metadata.format_version}, this pack reads up to {FORMAT_VERSION}; update ComfyUI-CHATS"
+                f"{name} has `chats.format_version` {metadata.format_version}, this pack reads up to {FORMAT_VERSION}; "
+                "update ComfyUI-CHATS"
             )
         return metadata
 
@@ -125,7 +128,8 @@ def _parse(name: str, key: str, value: str, hint: object) -> object:
     if parsed is None or parsed != parsed or (allowed and value not in allowed):
         expected = " or ".join(f"`{word}`" for word in allowed) if allowed else f"a number ({kind.__name__})"
         raise PairError(
-            f"{name} has `{PREFIX}{key}` = `{shown(value)}`, expected {expected}; it was not written by this pack: export it again"
+            f"{name} has `{PREFIX}{key}` = `{shown(value)}`, expected {expected}; it was not written by this pack: "
+            "export it again"
         )
     return parsed
 
@@ -140,12 +144,17 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, str]:
     if not path.is_file():
         raise PairError(f"{path.name} is not there; put the file in place or choose another")
     if path.suffix.lower() not in SAFETENSORS_SUFFIXES:
-        raise PairError(f"{path.name} is a `{path.suffix}` file, which can run code when it is opened; convert it to .safetensors first")
+        raise PairError(
+            f"{path.name} is a `{path.suffix}` file, which can run code when it is opened; convert it to .safetensors "
+            "first"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except SafetensorError as error:
-        raise PairError(f"{path.name} is not a whole safetensors file ({shown_error(error)}); download or export it again") from error
+        raise PairError(
+            f"{path.name} is not a whole safetensors file ({shown_error(error)}); download or export it again"
+        ) from error
 
 
 def read_metadata(path: str | os.PathLike[str]) -> PairMetadata | None:
@@ -156,7 +165,8 @@ def read_metadata(path: str | os.PathLike[str]) -> PairMetadata | None:
 def check_files(
     preferred: str | os.PathLike[str] | None, dispreferred: str | os.PathLike[str] | None
 ) -> tuple[PairMetadata | None, list[str]]:
-    """Whether two files can be sampled as a pair; None for a side that is not a file, as where only one side has a LoRA.
+    """Whether two files can be sampled as a pair; None for a side that is not a file, as where only one side has a
+    LoRA.
 
     Returns:
         the preferred's metadata (the dispreferred's when only that has any), and warnings, one sentence each.
@@ -168,11 +178,14 @@ def check_files(
     paths = {member: Path(path) for member, path in stated.items() if path is not None}
     found = {member: read_metadata(path) for member, path in paths.items()}
     if len(paths) == 2 and paths["preferred"].samefile(paths["dispreferred"]):
-        raise PairError(f"`preferred` and `dispreferred` are both {paths['preferred'].name}; choose the two members of a pair")
+        raise PairError(
+            f"`preferred` and `dispreferred` are both {paths['preferred'].name}; choose the two members of a pair"
+        )
     for member, metadata in found.items():
         if metadata is not None and metadata.member != member:
             raise PairError(
-                f"`{member}` is {paths[member].name}, which is the {metadata.member} member of its pair; choose a {member} member there"
+                f"`{member}` is {paths[member].name}, which is the {metadata.member} member of its pair; choose a "
+                f"{member} member there"
             )
     metadata = found.get("preferred") or found.get("dispreferred")
     return metadata, _differences(found["preferred"], found["dispreferred"]) if len(paths) == 2 else []
@@ -187,11 +200,15 @@ def _differences(preferred: PairMetadata | None, dispreferred: PairMetadata | No
         return [f"the {silent} file has no pair metadata, the other has; they may not belong together"]
     warnings = []
     if preferred.pair_id != dispreferred.pair_id:
-        warnings.append(f"the two files are of different pairs ({shown(preferred.pair_id)} and {shown(dispreferred.pair_id)})")
+        warnings.append(
+            f"the two files are of different pairs ({shown(preferred.pair_id)} and {shown(dispreferred.pair_id)})"
+        )
     for name in ("base_sha256", "prediction_type", "step"):
         ours, theirs = getattr(preferred, name), getattr(dispreferred, name)
         if ours != theirs:
-            warnings.append(f"`{PREFIX}{name}` differs: {shown(ours)} in the preferred file, {shown(theirs)} in the dispreferred")
+            warnings.append(
+                f"`{PREFIX}{name}` differs: {shown(ours)} in the preferred file, {shown(theirs)} in the dispreferred"
+            )
     return warnings
 
 
@@ -201,7 +218,8 @@ def write_member(
     metadata: PairMetadata,
     modelspec: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes one member of a pair: whole or not at all (a temporary file beside it, synced, then renamed over ``path``).
+    """Writes one member of a pair: whole or not at all (a temporary file beside it, synced, then renamed over
+    ``path``).
 
     The same tensors and metadata give the same bytes.
 
@@ -219,7 +237,9 @@ def write_member(
         raise PairError(f"{path.name} must end in .safetensors")
     header = {**(modelspec or {}), **metadata.to_header()}
     if reserved := RESERVED_KEYS.intersection(header):
-        raise PairError(f"`{sorted(reserved)[0]}` cannot be a metadata key, ComfyUI parses it as its own; choose another name")
+        raise PairError(
+            f"`{sorted(reserved)[0]}` cannot be a metadata key, ComfyUI parses it as its own; choose another name"
+        )
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata=header)
@@ -233,7 +253,8 @@ def write_member(
 
 
 def _sort_metadata(file: BinaryIO) -> None:
-    """Sorts the metadata of a safetensors file in place: they are written in a random order, and equal members are to be equal files."""
+    """Sorts the metadata of a safetensors file in place: they are written in a random order, and equal members are to
+    be equal files."""
     length = int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(length))
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

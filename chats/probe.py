@@ -1,8 +1,8 @@
 """Whether a network is linear enough in its prompt for Eq. 17 of the paper (arXiv 2502.12579) to stand for Eq. 16.
 
-The proxy form asks the dispreferred model once, with c̃ = −α c + (1+α) ∅, for what the exact form puts together from two answers. Seen
-from the null prompt, both move the prediction: the exact form by −α (ε⁻(z_t, c) − ε⁻(z_t, ∅)), the proxy by ε⁻(z_t, c̃) − ε⁻(z_t, ∅).
-In a network that is linear in its prompt the two are equal.
+The proxy form asks the dispreferred model once, with c̃ = −α c + (1+α) ∅, for what the exact form puts together from
+two answers. Seen from the null prompt, both move the prediction: the exact form by −α (ε⁻(z_t, c) − ε⁻(z_t, ∅)), the
+proxy by ε⁻(z_t, c̃) − ε⁻(z_t, ∅). In a network that is linear in its prompt the two are equal.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Our own choice, neither the paper's nor fitted to people's judgement of pictures. At a cosine of 0.9 a fifth of the proxy's
-# displacement (by energy) points elsewhere, at 0.7 half of it.
+# Our own choice, neither the paper's nor fitted to people's judgement of pictures. At a cosine of 0.9 a fifth of the
+# proxy's displacement (by energy) points elsewhere, at 0.7 half of it.
 GOOD_COSINE, FAIR_COSINE = 0.9, 0.7
 GOOD_ERROR, FAIR_ERROR = 0.5, 1.0
 
 
 @dataclass(frozen=True)
 class ProxyAgreement:
-    """How the proxy's displacement d_p stands to the exact one d_e, [batch] each: their cosine, and ‖d_p − d_e‖ / ‖d_e‖.
+    """How the proxy's displacement d_p stands to the exact one d_e, [batch] each: their cosine, and ‖d_p − d_e‖ /
+    ‖d_e‖.
 
     Both are NaN where the prompt moves nothing, and so d_e is zero.
     """

@@ -14,8 +14,8 @@ _bounded.maxstring = LONGEST
 
 
 def shown(value: object, longest: int = LONGEST) -> str:
-    """A value on one line: long ones cut, what is not printable as its escape (a terminal obeys some characters), true and false as YAML
-    writes them."""
+    """A value on one line: long ones cut, what is not printable as its escape (a terminal obeys some characters), true
+    and false as YAML writes them."""
     if isinstance(value, bool):
         text = str(value).lower()
     elif isinstance(value, int) and value.bit_length() > LONGEST_BITS:
@@ -27,7 +27,8 @@ def shown(value: object, longest: int = LONGEST) -> str:
         text = str(value)
     # Cut before and after: an escape is longer than its character.
     head = "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text[: longest + 1]
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text[: longest + 1]
     )
     return text if head == text and len(text) <= longest else f"{head[:longest]}…"
 

@@ -1,4 +1,5 @@
-"""The command line: ``python -m chats_train <command>``. What a command needs is imported when it runs, so that help is instant."""
+"""The command line: ``python -m chats_train <command>``. What a command needs is imported when it runs, so that help is
+instant."""
 
 from __future__ import annotations
 
@@ -8,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import UserError
+from .support.errors import UserError
 
 if TYPE_CHECKING:
-    from .config import RunConfig
     from .data import PairDataset
     from .families import Family
+    from .settings.config import RunConfig
 
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
@@ -48,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_for_the_user(error: ValueError) -> bool:
-    """Whether an error's message is one that this project wrote for its users. Imports are late: most runs end without an error."""
+    """Whether an error's message is one that this project wrote for its users. Imports are late: most runs end without
+    an error."""
     from chats.pair import PairError
 
     return isinstance(error, UserError | PairError)
@@ -56,7 +58,8 @@ def _is_for_the_user(error: ValueError) -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m chats_train", description="Trains a preferred and a dispreferred model from pairs of images (CHATS, arXiv 2502.12579)."
+        "python -m chats_train",
+        description="Trains a preferred and a dispreferred model from pairs of images (CHATS, arXiv 2502.12579).",
     )
     commands = parser.add_subparsers(title="commands", metavar="command", required=True)
 
@@ -65,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--output", type=Path, default=Path("run.yaml"), help="the file to write (default: %(default)s)")
     init.set_defaults(run=_init)
 
-    check = _with_config(commands.add_parser("check", help="check config, base, data, disk and memory before anything heavy"))
+    check = _with_config(
+        commands.add_parser("check", help="check config, base, data, disk and memory before anything heavy")
+    )
     check.set_defaults(run=_check)
 
     cache = _with_config(commands.add_parser("cache", help="encode images and prompts once, ahead of training"))
@@ -75,31 +80,59 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--no-cache", action="store_true", help="encode images and prompts at each use instead of once")
     train.set_defaults(run=_train)
 
-    sample = _with_config(commands.add_parser("sample", help="sample prompts with a checkpoint: the base with CFG, the pair with CHATS"))
+    sample = _with_config(
+        commands.add_parser("sample", help="sample prompts with a checkpoint: the base with CFG, the pair with CHATS")
+    )
     sample.add_argument("--prompt", action="append", required=True, help="may be given several times, a row each")
-    sample.add_argument("--form", choices=("proxy", "exact"), default="proxy", help="Eq. 17 or Eq. 16 (default: %(default)s)")
-    sample.add_argument("--output", type=Path, default=Path("sample.png"), help="the picture to write (default: %(default)s)")
+    sample.add_argument(
+        "--form", choices=("proxy", "exact"), default="proxy", help="Eq. 17 or Eq. 16 (default: %(default)s)"
+    )
+    sample.add_argument(
+        "--output", type=Path, default=Path("sample.png"), help="the picture to write (default: %(default)s)"
+    )
     _with_checkpoint(sample).set_defaults(run=_sample)
 
     export = _with_config(commands.add_parser("export", help="write a checkpoint's pair as files that ComfyUI loads"))
-    export.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="of the weights (default: %(default)s)")
+    export.add_argument(
+        "--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="of the weights (default: %(default)s)"
+    )
     export.add_argument("--output", type=Path, help="the folder to write to (default: the run's output_dir)")
     _with_checkpoint(export).set_defaults(run=_export)
 
-    extract = commands.add_parser("extract", help="write whole members as LoRAs: on the preferred model, or both on a base")
-    extract.add_argument("--preferred", type=Path, required=True, help="the preferred member, a whole model (.safetensors)")
-    extract.add_argument("--dispreferred", type=Path, required=True, help="the dispreferred member, a whole model (.safetensors)")
-    extract.add_argument("--base", type=Path, help="the model that both LoRAs go on (default: one LoRA on the preferred member)")
-    extract.add_argument("--rank", type=int, help="of the factors, for each layer; with --energy the most that a layer gets")
-    extract.add_argument("--energy", type=float, help="for each layer the smallest rank that keeps this share of its difference, as 0.99")
-    extract.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="of the factors (default: %(default)s)")
-    extract.add_argument("--output", type=Path, default=Path("."), help="the folder to write to (default: the current one)")
+    extract = commands.add_parser(
+        "extract", help="write whole members as LoRAs: on the preferred model, or both on a base"
+    )
+    extract.add_argument(
+        "--preferred", type=Path, required=True, help="the preferred member, a whole model (.safetensors)"
+    )
+    extract.add_argument(
+        "--dispreferred", type=Path, required=True, help="the dispreferred member, a whole model (.safetensors)"
+    )
+    extract.add_argument(
+        "--base", type=Path, help="the model that both LoRAs go on (default: one LoRA on the preferred member)"
+    )
+    extract.add_argument(
+        "--rank", type=int, help="of the factors, for each layer; with --energy the most that a layer gets"
+    )
+    extract.add_argument(
+        "--energy", type=float, help="for each layer the smallest rank that keeps this share of its difference, as 0.99"
+    )
+    extract.add_argument(
+        "--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="of the factors (default: %(default)s)"
+    )
+    extract.add_argument(
+        "--output", type=Path, default=Path("."), help="the folder to write to (default: the current one)"
+    )
     extract.set_defaults(run=_extract)
 
     _add_evaluate(commands)
 
-    demo = commands.add_parser("demo", help="see it all in minutes: a tiny base, a pair trained on its pictures, figures")
-    demo.add_argument("--output", type=Path, default=Path("chats-demo"), help="the folder to write, a new one (default: %(default)s)")
+    demo = commands.add_parser(
+        "demo", help="see it all in minutes: a tiny base, a pair trained on its pictures, figures"
+    )
+    demo.add_argument(
+        "--output", type=Path, default=Path("chats-demo"), help="the folder to write, a new one (default: %(default)s)"
+    )
     demo.set_defaults(run=_demo)
 
     inspect = commands.add_parser("inspect", help="say what a .safetensors file is, from its header")
@@ -109,7 +142,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
-    evaluate = _with_config(commands.add_parser("evaluate", help="compare base, preferred model and CHATS on a prompt file, with scores"))
+    evaluate = _with_config(
+        commands.add_parser("evaluate", help="compare base, preferred model and CHATS on a prompt file, with scores")
+    )
     add = evaluate.add_argument
     add(
         "--prompts",
@@ -127,19 +162,44 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     )
     add("--steps", type=int, default=50, help="of the sampler (default: %(default)s)")
     add("--alpha", type=float, nargs="+", default=[], help="of CHATS, one or more (default: the run's)")
-    add("--guidance-scale", type=float, nargs="+", default=[], help="the paper's s, one or more, for every method (default: the run's)")
-    add("--form", nargs="+", choices=("proxy", "exact"), default=["proxy"], help="of CHATS, Eq. 17 or Eq. 16 or both (default: proxy)")
+    add(
+        "--guidance-scale",
+        type=float,
+        nargs="+",
+        default=[],
+        help="the paper's s, one or more, for every method (default: the run's)",
+    )
+    add(
+        "--form",
+        nargs="+",
+        choices=("proxy", "exact"),
+        default=["proxy"],
+        help="of CHATS, Eq. 17 or Eq. 16 or both (default: proxy)",
+    )
     add("--batch-size", type=int, default=1, help="pictures that are sampled at once (default: %(default)s)")
-    add("--probe", action="store_true", help="measure how well the pair's proxy form stands for the exact one, before any picture")
-    scorers = "pickscore, hpsv2 or imagereward, with a local folder, or a hub id, which is fetched; pictures are drawn without one too"
+    add(
+        "--probe",
+        action="store_true",
+        help="measure how well the pair's proxy form stands for the exact one, before any picture",
+    )
+    scorers = (
+        "pickscore, hpsv2 or imagereward, with a local folder, or a hub id, which is fetched; pictures are "
+        "drawn without one too"
+    )
     add("--scorer", nargs="+", default=[], metavar="KIND=FOLDER_OR_HUB_ID", help=scorers)
-    add("--output", type=Path, help="pictures and scores are kept there and used again (default: evaluation/ in the run's output_dir)")
+    add(
+        "--output",
+        type=Path,
+        help="pictures and scores are kept there and used again (default: evaluation/ in the run's output_dir)",
+    )
     _with_checkpoint(evaluate).set_defaults(run=_evaluate)
 
 
 def _with_config(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     command.add_argument("config", type=Path, help="the run's YAML")
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as data.strict=true")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as data.strict=true"
+    )
     return command
 
 
@@ -149,17 +209,20 @@ def _with_checkpoint(command: argparse.ArgumentParser) -> argparse.ArgumentParse
 
 
 def _init(args: argparse.Namespace) -> None:
-    from .config_file import config_template
-    from .files import write_text
+    from .settings.config_file import config_template
+    from .support.files import write_text
 
     if args.output.exists():
         raise UserError(f"`--output` is {args.output}, which is there already; remove it or choose another name")
     write_text(args.output, config_template(args.family))
-    print(f"{args.output}: set `output_dir`, `pretrained_model` and `data`, then run `python -m chats_train check {args.output}`")
+    print(
+        f"{args.output}: set `output_dir`, `pretrained_model` and `data`, then run `python -m chats_train check "
+        f"{args.output}`"
+    )
 
 
 def _check(args: argparse.Namespace) -> None:
-    from .readiness import model_size, print_disk, print_memory
+    from .check.readiness import model_size, print_disk, print_memory
 
     config = _read_config(args)
     print(f"config: {config.family}, {config.objective}, {config.training_method}, {config.max_train_steps} steps")
@@ -171,7 +234,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _cache(args: argparse.Namespace) -> None:
-    from .cache import fill_cache
+    from .encodings.cache import fill_cache
 
     config = _read_config(args)
     family = _open_family(config)
@@ -181,14 +244,14 @@ def _cache(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from .training.run import train
+    from .training.train import train
 
     print(train(_read_config(args), use_cache=not args.no_cache))
 
 
 def _sample(args: argparse.Namespace) -> None:
-    from .files import replacing
-    from .training.run import sample
+    from .support.files import replacing
+    from .training.train import sample
 
     picture = sample(_read_config(args), args.checkpoint, args.prompt, args.form)
     with replacing(args.output) as temporary:
@@ -197,15 +260,15 @@ def _sample(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from .training.run import export
+    from .training.train import export
 
     for path in export(_read_config(args), args.checkpoint, args.output, args.dtype):
         print(path)
 
 
 def _extract(args: argparse.Namespace) -> None:
-    from .extraction import Truncation, extract, return_large_blocks
-    from .extraction_table import summary
+    from .extraction.extract import Truncation, extract, return_large_blocks
+    from .extraction.table import summary
 
     return_large_blocks()
     truncation = Truncation(args.rank, args.energy, args.dtype)
@@ -220,7 +283,7 @@ def _extract(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from .evaluation.run import EvaluationSettings, evaluate
+    from .evaluation.evaluate import EvaluationSettings, evaluate
 
     settings = EvaluationSettings(
         prompts=tuple(args.prompts),
@@ -236,7 +299,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from .demo.run import demo
+    from .demo.demo import demo
 
     demo(args.output)
 
@@ -249,14 +312,14 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _read_config(args: argparse.Namespace) -> RunConfig:
-    from .config_file import load_config
+    from .settings.config_file import load_config
 
     return load_config(args.config, args.set)
 
 
 def _open_family(config: RunConfig) -> Family:
     from .inspection import count_text
-    from .wiring import open_family
+    from .runs.opening import open_family
 
     family = open_family(config)
     parts = family.parameter_counts()
@@ -268,7 +331,7 @@ def _open_family(config: RunConfig) -> Family:
 def _open_dataset(config: RunConfig) -> PairDataset:
     """The run's pairs; what is wrong with them is printed, and listed whole in a file of the run."""
     from .data import open_dataset
-    from .files import write_text
+    from .support.files import write_text
 
     dataset = open_dataset(config)
     print("\n".join(["data: " + dataset.report()[0], *dataset.report()[1:]]))

@@ -50,7 +50,8 @@ Tensors = Mapping[str, TensorInfo]
 
 @dataclass(frozen=True)
 class DenoiserKind:
-    """What a denoiser is: ``words`` for people, ``family`` by its name in the config where it has one, and the layout of its keys."""
+    """What a denoiser is: ``words`` for people, ``family`` by its name in the config where it has one, and the layout
+    of its keys."""
 
     words: str
     family: str | None
@@ -77,7 +78,11 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
         + (f", {', '.join(dtypes)}" if dtypes else ""),
     ]
     lines += _parts(tensors) + _member(metadata, path.name)
-    lines += [f"  {_shortened(key)}: {_shortened(value)}" for key, value in sorted(metadata.items()) if not key.startswith("chats.")]
+    lines += [
+        f"  {_shortened(key)}: {_shortened(value)}"
+        for key, value in sorted(metadata.items())
+        if not key.startswith("chats.")
+    ]
     return lines
 
 
@@ -94,7 +99,11 @@ def kind(tensors: Tensors) -> str:
         return _lora_kind(tensors)
     prefix = CHECKPOINT_PARTS["denoiser"][0]
     in_checkpoint = any(key.startswith(prefix) for key in tensors)
-    bare = {key.removeprefix(prefix): info for key, info in tensors.items() if key.startswith(prefix)} if in_checkpoint else tensors
+    bare = (
+        {key.removeprefix(prefix): info for key, info in tensors.items() if key.startswith(prefix)}
+        if in_checkpoint
+        else tensors
+    )
     found = denoiser_kind(bare)
     if found is None:
         return "a safetensors file of a kind not known here"
@@ -114,7 +123,9 @@ def denoiser_kind(tensors: Tensors) -> DenoiserKind | None:
         return DenoiserKind("SD3", "sd3", "native")
     # Chroma and Flux.2 have Flux.1's blocks too, and modulate them from elsewhere.
     if "double_blocks.0.img_attn.qkv.weight" in tensors and not any(key.startswith(FLUX_RELATIVES) for key in tensors):
-        return DenoiserKind(f"Flux.1-{'dev' if 'guidance_in.in_layer.weight' in tensors else 'schnell'}", "flux", "native")
+        return DenoiserKind(
+            f"Flux.1-{'dev' if 'guidance_in.in_layer.weight' in tensors else 'schnell'}", "flux", "native"
+        )
     # Qwen-Image has the same blocks, and no other names than diffusers'; its text goes in through `txt_in`.
     if "transformer_blocks.0.attn.add_k_proj.weight" in tensors and "txt_in.weight" not in tensors:
         flux = "single_transformer_blocks.0.attn.to_k.weight" in tensors
@@ -123,7 +134,9 @@ def denoiser_kind(tensors: Tensors) -> DenoiserKind | None:
         keys = (key for key in tensors if key.startswith(beginning) and key.endswith("attn2.to_k.weight"))
         if (key := next(keys, None)) is not None:
             width = tensors[key].shape[-1]
-            return DenoiserKind(UNET_FAMILIES.get(width, f"UNet with text of width {width}"), UNET_CONFIG_NAMES.get(width), layout)
+            return DenoiserKind(
+                UNET_FAMILIES.get(width, f"UNet with text of width {width}"), UNET_CONFIG_NAMES.get(width), layout
+            )
     return None
 
 
@@ -137,7 +150,10 @@ def _lora_kind(tensors: Tensors) -> str:
     style = "kohya keys" if first.startswith("lora_") else f"`{shown(first.partition('.')[0])}.` keys"
     beside = f", {len(diffs)} plain differences" if diffs else ""
     rank = f" of rank {_ranks({info.shape[0] for info in downs.values()})}" if downs else ""
-    return f"LoRA{rank} for {_lora_family(tensors)} ({style}), {len(modules)} modules, {with_alpha} of them with alpha{beside}"
+    return (
+        f"LoRA{rank} for {_lora_family(tensors)} ({style}), {len(modules)} modules, {with_alpha} of them with "
+        f"alpha{beside}"
+    )
 
 
 def _ranks(ranks: set[int], most: int = 3) -> str:
@@ -155,7 +171,11 @@ def _lora_family(tensors: Tensors) -> str:
     widths = [info.shape[1] for key, info in downs.items() if "attn2_to_k" in key.replace(".", "_")]
     if widths:
         return UNET_FAMILIES.get(widths[0], f"a UNet with text of width {widths[0]}")
-    return "SD3 or Flux" if any("transformer_blocks_" in name and "attentions" not in name for name in names) else "a model not known here"
+    return (
+        "SD3 or Flux"
+        if any("transformer_blocks_" in name and "attentions" not in name for name in names)
+        else "a model not known here"
+    )
 
 
 def _module(key: str) -> str:

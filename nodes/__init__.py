@@ -2,7 +2,8 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import apply, guider, ksampler, loaders, lora_loader, proxy_prompt
+from .loading import loaders, lora_loader
+from .sampling import apply, guider, ksampler, proxy_prompt
 
 
 class CHATSExtension(ComfyExtension):

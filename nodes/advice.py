@@ -1,4 +1,5 @@
-"""What contradicts the pair or itself in the settings of a run: a line each, shown on the node that samples. Nothing is refused.
+"""What contradicts the pair or itself in the settings of a run: a line each, shown on the node that samples. Nothing is
+refused.
 
 Lines are short: the front end shows some 34 characters a row, and as many rows as the node has room for.
 """
@@ -22,12 +23,18 @@ PROXY = "chats_proxy"
 # ComfyUI's prediction by the class that interprets a network's output, in the words of the pair's metadata.
 PREDICTIONS = (("V_PREDICTION", "v_prediction"), ("EPS", "epsilon"), ("CONST", "flow"))
 # The node that makes ComfyUI take a model's output for one kind of prediction.
-SAMPLING_NODES = {"epsilon": "ModelSamplingDiscrete", "v_prediction": "ModelSamplingDiscrete", "flow": "ModelSamplingSD3"}
-# The paper recommends 0.5 to 0.7; 0 is CFG with two models, and up to 1 it takes in part of the dispreferred conditional.
+SAMPLING_NODES = {
+    "epsilon": "ModelSamplingDiscrete",
+    "v_prediction": "ModelSamplingDiscrete",
+    "flow": "ModelSamplingSD3",
+}
+# The paper recommends 0.5 to 0.7; 0 is CFG with two models, and up to 1 it takes in part of the dispreferred
+# conditional.
 USUAL_ALPHAS = (0.0, 1.0)
 
 
-# What each node shows now, by its id: the execution that said it, and the lines. A text stays on a node until another replaces it.
+# What each node shows now, by its id: the execution that said it, and the lines. A text stays on a node until another
+# replaces it.
 _shown: dict[str, tuple[str, list[str]]] = {}
 
 
@@ -91,7 +98,9 @@ def advise_on_run(model: ModelPatcher, cfg: float | None, negative: Iterable[dic
 def cfg_advice(metadata: pair.PairMetadata | None, cfg: float | None) -> str | None:
     if cfg is None or cfg >= 1:
         return None
-    scale = metadata.guidance_scale if metadata and metadata.guidance_scale is not None else guidance.DEFAULT_GUIDANCE_SCALE
+    scale = (
+        metadata.guidance_scale if metadata and metadata.guidance_scale is not None else guidance.DEFAULT_GUIDANCE_SCALE
+    )
     usual = guidance.cfg_from_guidance_scale(scale)
     return f"cfg {cfg:g} is below 1, where the dispreferred model pulls: try {usual:g}"
 
@@ -107,8 +116,17 @@ def proxy_advice(metadata: pair.PairMetadata | None, facts: ProxyFacts) -> list[
     if metadata.null_prompt == "zeros" and not facts.null_is_zeros:
         lines.append("null is text, but the pair was trained with zeros: put ConditioningZeroOut in between")
     if metadata.null_prompt == "encoded_empty" and facts.null_is_zeros:
-        lines.append("null is zeros, but the pair was trained with an empty prompt: connect CLIPTextEncode without text")
+        lines.append(
+            "null is zeros, but the pair was trained with an empty prompt: connect CLIPTextEncode without text"
+        )
     cosine, error = metadata.proxy_cosine, metadata.proxy_relative_error
-    if facts.form == "proxy" and facts.alpha != 0 and None not in (cosine, error) and not probe.proxy_goes_the_way(cosine, error):
-        lines.append(f"form proxy is unlike exact in this pair (cosine {cosine:.2f}, relative error {error:.2f}): compare both")
+    if (
+        facts.form == "proxy"
+        and facts.alpha != 0
+        and None not in (cosine, error)
+        and not probe.proxy_goes_the_way(cosine, error)
+    ):
+        lines.append(
+            f"form proxy is unlike exact in this pair (cosine {cosine:.2f}, relative error {error:.2f}): compare both"
+        )
     return lines

@@ -19,12 +19,17 @@ def require_models(**models: object) -> None:
 def require_conditioning(**conditionings: object) -> None:
     """Raises ValueError, naming the input, for a value in the place of a link to a conditioning."""
     for name, value in conditionings.items():
-        if not isinstance(value, list) or not all(isinstance(entry, list | tuple) and len(entry) == 2 for entry in value):
-            raise ValueError(f"`{name}` is `{shown(value)}`, which is no conditioning; connect the output of a text encode node")
+        if not isinstance(value, list) or not all(
+            isinstance(entry, list | tuple) and len(entry) == 2 for entry in value
+        ):
+            raise ValueError(
+                f"`{name}` is `{shown(value)}`, which is no conditioning; connect the output of a text encode node"
+            )
 
 
 def advanced(widget: io.WidgetInput) -> io.WidgetInput:
-    """Marks a rare input, which newer front ends fold away. Not a constructor argument: ComfyUI 0.3.64 knows none for it."""
+    """Marks a rare input, which newer front ends fold away. Not a constructor argument: ComfyUI 0.3.64 knows none for
+    it."""
     widget.extra_dict["advanced"] = True
     return widget
 
@@ -32,14 +37,17 @@ def advanced(widget: io.WidgetInput) -> io.WidgetInput:
 def model_inputs() -> list[io.Model.Input]:
     return [
         io.Model.Input("preferred", tooltip="The model trained on the images people chose; it runs the positive pass."),
-        io.Model.Input("dispreferred", tooltip="The model trained on the images people rejected; it runs the negative pass."),
+        io.Model.Input(
+            "dispreferred", tooltip="The model trained on the images people rejected; it runs the negative pass."
+        ),
     ]
 
 
 def null_input() -> io.Conditioning.Input:
     return io.Conditioning.Input(
         "null",
-        tooltip="The null prompt that the pair was trained with: an empty prompt, or zeros (ConditioningZeroOut). The loader shows which.",
+        tooltip="The null prompt that the pair was trained with: an empty prompt, or zeros (ConditioningZeroOut). The "
+        "loader shows which.",
     )
 
 
@@ -51,7 +59,8 @@ def alpha_input() -> io.Float.Input:
         max=2.0,
         step=0.05,
         round=0.001,
-        tooltip="Share of the dispreferred conditional (the paper's α). 0.5 to 0.7 works well, the paper's default is 0.5. "
+        tooltip="Share of the dispreferred conditional (the paper's α). 0.5 to 0.7 works well, the paper's default is "
+        "0.5. "
         "0 is CFG with two models; below 0 pushes away from the prompt as the dispreferred model sees it.",
     )
 
@@ -62,7 +71,8 @@ def form_input() -> io.Combo.Input:
             "form",
             options=["proxy", "exact"],
             default="proxy",
-            tooltip="proxy (Eq. 17): one mixed prompt, two passes a step. exact (Eq. 16): prompt and null apart, three passes a step.",
+            tooltip="proxy (Eq. 17): one mixed prompt, two passes a step. exact (Eq. 16): prompt and null apart, three "
+            "passes a step.",
         )
     )
 
@@ -83,11 +93,13 @@ def interval_inputs() -> list[io.Float.Input]:
     ends = {
         "start_percent": (
             0.0,
-            "Share of the noise schedule from which the dispreferred model guides. Before it cfg is 1, at half the cost.",
+            "Share of the noise schedule from which the dispreferred model guides. Before it cfg is 1, at half the "
+            "cost.",
         ),
         "end_percent": (
             1.0,
-            "Share of the noise schedule up to which the dispreferred model guides. After it cfg is 1, at half the cost.",
+            "Share of the noise schedule up to which the dispreferred model guides. After it cfg is 1, at half the "
+            "cost.",
         ),
     }
     return [

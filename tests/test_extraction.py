@@ -5,7 +5,13 @@ import torch
 
 from chats.lowrank import LowRank, factorize, relative_error, weight_difference
 
-SHAPES = {"wide": (12, 30), "tall": (30, 12), "convolution": (10, 4, 3, 3), "tall convolution": (40, 4, 3, 3), "volume": (6, 4, 3, 2, 2)}
+SHAPES = {
+    "wide": (12, 30),
+    "tall": (30, 12),
+    "convolution": (10, 4, 3, 3),
+    "tall convolution": (40, 4, 3, 3),
+    "volume": (6, 4, 3, 2, 2),
+}
 
 
 def random_difference(shape, seed=0, decay=0.7) -> torch.Tensor:
@@ -50,7 +56,14 @@ def test_a_hand_made_difference():
     delta = torch.diag(torch.tensor([1.0, 4.0, 2.0]))
     assert factorize(delta, rank=1).retained_energy == pytest.approx(16 / 21)
     assert factorize(delta, rank=2).retained_energy == pytest.approx(20 / 21)
-    assert [factorize(delta, energy=energy).rank for energy in (0.5, 16 / 21, 16.1 / 21, 20 / 21, 20.1 / 21, 1.0)] == [1, 1, 2, 2, 3, 3]
+    assert [factorize(delta, energy=energy).rank for energy in (0.5, 16 / 21, 16.1 / 21, 20 / 21, 20.1 / 21, 1.0)] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]
     assert factorize(delta, rank=1, energy=0.99).rank == 1
     assert factorize(delta, rank=99).rank == 3
 
@@ -74,14 +87,19 @@ def test_full_rank_gives_the_weight_back():
 
 def test_singular_values_far_apart_are_all_kept():
     # Beneath 1e-8 of the largest, eigenvalues of the Gram matrix drown in its rounding; the projection does not.
-    left, right = (torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(i)))[0] for i in (1, 2))
+    left, right = (
+        torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(i)))[0]
+        for i in (1, 2)
+    )
     delta = left * torch.logspace(0, -10, 8, dtype=torch.float64) @ right
     assert relative_error(delta, factorize(delta).up, factorize(delta).down) < 1e-7
 
 
 def test_a_difference_of_low_rank_has_no_more_factors_than_that():
     generator = torch.Generator().manual_seed(3)
-    delta = torch.randn(20, 2, generator=generator, dtype=torch.float64) @ torch.randn(2, 30, generator=generator, dtype=torch.float64)
+    delta = torch.randn(20, 2, generator=generator, dtype=torch.float64) @ torch.randn(
+        2, 30, generator=generator, dtype=torch.float64
+    )
     assert factorize(delta).rank == 2
 
 
@@ -93,7 +111,9 @@ def test_no_difference_no_factors():
 def test_half_precision_factors_report_their_rounding():
     delta = random_difference((30, 30)) * 1e-4
     factors = factorize(delta)
-    exact, rounded = (relative_error(delta, factors.up.to(dtype), factors.down.to(dtype)) for dtype in (torch.float32, torch.bfloat16))
+    exact, rounded = (
+        relative_error(delta, factors.up.to(dtype), factors.down.to(dtype)) for dtype in (torch.float32, torch.bfloat16)
+    )
     assert exact < 1e-6 < 1e-4 < rounded < 1e-2
 
 

@@ -7,7 +7,8 @@ from chats import guidance
 
 
 def test_guidance_scale_and_cfg_are_inverse():
-    # ComfyUI: uncond + cfg (cond − uncond) = cfg cond − (cfg − 1) uncond; the paper: (1+s) cond − s uncond. So cfg = 1 + s.
+    # ComfyUI: uncond + cfg (cond − uncond) = cfg cond − (cfg − 1) uncond; the paper: (1+s) cond − s uncond. So cfg = 1
+    # + s.
     assert guidance.cfg_from_guidance_scale(5.0) == 6.0
     assert guidance.guidance_scale_from_cfg(6.0) == 5.0
     cond, uncond = torch.tensor([3.0, -1.0]), torch.tensor([2.0, 0.5])
@@ -76,6 +77,8 @@ def test_align_null_repeats_only_where_that_is_exact():
     assert guidance.align_null(torch.zeros(1, 77, 768), null) is null
     assert guidance.align_null(torch.zeros(1, 77, 768), torch.zeros(1, 154, 768)) is None, "a longer null is never cut"
     assert guidance.align_null(torch.zeros(1, 231, 768), torch.zeros(1, 154, 768)) is None, "231 is no multiple of 154"
-    assert guidance.align_null(torch.zeros(1, 154, 4096), torch.zeros(1, 77, 4096)) is None, "T5 attends over the whole length"
+    assert guidance.align_null(torch.zeros(1, 154, 4096), torch.zeros(1, 77, 4096)) is None, (
+        "T5 attends over the whole length"
+    )
     assert guidance.align_null(torch.zeros(1, 100, 768), torch.zeros(1, 50, 768)) is None, "not in chunks of 77"
     assert guidance.align_null(torch.zeros(1, 77, 768), torch.zeros(1, 77, 1024)) is None, "different widths"

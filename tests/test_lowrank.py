@@ -1,4 +1,5 @@
-"""Low-rank differences against dense arithmetic: W⁻ x = W⁺ x + up (down x) on the rows of the second model, W⁺ x on the others."""
+"""Low-rank differences against dense arithmetic: W⁻ x = W⁺ x + up (down x) on the rows of the second model, W⁺ x on the
+others."""
 
 import pytest
 import torch
@@ -79,12 +80,15 @@ def test_an_output_that_is_not_contiguous():
 
 
 @pytest.mark.parametrize(
-    ("size", "stride", "padding", "dilation"), [((9,), 2, 1, 1), ((9, 8), 2, 1, 1), ((9, 8), 1, 2, 2), ((5, 6, 7), 1, 1, 1)]
+    ("size", "stride", "padding", "dilation"),
+    [((9,), 2, 1, 1), ((9, 8), 2, 1, 1), ((9, 8), 1, 2, 2), ((5, 6, 7), 1, 1, 1)],
 )
 def test_convolution_rows(size, stride, padding, dilation):
     dims = len(size)
     low, weight = difference(inputs=(5, *[3] * dims)), noise(6, 5, *[3] * dims, seed=5)
-    options = {name: (value,) * dims for name, value in (("stride", stride), ("padding", padding), ("dilation", dilation))}
+    options = {
+        name: (value,) * dims for name, value in (("stride", stride), ("padding", padding), ("dilation", dilation))
+    }
     convolve = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[dims]
     x = noise(4, 5, *size, seed=6)
     output = convolve(x, weight, **options)

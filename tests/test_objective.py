@@ -23,14 +23,18 @@ def test_squared_error_is_the_mean_over_the_elements_of_each_sample():
 
 def test_squared_error_is_taken_in_fp32():
     # In fp16 the square of 300 is infinite; in bf16 1 + 2⁻⁹ is 1.
-    assert objective.squared_error(torch.full((1, 2), 300.0, dtype=torch.float16), torch.zeros(1, 2, dtype=torch.float16)) == 90000.0
+    assert (
+        objective.squared_error(torch.full((1, 2), 300.0, dtype=torch.float16), torch.zeros(1, 2, dtype=torch.float16))
+        == 90000.0
+    )
     assert objective.squared_error(torch.ones(1, 2, dtype=torch.bfloat16), torch.full((1, 2), 1 + 2**-9)) == 2**-18
     assert objective.squared_error(torch.ones(1, 2, dtype=torch.float64), torch.zeros(1, 2)).dtype == torch.float64
 
 
 def test_chats_loss_eq_13():
-    # Δ⁺ = 0.010 − 0.011 = −0.001, Δ⁻ = 0.0200 − 0.0205 = −0.0005, so z = −1000 · (−0.0015) = 1.5 and L = log(1 + e^−1.5) = 0.2014133.
-    # Second pair: Δ⁺ = 0.001, Δ⁻ = 0.002, z = −3, L = log(1 + e³) = 3.0485874, σ(−z) = 0.9525741. Third: nothing changed, L = log 2.
+    # Δ⁺ = 0.010 − 0.011 = −0.001, Δ⁻ = 0.0200 − 0.0205 = −0.0005, so z = −1000 · (−0.0015) = 1.5 and L = log(1 +
+    # e^−1.5) = 0.2014133. Second pair: Δ⁺ = 0.001, Δ⁻ = 0.002, z = −3, L = log(1 + e³) = 3.0485874, σ(−z) = 0.9525741.
+    # Third: nothing changed, L = log 2.
     errors = errors_of([0.010, 0.011, 0.3], [0.0200, 0.012, 0.4], [0.011, 0.010, 0.3], [0.0205, 0.010, 0.4])
     losses, metrics = objective.chats_loss(errors)
     torch.testing.assert_close(losses, torch.tensor([0.2014133, 3.0485874, math.log(2)]), rtol=1e-5, atol=1e-5)
@@ -42,7 +46,8 @@ def test_chats_loss_eq_13():
 
 
 def test_a_side_that_gets_worse_can_be_outweighed_by_the_other():
-    # The rewards are added (Eq. 9), so Δ⁻ < 0 is rewarded. A DPO difference on the same numbers: z = −1000 · (0.001 + 0.003) = −4.
+    # The rewards are added (Eq. 9), so Δ⁻ < 0 is rewarded. A DPO difference on the same numbers: z = −1000 · (0.001 +
+    # 0.003) = −4.
     errors = errors_of([0.011], [0.007], [0.010], [0.010])
     assert objective.chats_loss(errors)[1]["z"].item() == pytest.approx(2.0, rel=1e-4)
     assert objective.diffusion_dpo_loss(errors)[1]["z"].item() == pytest.approx(-4.0, rel=1e-4)
@@ -56,7 +61,8 @@ def test_loss_does_not_overflow():
 
 
 def test_diffusion_dpo_agrees_with_its_authors_factor():
-    # Their code: −log σ(−½ · 5000 · [(d_w − d_l) − (ref_w − ref_l)]) = −log σ(−2500 · (0.001 − 0.0006)) = log(1 + e) = 1.3132617
+    # Their code: −log σ(−½ · 5000 · [(d_w − d_l) − (ref_w − ref_l)]) = −log σ(−2500 · (0.001 − 0.0006)) = log(1 + e) =
+    # 1.3132617
     errors = errors_of([0.011], [0.0206], [0.010], [0.0200])
     losses, _ = objective.diffusion_dpo_loss(errors, beta=2500.0)
     assert losses.item() == pytest.approx(1.3132617, rel=1e-4)
@@ -71,12 +77,16 @@ def test_plain_baselines():
 
 
 def test_gradient_weights_are_the_gate():
-    # L = log(1 + e^−z), dL/dz = −σ(−z), dz/dd = −T for both sides of CHATS, so both weights are T σ(−z): 1000 · 0.1824255.
+    # L = log(1 + e^−z), dL/dz = −σ(−z), dz/dd = −T for both sides of CHATS, so both weights are T σ(−z): 1000 ·
+    # 0.1824255.
     weights = objective.gradient_weights(OBJECTIVES["chats"], errors_of([0.010], [0.0200], [0.011], [0.0205]))
     for weight in weights:
         assert weight.item() == pytest.approx(182.4255, rel=1e-4)
-    # Diffusion-DPO pushes the rejected error up: −T σ(−z), here with z = −1000 · (−0.001 + 0.0005) = 0.5, σ(−0.5) = 0.3775407.
-    chosen, rejected = objective.gradient_weights(OBJECTIVES["diffusion_dpo"], errors_of([0.010], [0.0200], [0.011], [0.0205]))
+    # Diffusion-DPO pushes the rejected error up: −T σ(−z), here with z = −1000 · (−0.001 + 0.0005) = 0.5, σ(−0.5) =
+    # 0.3775407.
+    chosen, rejected = objective.gradient_weights(
+        OBJECTIVES["diffusion_dpo"], errors_of([0.010], [0.0200], [0.011], [0.0205])
+    )
     assert (chosen.item(), rejected.item()) == (pytest.approx(377.5407, rel=1e-4), pytest.approx(-377.5407, rel=1e-4))
 
 
@@ -94,7 +104,9 @@ def test_gradient_weights_of_the_plain_baselines(name, expected):
 def test_one_graph_at_a_time_gives_the_joint_gradient(name):
     torch.manual_seed(0)
     spec, batch = OBJECTIVES[name], 5
-    members = nn.ModuleList(nn.Sequential(nn.Conv2d(4, 8, 3), nn.SiLU(), nn.Conv2d(8, 4, 3)) for _ in range(spec.models))
+    members = nn.ModuleList(
+        nn.Sequential(nn.Conv2d(4, 8, 3), nn.SiLU(), nn.Conv2d(8, 4, 3)) for _ in range(spec.models)
+    )
     reference = nn.Conv2d(4, 4, 5).requires_grad_(False)
     inputs, targets = torch.randn(2, batch, 4, 8, 8), torch.randn(2, batch, 4, 4, 4)
     models = (members[0], members[-1])

@@ -60,7 +60,10 @@ def test_the_same_member_is_the_same_file(tmp_path):
 
 def test_what_is_not_stated_is_not_written(write):
     path = write("p.safetensors", pair.PairMetadata("preferred"))
-    assert {key for key in pair.read_header(path) if key.startswith("chats.")} == {"chats.member", "chats.format_version"}
+    assert {key for key in pair.read_header(path) if key.startswith("chats.")} == {
+        "chats.member",
+        "chats.format_version",
+    }
 
 
 def test_the_recommendation_is_in_comfyuis_terms():

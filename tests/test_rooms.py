@@ -51,7 +51,9 @@ def test_chats_needs_only_torch_safetensors_and_einops():
 
 @pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="the trainer's packages are not installed")
 def test_the_trainer_needs_neither_comfyui_nor_the_nodes():
-    result = import_without(COMFYUI | {"nodes"}, [name for name in modules_of("chats_train") if not name.endswith("__main__")])
+    result = import_without(
+        COMFYUI | {"nodes"}, [name for name in modules_of("chats_train") if not name.endswith("__main__")]
+    )
     assert result.returncode == 0, result.stderr
 
 
@@ -59,10 +61,10 @@ def test_the_blocker_blocks():
     assert import_without({"json"}, ["json"]).returncode != 0
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "nodes").glob("*.py")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted((ROOT / "nodes").rglob("*.py")), ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_nodes_need_only_comfyui_and_chats(file):
     # numpy and torch come with ComfyUI; so does everything in `allowed`, and nothing of the trainer's is among it.
-    allowed = COMFYUI | {"torch", "nodes", "__future__", ".chats", "..chats"}
+    allowed = COMFYUI | {"torch", "nodes", "__future__", "..chats", "...chats", "..inputs", "..advice"}
     names = {name for name in imported_names(file) if not (name.startswith(".") and not name.startswith(".."))}
     foreign = names - allowed - set(sys.stdlib_module_names)
     assert not foreign

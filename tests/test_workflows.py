@@ -27,7 +27,11 @@ NOTES = {"Note", "MarkdownNote"}
 SEEDED = {"KSampler", "RandomNoise", "CHATSKSampler"}
 SEED_CONTROLS = {"fixed", "increment", "decrement", "randomize"}
 # LoRAs that the user trains or extracts, and a flow pair: none of them is published, so they have no address.
-OWN_LORAS = {"my-pair_preferred.safetensors", "my-pair_dispreferred.safetensors", "chats_sd15_dispreferred_lora_rank32.safetensors"}
+OWN_LORAS = {
+    "my-pair_preferred.safetensors",
+    "my-pair_dispreferred.safetensors",
+    "chats_sd15_dispreferred_lora_rank32.safetensors",
+}
 OWN_FILES = OWN_LORAS | {"chats_sd35_preferred.safetensors", "chats_sd35_dispreferred.safetensors"}
 TITLE_HEIGHT = 30  # of a node; its `pos` is below the title
 ACTIVE, BYPASSED = 0, 4
@@ -57,7 +61,9 @@ def inside(inner: tuple, outer: tuple) -> bool:
 
 
 def group_rectangles(workflow: dict) -> list[tuple[float, float, float, float]]:
-    return [(x, y, x + width, y + height) for x, y, width, height in (group["bounding"] for group in workflow["groups"])]
+    return [
+        (x, y, x + width, y + height) for x, y, width, height in (group["bounding"] for group in workflow["groups"])
+    ]
 
 
 def test_every_workflow_is_there():
@@ -68,7 +74,19 @@ def test_format(workflow):
     assert workflow["version"] == 0.4
     assert {"last_node_id", "last_link_id", "nodes", "links", "groups", "config", "extra"} <= set(workflow)
     for node in workflow["nodes"]:
-        missing = {"id", "type", "pos", "size", "flags", "order", "mode", "inputs", "outputs", "properties", "widgets_values"} - set(node)
+        missing = {
+            "id",
+            "type",
+            "pos",
+            "size",
+            "flags",
+            "order",
+            "mode",
+            "inputs",
+            "outputs",
+            "properties",
+            "widgets_values",
+        } - set(node)
         assert not missing, f"{node['type']} lacks {missing}"
         assert node["mode"] in (ACTIVE, BYPASSED), f"{node['type']} is muted"
 
@@ -88,7 +106,9 @@ def test_links_agree_with_both_ends(workflow):
     for link, origin, origin_slot, target, target_slot, kind in workflow["links"]:
         output = nodes[origin]["outputs"][origin_slot]
         target_input = nodes[target]["inputs"][target_slot]
-        assert output["type"] == kind == target_input["type"], f"link {link}: {output['type']} → {target_input['type']}, stated {kind}"
+        assert output["type"] == kind == target_input["type"], (
+            f"link {link}: {output['type']} → {target_input['type']}, stated {kind}"
+        )
         assert link in output["links"], f"link {link} is unknown to its origin {nodes[origin]['type']}"
         assert target_input["link"] == link, f"link {link} is unknown to its target {nodes[target]['type']}"
 
@@ -115,16 +135,22 @@ def test_seeds_are_fixed(workflow):
     for node in seeded:
         seed, control = node["widgets_values"][:2]
         assert isinstance(seed, int)
-        assert control == "fixed", f"{node['type']}: the seed is set to `{control}`, which gives another picture at each run"
+        assert control == "fixed", (
+            f"{node['type']}: the seed is set to `{control}`, which gives another picture at each run"
+        )
     others = [value for node in workflow["nodes"] if node["type"] not in SEEDED for value in node["widgets_values"]]
-    assert not SEED_CONTROLS.intersection(filter(lambda value: isinstance(value, str), others)), "a node with a seed is not in SEEDED"
+    assert not SEED_CONTROLS.intersection(filter(lambda value: isinstance(value, str), others)), (
+        "a node with a seed is not in SEEDED"
+    )
 
 
 def test_every_model_file_names_its_source(workflow):
     for node in workflow["nodes"]:
         files = {value for value in node["widgets_values"] if isinstance(value, str) and value.endswith(".safetensors")}
         stated = {model["name"]: model for model in node["properties"].get("models", [])}
-        assert set(stated) == files - OWN_FILES, f"{node['type']}: properties.models has {set(stated)}, the widgets {files}"
+        assert set(stated) == files - OWN_FILES, (
+            f"{node['type']}: properties.models has {set(stated)}, the widgets {files}"
+        )
         for model in stated.values():
             assert set(model) == {"name", "url", "directory"}
             assert model["url"].startswith("https://huggingface.co/")
@@ -155,15 +181,23 @@ def origin_of(workflow: dict, node: dict, name: str) -> dict:
 
 
 def test_the_null_prompt_is_the_one_the_pair_was_trained_with(workflow):
-    """Zeros for an SDXL pair from the trainer; an encoded empty prompt for the authors' pairs and for the other families."""
+    """Zeros for an SDXL pair from the trainer; an encoded empty prompt for the authors' pairs and for the other
+    families."""
     types = {node["type"] for node in workflow["nodes"]}
-    checkpoints = {value for node in workflow["nodes"] if node["type"] == "CheckpointLoaderSimple" for value in node["widgets_values"]}
+    checkpoints = {
+        value
+        for node in workflow["nodes"]
+        if node["type"] == "CheckpointLoaderSimple"
+        for value in node["widgets_values"]
+    }
     zeros = "CHATSLoRAPairLoader" in types and "sd_xl_base_1.0.safetensors" in checkpoints
     takers = [node for node in workflow["nodes"] if node["type"] in ("CHATSProxyPrompt", "CHATSKSampler")]
     assert takers
     for taker in takers:
         null = origin_of(workflow, taker, "null")
-        assert (null["type"], null["widgets_values"]) == (("ConditioningZeroOut", []) if zeros else ("CLIPTextEncode", [""]))
+        assert (null["type"], null["widgets_values"]) == (
+            ("ConditioningZeroOut", []) if zeros else ("CLIPTextEncode", [""])
+        )
 
 
 def test_the_note_says_how_each_own_lora_is_made(workflow):
@@ -207,7 +241,9 @@ def test_one_note_says_what_to_change_first_and_names_every_file(workflow):
 
 def test_no_two_nodes_overlap(workflow):
     for one, other in itertools.combinations(workflow["nodes"], 2):
-        assert not overlap(rectangle(one), rectangle(other)), f"{one['type']} {one['id']} and {other['type']} {other['id']} overlap"
+        assert not overlap(rectangle(one), rectangle(other)), (
+            f"{one['type']} {one['id']} and {other['type']} {other['id']} overlap"
+        )
 
 
 def test_every_node_is_in_one_group_and_groups_are_apart(workflow):

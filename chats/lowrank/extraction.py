@@ -1,7 +1,7 @@
 """The difference of two weights as two low-rank factors: the truncated singular value decomposition.
 
-Eckart and Young: no other pair of factors of that rank comes closer in the Frobenius norm, so what is lost is exactly the energy
-(the sum of squares) of the singular values that were cut off.
+Eckart and Young: no other pair of factors of that rank comes closer in the Frobenius norm, so what is lost is exactly
+the energy (the sum of squares) of the singular values that were cut off.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from .factors import LowRank
 
 @dataclass(frozen=True)
 class TruncatedDifference(LowRank):
-    """up · down ≈ Δ, the square root of each singular value on either side, so that both fit the range of half precision.
+    """up · down ≈ Δ, the square root of each singular value on either side, so that both fit the range of half
+    precision.
 
     ``retained_energy`` is 1 − ‖Δ − up·down‖² / ‖Δ‖², from the singular values.
     """
@@ -33,14 +34,15 @@ def weight_difference(base: Tensor, target: Tensor) -> Tensor:
 def factorize(difference: Tensor, rank: int | None = None, energy: float | None = None) -> TruncatedDifference | None:
     """The best factors of a difference.
 
-    The singular vectors of the shorter side are the eigenvectors of the Gram matrix ΔΔᵀ (or ΔᵀΔ), in float64: several times faster
-    than a full decomposition, and of the shorter side's size. The other side is Δ projected on them, so the product is Δ projected
-    on an orthonormal basis, whatever the rounding of small eigenvalues.
+    The singular vectors of the shorter side are the eigenvectors of the Gram matrix ΔΔᵀ (or ΔᵀΔ), in float64: several
+    times faster than a full decomposition, and of the shorter side's size. The other side is Δ projected on them, so
+    the product is Δ projected on an orthonormal basis, whatever the rounding of small eigenvalues.
 
     Args:
         difference: [out, in, *kernel], of any float type.
         rank: at most this rank; None for as many as the shape allows.
-        energy: the smallest rank that retains this share of ‖Δ‖² (above 0, up to 1), within ``rank``; None for all of ``rank``.
+        energy: the smallest rank that retains this share of ‖Δ‖² (above 0, up to 1), within ``rank``; None for all of
+            ``rank``.
 
     Returns:
         float32 factors, or None for a difference of zero.
@@ -56,7 +58,9 @@ def factorize(difference: Tensor, rank: int | None = None, energy: float | None 
     eigenvalues, vectors = torch.linalg.eigh(matrix @ matrix.T if short_out else matrix.T @ matrix)  # ascending
     count = _rank(eigenvalues.flip(0), total, rank, energy)
     vectors = vectors[:, -count:].flip(1)  # [shorter side, count]
-    projected = vectors.T @ matrix if short_out else (matrix @ vectors).T  # [count, longer side], a row is σᵢ times a unit vector
+    projected = (
+        vectors.T @ matrix if short_out else (matrix @ vectors).T
+    )  # [count, longer side], a row is σᵢ times a unit vector
     singular = torch.linalg.vector_norm(projected, dim=1)
     # Beneath this a direction is rounding of the decomposition itself, and dividing by its root would blow it up.
     real = singular > singular.max() * len(eigenvalues) * torch.finfo(torch.float64).eps
@@ -76,7 +80,10 @@ def relative_error(difference: Tensor, up: Tensor, down: Tensor) -> float:
     matrix = difference.to(torch.float64).flatten(1)
     up, down = up.to(torch.float64).flatten(1), down.to(torch.float64).flatten(1)
     # Some rows at a time: the whole product would be as large as the difference.
-    lost = sum(torch.linalg.vector_norm(u @ down - rows).square() for u, rows in zip(up.split(128), matrix.split(128), strict=True))
+    lost = sum(
+        torch.linalg.vector_norm(u @ down - rows).square()
+        for u, rows in zip(up.split(128), matrix.split(128), strict=True)
+    )
     return (lost.sqrt() / torch.linalg.vector_norm(matrix)).item()
 
 

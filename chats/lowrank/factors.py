@@ -1,10 +1,10 @@
 """A difference of two weights as a product of two thin factors, and what it does to a layer's output.
 
-With W⁻ = W⁺ + up · down, the output of the second weight is that of the first plus up · (down · x). So ONE pass of the first model
-serves both models of a pair: the product is added to the rows of the batch that are the second model's.
+With W⁻ = W⁺ + up · down, the output of the second weight is that of the first plus up · (down · x). So ONE pass of the
+first model serves both models of a pair: the product is added to the rows of the batch that are the second model's.
 
-A LoRA (Hu et al. 2021, arXiv 2106.09685) is such a difference from its base; the difference of two LoRAs on one base is one too, of
-the sum of their ranks.
+A LoRA (Hu et al. 2021, arXiv 2106.09685) is such a difference from its base; the difference of two LoRAs on one base is
+one too, of the sum of their ranks.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class LowRank:
         return torch.tensordot(self.up, self.down, dims=1)
 
     def placed(self, start: int, rows: int) -> LowRank:
-        """The same difference on a weight of which it is a part: its outputs are those from ``start`` on of ``rows`` in all, as where
-        q, k and v are fused into one layer."""
+        """The same difference on a weight of which it is a part: its outputs are those from ``start`` on of ``rows`` in
+        all, as where q, k and v are fused into one layer."""
         up = self.up.new_zeros(rows, self.rank)
         up[start : start + self.up.shape[0]] = self.up
         return LowRank(self.down, up)

@@ -1,7 +1,7 @@
 """Aspect-ratio buckets, and what of an image a bucket shows.
 
-Buckets as in NovelAI's write-up (https://blog.novelai.net/novelai-improvements-on-stable-diffusion-e10d38db82ac): sizes of
-about equal area, one per aspect ratio. Both images of a pair go to one bucket, since they share timestep and noise.
+Buckets as in NovelAI's write-up (https://blog.novelai.net/novelai-improvements-on-stable-diffusion-e10d38db82ac): sizes
+of about equal area, one per aspect ratio. Both images of a pair go to one bucket, since they share timestep and noise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class Bucket(NamedTuple):
 
 
 class SizeConditioning(NamedTuple):
-    """SDXL's micro-conditioning of one image, in pixels and in the order of its ``time_ids`` (arXiv 2307.01952, Section 2.2).
+    """SDXL's micro-conditioning of one image, in pixels and in the order of its ``time_ids`` (arXiv 2307.01952, Section
+    2.2).
 
     The crop's corner is one of the image after resizing.
     """
@@ -43,8 +44,8 @@ class Placement(NamedTuple):
 
 
 def make_buckets(resolution: int, step: int, min_side: int, max_side: int) -> tuple[Bucket, ...]:
-    """All sizes with sides that are multiples of ``step`` in [min_side, max_side] and an area of at most resolution², the
-    largest for each shorter side, and the square. Arguments and results in pixels; sorted by aspect ratio.
+    """All sizes with sides that are multiples of ``step`` in [min_side, max_side] and an area of at most resolution²,
+    the largest for each shorter side, and the square. Arguments and results in pixels; sorted by aspect ratio.
     """
     square = max(step, resolution // step * step)
     buckets = {Bucket(square, square)}
@@ -63,7 +64,13 @@ def pair_bucket(buckets: Sequence[Bucket], chosen: Size, rejected: Size) -> Buck
     """
     ratio = sum(math.log(width / height) for width, height in (chosen, rejected)) / 2
     # Rounded, so that the last bit of a logarithm does not decide between two.
-    return min(buckets, key=lambda bucket: (round(abs(math.log(bucket.width / bucket.height) - ratio), 9), -bucket.width * bucket.height))
+    return min(
+        buckets,
+        key=lambda bucket: (
+            round(abs(math.log(bucket.width / bucket.height) - ratio), 9),
+            -bucket.width * bucket.height,
+        ),
+    )
 
 
 def place(size: Size, bucket: Bucket) -> Placement:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..config import RunConfig
-from ..errors import UserError
-from ..files import write_text
-from ..parallel import ordered_map
+from ..settings.config import RunConfig
+from ..support.errors import UserError
+from ..support.files import write_text
+from ..support.parallel import ordered_map
 from .buckets import Bucket, make_buckets, pair_bucket, place
 from .folders import METADATA, metadata_folder, two_folders
 from .images import decode
@@ -35,8 +35,8 @@ Verdicts = dict[str, tuple[int, int] | str]
 class PairDataset:
     """The usable pairs of a run, in the order of their source, and what was wrong with the others.
 
-    ``ties`` were left out as they state no preference. A pair in ``problems`` is not among the samples, unless its kind is
-    "size mismatch": such a pair is usable, cropped to one bucket.
+    ``ties`` were left out as they state no preference. A pair in ``problems`` is not among the samples, unless its kind
+    is "size mismatch": such a pair is usable, cropped to one bucket.
     """
 
     name: str
@@ -67,17 +67,20 @@ class PairDataset:
 def open_dataset(config: RunConfig, progress: bool = True) -> PairDataset:
     """Opens the pairs of a config and looks at every image.
 
-    The verdict on an image is kept in ``cache_dir`` by the hash of its bytes, so that it is decoded only once; its bytes are read
-    and hashed each time, so that a changed file is never taken for the old one.
+    The verdict on an image is kept in ``cache_dir`` by the hash of its bytes, so that it is decoded only once; its
+    bytes are read and hashed each time, so that a changed file is never taken for the old one.
 
     Raises:
-        UserError: when the source cannot be used, no pair is usable, or there is any problem and ``data.strict`` is set.
+        UserError: when the source cannot be used, no pair is usable, or there is any problem and ``data.strict`` is
+            set.
     """
     source = _open_source(config)
     verdicts = _load_verdicts(config.cache_dir / VERDICTS_FILE)
     known = len(verdicts)
     samples, problems = {}, list(source.problems)
-    for sample, found in tqdm(_checked(source, config, verdicts), "checking pairs", len(source.pairs), unit="pair", disable=not progress):
+    for sample, found in tqdm(
+        _checked(source, config, verdicts), "checking pairs", len(source.pairs), unit="pair", disable=not progress
+    ):
         problems += found
         if sample is not None and sample.id in samples:
             problems.append(Problem("duplicate", sample.name, f"same as {samples[sample.id].name}"))
@@ -98,7 +101,9 @@ def _open_source(config: RunConfig) -> Source:
     else:
         path = data.path.expanduser()
         if not path.exists():
-            raise UserError(f"`data.path` is {path}, which is not there; correct it, or set `data.hub_id` to fetch a data set")
+            raise UserError(
+                f"`data.path` is {path}, which is not there; correct it, or set `data.hub_id` to fetch a data set"
+            )
         if (path / METADATA).is_file():
             source = metadata_folder(path, data.columns)
         elif (path / "chosen").is_dir() and (path / "rejected").is_dir():
@@ -113,10 +118,14 @@ def _open_source(config: RunConfig) -> Source:
     return Source(source.name, source.pairs[: data.max_pairs], source.problems, source.ties)
 
 
-def _checked(source: Source, config: RunConfig, verdicts: Verdicts) -> Iterator[tuple[PairSample | None, list[Problem]]]:
+def _checked(
+    source: Source, config: RunConfig, verdicts: Verdicts
+) -> Iterator[tuple[PairSample | None, list[Problem]]]:
     """Each pair as a sample, or None where it is not usable, with its problems; fills ``verdicts``."""
     if config.enable_bucket:
-        buckets = make_buckets(config.resolution, config.bucket_reso_steps, config.min_bucket_reso, config.max_bucket_reso)
+        buckets = make_buckets(
+            config.resolution, config.bucket_reso_steps, config.min_bucket_reso, config.max_bucket_reso
+        )
     else:
         buckets = (Bucket(config.resolution, config.resolution),)
     return ordered_map(partial(_check, buckets=buckets, verdicts=verdicts), source.pairs)
@@ -177,7 +186,8 @@ def _is_enlarged(sample: PairSample) -> bool:
 def _refuse_unusable(dataset: PairDataset, strict: bool) -> None:
     if strict and dataset.problems:
         raise UserError(
-            f"`data.strict` is true and {dataset.name} has {len(dataset.problems)} problems, the first is {dataset.problems[0]}; "
+            f"`data.strict` is true and {dataset.name} has {len(dataset.problems)} problems, the first is "
+            f"{dataset.problems[0]}; "
             "mend or remove them, or set `data.strict: false`"
         )
     if not dataset.samples:

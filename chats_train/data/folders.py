@@ -7,8 +7,8 @@ from pathlib import Path
 
 from chats.words import shown_error
 
-from ..config import Columns
-from ..errors import UserError
+from ..settings.config import Columns
+from ..support.errors import UserError
 from .pairs import FileImage, Problem, RawPair, Source
 
 METADATA = "metadata.jsonl"
@@ -17,8 +17,8 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".
 
 
 def metadata_folder(folder: Path, columns: Columns) -> Source:
-    """A folder with metadata.jsonl: one JSON object a line, ``chosen_file_name`` and ``rejected_file_name`` (relative to the
-    folder) and ``prompt``, or the keys that ``columns`` names.
+    """A folder with metadata.jsonl: one JSON object a line, ``chosen_file_name`` and ``rejected_file_name`` (relative
+    to the folder) and ``prompt``, or the keys that ``columns`` names.
 
     Raises:
         UserError: when a line is no JSON object, or no line has the keys.
@@ -60,15 +60,17 @@ def _json_object(line: str, number: int, folder: Path) -> dict:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"line {number} of {folder / METADATA} is not JSON ({shown_error(error)}); write one object a line") from error
+        raise UserError(
+            f"line {number} of {folder / METADATA} is not JSON ({shown_error(error)}); write one object a line"
+        ) from error
     if not isinstance(row, dict):
         raise UserError(f"line {number} of {folder / METADATA} is not a JSON object; write one object a line")
     return row
 
 
 def two_folders(folder: Path) -> Source:
-    """``chosen/`` and ``rejected/`` with images of equal names (suffixes may differ), the caption in a ``.txt`` of that name
-    beside the chosen image, else beside the rejected one, else in ``folder``.
+    """``chosen/`` and ``rejected/`` with images of equal names (suffixes may differ), the caption in a ``.txt`` of that
+    name beside the chosen image, else beside the rejected one, else in ``folder``.
 
     Pairs are in the order of their names.
     """
@@ -78,12 +80,16 @@ def two_folders(folder: Path) -> Source:
         for path in sorted((folder / side).iterdir()):
             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
                 if path.stem in found[side]:
-                    problems.append(Problem("duplicate", f"{side}/{path.name}", f"{found[side][path.stem].name} has the same name"))
+                    problems.append(
+                        Problem("duplicate", f"{side}/{path.name}", f"{found[side][path.stem].name} has the same name")
+                    )
                 else:
                     found[side][path.stem] = path
     for side, other in (SIDES, SIDES[::-1]):
         lonely = found[side].keys() - found[other].keys()
-        problems += [Problem("no partner", f"{side}/{found[side][stem].name}", f"no {other}/{stem}") for stem in sorted(lonely)]
+        problems += [
+            Problem("no partner", f"{side}/{found[side][stem].name}", f"no {other}/{stem}") for stem in sorted(lonely)
+        ]
     both = sorted(found["chosen"].keys() & found["rejected"].keys())
     pairs = [RawPair(stem, _caption(folder, stem), *(FileImage(found[side][stem]) for side in SIDES)) for stem in both]
     return Source(folder.name, pairs, problems)

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     import torch
 
 # All that Pillow's decoders raise for bytes that are no whole image.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 def decode(encoded: bytes) -> Image.Image:
@@ -36,7 +45,9 @@ def decode(encoded: bytes) -> Image.Image:
             return image.convert("RGB")
     except DECODE_ERRORS as error:
         # Pillow names the buffer's address, which tells nobody anything.
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__
+        reason = (
+            "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__
+        )
         raise OSError(reason) from error
 
 

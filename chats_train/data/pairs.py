@@ -54,7 +54,8 @@ class RawPair:
 
 @dataclass(frozen=True, slots=True)
 class PairImage:
-    """An image that was read and decoded once. ``sha256`` is of its encoded bytes, hexadecimal; sizes are in pixels, as displayed."""
+    """An image that was read and decoded once. ``sha256`` is of its encoded bytes, hexadecimal; sizes are in pixels, as
+    displayed."""
 
     source: ImageBytes = field(repr=False)
     sha256: str

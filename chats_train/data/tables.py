@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 from chats.words import shown, shown_error
 
-from ..config import Columns, DataConfig
-from ..errors import UserError
+from ..settings.config import Columns, DataConfig
+from ..support.errors import UserError
 from .pairs import FileImage, RawPair, Source
 
 if TYPE_CHECKING:
     import datasets
 
-# Pick-a-Pic v2 (https://huggingface.co/datasets/yuvalkirstain/pickapic_v2): two images, and a label that is 1, 0 or, for ties, 0.5.
+# Pick-a-Pic v2 (https://huggingface.co/datasets/yuvalkirstain/pickapic_v2): two images, and a label that is 1, 0 or,
+# for ties, 0.5.
 PICK_A_PIC = ("jpg_0", "jpg_1", "label_0", "label_1")
 PICK_A_PIC_PROMPT = "caption"
 
@@ -55,10 +56,14 @@ def parquet(path: Path, columns: Columns, cache_dir: Path) -> Source:
 
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     try:
-        table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train", cache_dir=str(cache_dir))
+        table = datasets.load_dataset(
+            "parquet", data_files=[str(file) for file in files], split="train", cache_dir=str(cache_dir)
+        )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = shown_error(error)
-        raise UserError(f"`data.path` is {path}, which is not whole parquet of one schema ({reason}); write it again") from error
+        raise UserError(
+            f"`data.path` is {path}, which is not whole parquet of one schema ({reason}); write it again"
+        ) from error
     return table_source(table, path.name, columns, path if path.is_dir() else path.parent)
 
 
@@ -81,7 +86,8 @@ def hub(config: DataConfig) -> Source:
 
 
 def table_source(table: datasets.Dataset, name: str, columns: Columns, folder: Path | None) -> Source:
-    """The pairs of a table by its columns: chosen, rejected and prompt, or those of Pick-a-Pic v2, whose ties are left out.
+    """The pairs of a table by its columns: chosen, rejected and prompt, or those of Pick-a-Pic v2, whose ties are left
+    out.
 
     Args:
         table: the rows; images as bytes, ``{bytes, path}``, an Image feature or paths.

@@ -1,4 +1,5 @@
-"""The parts of the demo's base before training: an SD1.5 pipeline in every respect but size, with a tokenizer of its own."""
+"""The parts of the demo's base before training: an SD1.5 pipeline in every respect but size, with a tokenizer of its
+own."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def _merges() -> list[tuple[str, str]]:
     merges: dict[tuple[str, str], None] = {}
     for word in words():
         pieces = [*word[:-1], word[-1] + END_OF_WORD]
-        # What earlier words brought comes first, in its order. What this word adds ranks below, and so leaves those words whole.
+        # What earlier words brought comes first, in its order. What this word adds ranks below, and so leaves those
+        # words whole.
         while pair := next((pair for pair in merges if pair in pairwise(pieces)), None):
             pieces = _merged(pieces, pair)
         while len(pieces) > 1:
@@ -73,8 +75,8 @@ def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """Words and positions start out far larger than what the layers add.
 
-    CLIP starts them at a deviation of 0.02. In a net this small each position then is little but a mean over the words before it,
-    and the denoiser takes long to find out that its prompt says anything.
+    CLIP starts them at a deviation of 0.02. In a net this small each position then is little but a mean over the words
+    before it, and the denoiser takes long to find out that its prompt says anything.
     """
     from torch import nn
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -136,5 +138,10 @@ def make_scheduler() -> DDIMScheduler:
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )

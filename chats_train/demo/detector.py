@@ -1,7 +1,8 @@
 """Says what a picture of the small world shows, and how well it shows what its prompt asks for.
 
-Each cell is compared with every sprite in every colour and with the empty cell. The nearest is what the cell shows, unless even that
-is far off: then it shows nothing that this world knows, and the picture is wrong whatever was asked for.
+Each cell is compared with every sprite in every colour and with the empty cell. The nearest is what the cell shows,
+unless even that is far off: then it shows nothing that this world knows, and the picture is wrong whatever was asked
+for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from .world import CELL_PIXELS, CELLS, COLOURS, SHAPES, Scene, ScenePrompt, Thing, coloured, related, shows, sprites
 
-# Mean squared difference, on levels in [-1, 1], beyond which a cell is not recognised: halfway to the nearest wrong shape or so.
+# Mean squared difference, on levels in [-1, 1], beyond which a cell is not recognised: halfway to the nearest wrong
+# shape or so.
 UNKNOWN_ERROR = 0.06
 # Difference in that error which makes a content e times less likely.
 ERROR_SCALE = 0.02
@@ -51,7 +53,8 @@ def log_likelihoods(pictures: Tensor) -> Tensor:
 
 
 def read(likelihoods: Tensor) -> Scene | None:
-    """The scene that one picture's likelihoods [cells, contents] make most likely, or None where a cell is not recognised."""
+    """The scene that one picture's likelihoods [cells, contents] make most likely, or None where a cell is not
+    recognised."""
     contents = likelihoods.argmax(-1).tolist()
     if likelihoods.shape[-1] - 1 in contents:
         return None
@@ -65,7 +68,8 @@ def judge(pictures: Tensor, prompts: Sequence[ScenePrompt]) -> list[bool]:
 
 
 def score(pictures: Tensor, prompts: Sequence[ScenePrompt]) -> list[float]:
-    """How well each picture shows what its prompt asks for: the log-probability of the likeliest scene that does. Ties are rare."""
+    """How well each picture shows what its prompt asks for: the log-probability of the likeliest scene that does. Ties
+    are rare."""
     return [_score(picture, prompt) for picture, prompt in zip(log_likelihoods(pictures), prompts, strict=True)]
 
 
@@ -84,4 +88,6 @@ def _score(likelihoods: Tensor, prompt: ScenePrompt) -> float:
 
 def _contents(wanted: Thing) -> list[int]:
     """The contents that a wanted thing may be."""
-    return [1 + i for i, thing in enumerate(THINGS) if thing.shape == wanted.shape and wanted.colour in (None, thing.colour)]
+    return [
+        1 + i for i, thing in enumerate(THINGS) if thing.shape == wanted.shape and wanted.colour in (None, thing.colour)
+    ]

@@ -1,7 +1,8 @@
 """Makes the demo's base from nothing: ``python -m chats_train.demo.make_base --output FOLDER``.
 
-Two stages, all seeded. The VAE learns scenes of all densities. Then the denoiser and the text encoder learn pictures and their prompts,
-a tenth of them the null prompt. Nothing shows them a proxy prompt, as nothing showed one to the bases that people have.
+Two stages, all seeded. The VAE learns scenes of all densities. Then the denoiser and the text encoder learn pictures
+and their prompts, a tenth of them the null prompt. Nothing shows them a proxy prompt, as nothing showed one to the
+bases that people have.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from torch import Tensor, nn
 
 from chats.objective import squared_error
 
-from ..errors import UserError
 from ..families import Family, load_family
 from ..families.sources import read_json
-from ..files import write_text
-from ..sampling import SamplingSettings
+from ..sampling.sampler import SamplingSettings
+from ..support.errors import UserError
+from ..support.files import write_text
 from .base_parts import make_scheduler, make_text_encoder, make_unet, make_vae, save_tokenizer
 from .detector import THINGS, judge
-from .pictures import base_sampler, sample_pictures
+from .samplers import base_sampler, sample_pictures
 from .world import CELLS, all_prompts, balanced_prompts, draw, random_scene
 
 SEED = 0
@@ -94,7 +95,11 @@ def _vae_scores(vae: nn.Module) -> dict[str, float]:
     latents = vae.encode(pictures).latent_dist.mode()
     restored = vae.decode(latents).sample
     right = sum(judge(restored, prompts)) / len(prompts)
-    return {"latent_deviation": latents.std().item(), "restored_error": (restored - pictures).square().mean().item(), "right": right}
+    return {
+        "latent_deviation": latents.std().item(),
+        "restored_error": (restored - pictures).square().mean().item(),
+        "right": right,
+    }
 
 
 def train_denoiser(family: Family, rng: random.Random) -> nn.Module:
@@ -114,7 +119,10 @@ def train_denoiser(family: Family, rng: random.Random) -> nn.Module:
         tokens = encoder(torch.where(nulled[:, None], null_ids, ids[rows])).last_hidden_state
         noise = torch.randn(latents[rows].shape, generator=generator)
         timesteps = family.sample_timesteps(torch.rand(BATCH, generator=generator))
-        noisy, target = family.add_noise(latents[rows], noise, timesteps), family.target(latents[rows], noise, timesteps)
+        noisy, target = (
+            family.add_noise(latents[rows], noise, timesteps),
+            family.target(latents[rows], noise, timesteps),
+        )
         loss = squared_error(family.predict(unet, noisy, timesteps, {"tokens": tokens}), target).mean()
         _step(optimizer, loss, _rate(RATE, step, STEPS))
         _follow(average, unet, step)
@@ -128,7 +136,12 @@ def train_denoiser(family: Family, rng: random.Random) -> nn.Module:
 def _encoded_scenes(family: Family, prompts: list, rng: random.Random) -> Tensor:
     """A picture of each prompt as latents, [prompts, channels, height, width]."""
     chunks = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
-    return torch.cat([family.encode_image(torch.stack([draw(random_scene(prompt, rng), rng) for prompt in chunk])) for chunk in chunks])
+    return torch.cat(
+        [
+            family.encode_image(torch.stack([draw(random_scene(prompt, rng), rng) for prompt in chunk]))
+            for chunk in chunks
+        ]
+    )
 
 
 def share_right(family: Family, denoiser: nn.Module, guidance_scale: float = 2.0, steps: int = 12) -> float:
@@ -170,13 +183,23 @@ def save(folder: Path, vae: nn.Module, encoder: nn.Module, unet: nn.Module, dtyp
 
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     pipeline = StableDiffusionPipeline(
-        vae.to(dtype), encoder.to(dtype), tokenizer, unet.to(dtype), make_scheduler(), None, None, requires_safety_checker=False
+        vae.to(dtype),
+        encoder.to(dtype),
+        tokenizer,
+        unet.to(dtype),
+        make_scheduler(),
+        None,
+        None,
+        requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
     for part in ("unet", "vae"):
         # diffusers notes the folder that a part was loaded from.
         config = read_json(folder / part / "config.json")
-        write_text(folder / part / "config.json", json.dumps({k: v for k, v in config.items() if k != "_name_or_path"}, indent=2) + "\n")
+        write_text(
+            folder / part / "config.json",
+            json.dumps({k: v for k, v in config.items() if k != "_name_or_path"}, indent=2) + "\n",
+        )
     # CLIP's own two files, without what this version of transformers adds.
     shutil.rmtree(folder / "tokenizer")
     save_tokenizer(folder / "tokenizer")

@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..families import Family
-from ..sampling import enlarged, to_images
+from ..sampling.sampler import enlarged, to_images
 from .detector import judge
-from .pictures import Sampler, sample_pictures
+from .samplers import Sampler, sample_pictures
 from .world import CATEGORIES, ScenePrompt
 
 PICTURE_SIDE, FRAME, GAP, TEXT_SIZE = 192, 4, 16, 17
@@ -22,7 +22,8 @@ RIGHT_COLOUR, WRONG_COLOUR = "#2e9e44", "#c8c8c8"
 
 @dataclass(frozen=True)
 class Count:
-    """Pictures of one sampler at one guidance scale (the paper's s), [prompts, 3, height, width], and whether each is right, [prompts]."""
+    """Pictures of one sampler at one guidance scale (the paper's s), [prompts, 3, height, width], and whether each is
+    right, [prompts]."""
 
     guidance_scale: float
     pictures: Tensor
@@ -45,7 +46,8 @@ def standard_error(values: Tensor) -> float:
 
 
 def difference(base: Count, pair: Count) -> tuple[float, float]:
-    """By how much the pair is right more often than the base, and its standard error; prompt by prompt, as both drew the same."""
+    """By how much the pair is right more often than the base, and its standard error; prompt by prompt, as both drew
+    the same."""
     differences = pair.right.double() - base.right.double()
     return differences.mean().item(), standard_error(differences)
 
@@ -56,7 +58,9 @@ def table(base: Sequence[Count], pair: Sequence[Count], title: str) -> list[str]
     for ours, theirs in zip(base, pair, strict=True):
         shares = [f"{100 * each.share:5.1f} ± {100 * standard_error(each.right):.1f} %" for each in (ours, theirs)]
         gain, error = difference(ours, theirs)
-        lines.append(f"  {ours.guidance_scale:4g}   {shares[0]:>14}   {shares[1]:>24}   {100 * gain:+6.1f} ± {100 * error:.1f}")
+        lines.append(
+            f"  {ours.guidance_scale:4g}   {shares[0]:>14}   {shares[1]:>24}   {100 * gain:+6.1f} ± {100 * error:.1f}"
+        )
     return lines
 
 
@@ -90,7 +94,9 @@ def verdict(base: Count, pair: Count) -> str:
     return f"{compared}: no clear difference"
 
 
-def side_by_side(base: Count, pair: Count, prompts: Sequence[ScenePrompt], titles: tuple[str, str], columns: int = 3) -> Image.Image:
+def side_by_side(
+    base: Count, pair: Count, prompts: Sequence[ScenePrompt], titles: tuple[str, str], columns: int = 3
+) -> Image.Image:
     """Both pictures of each prompt next to each other, the prompt above them, in a green frame where they show it."""
     font = ImageFont.load_default(size=TEXT_SIZE)
     tile = PICTURE_SIDE + 2 * FRAME

@@ -1,7 +1,8 @@
-"""A small world of pictures: coloured shapes on a 3 × 3 grid, and prompts of GenEval's six categories (arXiv 2310.11513).
+"""A small world of pictures: coloured shapes on a 3 × 3 grid, and prompts of GenEval's six categories (arXiv
+2310.11513).
 
-A prompt asks for things; a scene says which thing lies in which cell; a picture is a scene drawn. A scene is right for a prompt when
-it holds exactly what is asked for, and nothing else.
+A prompt asks for things; a scene says which thing lies in which cell; a picture is a scene drawn. A scene is right for
+a prompt when it holds exactly what is asked for, and nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ RESOLUTION = GRID * CELL_PIXELS
 
 Category = Literal["single object", "two objects", "counting", "colours", "position", "colour attribution"]
 Relation = Literal["left of", "right of", "above", "below"]
-CATEGORIES: tuple[Category, ...] = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
+CATEGORIES: tuple[Category, ...] = (
+    "single object",
+    "two objects",
+    "counting",
+    "colours",
+    "position",
+    "colour attribution",
+)
 RELATIONS: tuple[Relation, ...] = ("left of", "right of", "above", "below")
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses", "ring": "rings"}
 SHAPES = tuple(PLURALS)
@@ -76,7 +84,10 @@ def all_prompts() -> tuple[ScenePrompt, ...]:
     found = [ScenePrompt(f"a {shape}", "single object", (Thing(shape),)) for shape in SHAPES]
     couples = list(permutations(SHAPES, 2))
     found += [ScenePrompt(f"a {a} and a {b}", "two objects", (Thing(a), Thing(b))) for a, b in couples]
-    found += [ScenePrompt(f"{NUMBERS[n]} {PLURALS[shape]}", "counting", (Thing(shape),) * n) for n, shape in product(NUMBERS, SHAPES)]
+    found += [
+        ScenePrompt(f"{NUMBERS[n]} {PLURALS[shape]}", "counting", (Thing(shape),) * n)
+        for n, shape in product(NUMBERS, SHAPES)
+    ]
     found += [ScenePrompt(f"a {c} {shape}", "colours", (Thing(shape, c),)) for c, shape in product(COLOURS, SHAPES)]
     for relation, (a, b) in product(RELATIONS, couples):
         found.append(ScenePrompt(f"a {a} {relation} a {b}", "position", (Thing(a), Thing(b)), relation))
@@ -87,7 +98,8 @@ def all_prompts() -> tuple[ScenePrompt, ...]:
 
 @cache
 def split_prompts() -> tuple[tuple[ScenePrompt, ...], tuple[ScenePrompt, ...]]:
-    """The prompts to draw preference pairs for, and those held out to measure on: a third of each category, always the same."""
+    """The prompts to draw preference pairs for, and those held out to measure on: a third of each category, always the
+    same."""
     pairs, held_out = [], []
     for category in CATEGORIES:
         prompts = [prompt for prompt in all_prompts() if prompt.category == category]
@@ -108,7 +120,8 @@ def balanced_prompts(prompts: Sequence[ScenePrompt], count: int, seed: int) -> l
 
 
 def related(first: Cell, second: Cell, relation: Relation | None) -> bool:
-    """Whether the first cell lies so to the second; of a diagonal, the longer side counts, and of an even one neither."""
+    """Whether the first cell lies so to the second; of a diagonal, the longer side counts, and of an even one
+    neither."""
     if relation is None:
         return first != second
     down, right = first[0] - second[0], first[1] - second[1]
@@ -132,7 +145,8 @@ def _is(thing: Thing, wanted: Thing) -> bool:
 
 
 def random_scene(prompt: ScenePrompt, rng: random.Random) -> Scene:
-    """A scene that shows a prompt. Colours that it leaves open are drawn: one for all things of a count, else one for each."""
+    """A scene that shows a prompt. Colours that it leaves open are drawn: one for all things of a count, else one for
+    each."""
     while True:
         cells = rng.sample(CELLS, len(prompt.things))
         if prompt.relation is None or related(*cells, prompt.relation):
@@ -151,7 +165,9 @@ def draw(scene: Scene, rng: random.Random) -> Tensor:
     for (row, column), thing in scene.items():
         top, left = row * CELL_PIXELS, column * CELL_PIXELS
         alphas = sprites(thing.shape)
-        picture[:, top : top + CELL_PIXELS, left : left + CELL_PIXELS] = coloured(alphas[rng.randrange(len(alphas))], thing.colour)
+        picture[:, top : top + CELL_PIXELS, left : left + CELL_PIXELS] = coloured(
+            alphas[rng.randrange(len(alphas))], thing.colour
+        )
     return picture
 
 

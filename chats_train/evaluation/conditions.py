@@ -8,11 +8,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..errors import UserError
 from ..families import Family, Prompt
-from ..sampling import Form, SamplingSettings, sample_cfg, sample_pair
-from ..training.members import DISPREFERRED, PREFERRED, Members
-from ..training.results import late
+from ..runs.members import DISPREFERRED, PREFERRED, Members
+from ..runs.trained import late
+from ..sampling.sampler import Form, SamplingSettings, sample_cfg, sample_pair
+from ..support.errors import UserError
 
 Models = Literal["base", "preferred", "pair"]
 
@@ -53,8 +53,8 @@ class Condition:
 
     @property
     def total_scale(self) -> float:
-        """(1+α)s, the weight of the negative: with equal members the exact form IS CFG at this scale, so α is fairly compared at
-        equal ones."""
+        """(1+α)s, the weight of the negative: with equal members the exact form IS CFG at this scale, so α is fairly
+        compared at equal ones."""
         return (1 + (self.alpha or 0.0)) * self.guidance_scale
 
     @property
@@ -63,7 +63,9 @@ class Condition:
         return {"models": self.models, "guidance_scale": self.guidance_scale, "alpha": self.alpha, "form": self.form}
 
 
-def make_conditions(pair: bool, guidance_scales: Iterable[float], alphas: Iterable[float], forms: Iterable[Form]) -> list[Condition]:
+def make_conditions(
+    pair: bool, guidance_scales: Iterable[float], alphas: Iterable[float], forms: Iterable[Form]
+) -> list[Condition]:
     """Every condition, in a fixed order; each method gets every guidance scale.
 
     Args:

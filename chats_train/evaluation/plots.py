@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from ..files import replacing
-from ..sampling import picture_grid
-from .pictures import Picture
+from ..sampling.sampler import picture_grid
+from ..support.files import replacing
+from .drawing import Picture
 from .prompts import EvaluationPrompt
 from .report import Figures
 
@@ -48,7 +48,8 @@ def draw_grid(pictures: Sequence[Picture], path: Path) -> list[str]:
 
 
 def draw_alpha_curve(figures: Sequence[Figures], path: Path) -> bool:
-    """Writes each scorer's means of CHATS over α, a line for each form and guidance scale, with the base's and the preferred's.
+    """Writes each scorer's means of CHATS over α, a line for each form and guidance scale, with the base's and the
+    preferred's.
 
     Returns:
         whether there was anything to draw: it takes two α.
@@ -82,7 +83,11 @@ def _draw_scale(axes: Any, figures: Sequence[Figures], colour: str) -> None:
             if each.condition.models == models:
                 axes.axhline(each.mean.mean, color=colour, linestyle=style, label=f"{models}, CFG, s={scale:g}")
     for form, style, marker in (("proxy", "-", "o"), ("exact", "--", "s")):
-        curve = [each for each in figures if each.condition.models == "pair" and (each.condition.form == form or each.condition.alpha == 0)]
+        curve = [
+            each
+            for each in figures
+            if each.condition.models == "pair" and (each.condition.form == form or each.condition.alpha == 0)
+        ]
         if not any(each.condition.form == form and each.condition.alpha != 0 for each in curve):
             continue
         curve.sort(key=lambda each: each.condition.alpha)

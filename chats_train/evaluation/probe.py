@@ -11,13 +11,13 @@ from torch import Tensor
 from chats.guidance import proxy_prompt
 from chats.probe import proxy_agreement, proxy_verdict
 
-from ..config import RunConfig
 from ..families import Denoiser, Family, Prompt
-from ..sampling import initial_noise
-from ..training.members import DISPREFERRED, Members
-from ..training.results import late
+from ..runs.members import DISPREFERRED, Members
+from ..runs.trained import late
+from ..sampling.sampler import initial_noise
+from ..settings.config import RunConfig
 from .conditions import Condition, sample_condition
-from .pictures import noise_seed
+from .drawing import noise_seed
 from .prompts import EvaluationPrompt
 
 # Of the training distribution of timesteps: their shares below, from little noise to much.
@@ -66,7 +66,12 @@ def probe_proxy(
 
 
 def probe_pair(
-    config: RunConfig, family: Family, members: Members, prompts: Sequence[EvaluationPrompt], alphas: Sequence[float], steps: int
+    config: RunConfig,
+    family: Family,
+    members: Members,
+    prompts: Sequence[EvaluationPrompt],
+    alphas: Sequence[float],
+    steps: int,
 ) -> list[ProbeResult]:
     """Probes a run's dispreferred model for each α but 0, on pictures that the pair itself draws in the exact form.
 
@@ -83,14 +88,18 @@ def probe_pair(
     latents, noises = [], []
     for prompt, embedding in zip(chosen, embedded, strict=True):
         start, noise = (
-            initial_noise(family, 1, config.resolution, config.resolution, noise_seed(prompt.text, seed)).to(family.device)
+            initial_noise(family, 1, config.resolution, config.resolution, noise_seed(prompt.text, seed)).to(
+                family.device
+            )
             for seed in (0, 1)
         )
         latents.append(sample_condition(exact, family, members, embedding, null, start, steps))
         noises.append(noise)
     batch = {name: torch.cat([embedding[name] for embedding in embedded]) for name in null}
     dispreferred = late(members, DISPREFERRED)
-    return [probe_proxy(family, dispreferred, torch.cat(latents), torch.cat(noises), batch, null, alpha) for alpha in alphas]
+    return [
+        probe_proxy(family, dispreferred, torch.cat(latents), torch.cat(noises), batch, null, alpha) for alpha in alphas
+    ]
 
 
 def probe_table(results: Sequence[ProbeResult]) -> list[list[str]]:
@@ -98,7 +107,9 @@ def probe_table(results: Sequence[ProbeResult]) -> list[list[str]]:
     rows = [["α", "σ", "cosine", "relative error"]]
     for result in results:
         levels = zip(result.noise_levels, result.cosine, result.relative_error, strict=True)
-        rows += [[f"{result.alpha:g}", f"{sigma:.3g}", f"{cosine:.3f}", f"{error:.3f}"] for sigma, cosine, error in levels]
+        rows += [
+            [f"{result.alpha:g}", f"{sigma:.3g}", f"{cosine:.3f}", f"{error:.3f}"] for sigma, cosine, error in levels
+        ]
     return rows
 
 

@@ -1,4 +1,5 @@
-"""The prompts to evaluate on: a text file, GenEval's evaluation_metadata.jsonl, or HPS v2's lists, one JSON file for each style."""
+"""The prompts to evaluate on: a text file, GenEval's evaluation_metadata.jsonl, or HPS v2's lists, one JSON file for
+each style."""
 
 from __future__ import annotations
 
@@ -8,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..support.errors import UserError
 
 
 @dataclass(frozen=True)
 class EvaluationPrompt:
-    """A prompt, the group it is reported in (HPS v2's style, GenEval's category, else the file's name), and what else its file
-    says of it, for scorers that need more than the text (GenEval's `include`)."""
+    """A prompt, the group it is reported in (HPS v2's style, GenEval's category, else the file's name), and what else
+    its file says of it, for scorers that need more than the text (GenEval's `include`)."""
 
     text: str
     group: str
@@ -45,7 +46,9 @@ def read_prompts(paths: Iterable[Path]) -> tuple[list[EvaluationPrompt], int]:
 def _read(path: Path) -> Iterator[EvaluationPrompt]:
     readers = {".txt": _read_text, ".jsonl": _read_geneval, ".json": _read_hps}
     if path.suffix not in readers:
-        raise UserError(f"`--prompts` is {path}; known are .txt (one prompt a line), GenEval's .jsonl and HPS v2's .json")
+        raise UserError(
+            f"`--prompts` is {path}; known are .txt (one prompt a line), GenEval's .jsonl and HPS v2's .json"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -66,7 +69,9 @@ def _read_geneval(path: Path, text: str) -> Iterator[EvaluationPrompt]:
             continue
         row = _parsed(f"{path}, line {number},", line)
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-            raise UserError(f"`--prompts` is {path}, whose line {number} has no `prompt`; each line is an object like GenEval's")
+            raise UserError(
+                f"`--prompts` is {path}, whose line {number} has no `prompt`; each line is an object like GenEval's"
+            )
         yield EvaluationPrompt(row["prompt"].strip(), str(row.get("tag", path.stem)), row)
 
 
@@ -76,7 +81,9 @@ def _read_hps(path: Path, text: str) -> Iterator[EvaluationPrompt]:
     by_style = parsed if isinstance(parsed, dict) else {path.stem: parsed}
     for style, texts in by_style.items():
         if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
-            raise UserError(f"`--prompts` is {path}; a .json file holds a list of prompts, or such lists by style, as HPS v2's do")
+            raise UserError(
+                f"`--prompts` is {path}; a .json file holds a list of prompts, or such lists by style, as HPS v2's do"
+            )
         yield from (EvaluationPrompt(each.strip(), style) for each in texts)
 
 
@@ -84,4 +91,6 @@ def _parsed(where: str, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"`--prompts`: {where} is not JSON ({error}); mend it, or give a .txt with one prompt a line") from error
+        raise UserError(
+            f"`--prompts`: {where} is not JSON ({error}); mend it, or give a .txt with one prompt a line"
+        ) from error

@@ -14,8 +14,10 @@ from .statistics import Estimate, PictureValues, estimate, paired_difference, wi
 Scores = Mapping[str, Mapping[Condition, PictureValues]]
 
 FAIRNESS = (
-    "Every condition samples the same noise for the same prompt and seed, and every method gets the same list of guidance scales. "
-    "(1+α)s is the weight of the negative: compare different α at equal (1+α)s. Errors are standard errors over prompts; differences "
+    "Every condition samples the same noise for the same prompt and seed, and every method gets the same list of "
+    "guidance scales. "
+    "(1+α)s is the weight of the negative: compare different α at equal (1+α)s. Errors are standard errors over "
+    "prompts; differences "
     "and wins are picture by picture against the base at the same s, a tie being half a win."
 )
 NO_FIGURE = "–"
@@ -23,7 +25,8 @@ NO_FIGURE = "–"
 
 @dataclass(frozen=True)
 class Figures:
-    """One scorer's figures of one condition: its mean, and against the base at the same guidance scale (None for the base itself)."""
+    """One scorer's figures of one condition: its mean, and against the base at the same guidance scale (None for the
+    base itself)."""
 
     scorer: str
     condition: Condition
@@ -84,7 +87,11 @@ def group_table(figures: Sequence[Figures]) -> list[list[str]]:
     rows = [["method", "s", *groups]]
     for each in figures:
         rows.append(
-            [each.condition.method, f"{each.condition.guidance_scale:g}", *(_with_error(each.groups.get(group)) for group in groups)]
+            [
+                each.condition.method,
+                f"{each.condition.guidance_scale:g}",
+                *(_with_error(each.groups.get(group)) for group in groups),
+            ]
         )
     return rows
 
@@ -94,7 +101,10 @@ def as_text(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  "
-        + "   ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        + "   ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
 

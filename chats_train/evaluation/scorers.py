@@ -1,8 +1,9 @@
-"""Scorers of pictures: PickScore and HPS v2 (CLIP models in transformers' format) and ImageReward (through its own package).
+"""Scorers of pictures: PickScore and HPS v2 (CLIP models in transformers' format) and ImageReward (through its own
+package).
 
-What fits: PickScore as published (hub id yuvalkirstain/PickScore_v1); for HPS v2, whose own file is an OpenCLIP pickle, a conversion
-to a CLIPModel with its tokenizer (adams-story/HPSv2-hf is one), as far as it holds .safetensors. Nothing is fetched unless a hub id is
-named, and no pickle is ever opened.
+What fits: PickScore as published (hub id yuvalkirstain/PickScore_v1); for HPS v2, whose own file is an OpenCLIP pickle,
+a conversion to a CLIPModel with its tokenizer (adams-story/HPSv2-hf is one), as far as it holds .safetensors. Nothing
+is fetched unless a hub id is named, and no pickle is ever opened.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import UserError
 from ..families.sources import HASHED_SUFFIXES, HUB_ID, file_digest
+from ..support.errors import UserError
 from .prompts import EvaluationPrompt
 
 # OpenAI's CLIP, whose preprocessing its descendants kept; a folder's preprocessor_config.json may say otherwise.
@@ -34,8 +35,8 @@ class Scorer(Protocol):
 
     Attributes:
         name: of its column.
-        fingerprint: changes with whatever its scores depend on beside the picture and the prompt's text (what it reads of the prompt's
-            metadata, too); a kept score of another fingerprint is not used again.
+        fingerprint: changes with whatever its scores depend on beside the picture and the prompt's text (what it reads
+            of the prompt's metadata, too); a kept score of another fingerprint is not used again.
     """
 
     name: str
@@ -47,7 +48,8 @@ class Scorer(Protocol):
 
 
 class ClipScorer:
-    """The cosine of a CLIP model's embeddings of picture and prompt, times a factor. Its weights are loaded when first needed.
+    """The cosine of a CLIP model's embeddings of picture and prompt, times a factor. Its weights are loaded when first
+    needed.
 
     Args:
         name: of the scorer.
@@ -63,10 +65,14 @@ class ClipScorer:
         self.name, self.folder, self.factor, self.device = name, folder, factor, torch.device(device)
         for file in ("config.json", "tokenizer_config.json"):
             if not (folder / file).is_file():
-                raise UserError(f"`--scorer` {name} is {folder}, which has no {file}; give a CLIPModel in transformers' format")
+                raise UserError(
+                    f"`--scorer` {name} is {folder}, which has no {file}; give a CLIPModel in transformers' format"
+                )
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         if kind != "clip":
-            raise UserError(f"`--scorer` {name} is {folder}, whose config.json says `model_type` {kind}; give a CLIPModel (`clip`)")
+            raise UserError(
+                f"`--scorer` {name} is {folder}, whose config.json says `model_type` {kind}; give a CLIPModel (`clip`)"
+            )
         _require_safetensors(name, folder)
 
     @cached_property
@@ -120,9 +126,9 @@ class ClipScorer:
 
 
 class ImageRewardScorer:
-    """ImageReward by its own package (`pip install image-reward`), with weights from a folder: med_config.json, and the published
-    ImageReward.pt converted to .safetensors once. The package itself fetches the tokenizer of bert-base-uncased where the hub's
-    cache lacks it.
+    """ImageReward by its own package (`pip install image-reward`), with weights from a folder: med_config.json, and the
+    published ImageReward.pt converted to .safetensors once. The package itself fetches the tokenizer of
+    bert-base-uncased where the hub's cache lacks it.
 
     Raises:
         UserError: when the package is missing or cannot be imported, or the folder is not whole.
@@ -136,12 +142,15 @@ class ImageRewardScorer:
             from ImageReward.ImageReward import ImageReward
         except ImportError as error:
             raise UserError(
-                f"`--scorer` imagereward needs the package image-reward, which cannot be imported ({error}); `pip install image-reward`, "
+                f"`--scorer` imagereward needs the package image-reward, which cannot be imported ({error}); `pip "
+                "install image-reward`, "
                 "or score with pickscore or hpsv2"
             ) from error
         self.cls = ImageReward
         if not (folder / "med_config.json").is_file():
-            raise UserError(f"`--scorer` imagereward is {folder}, which has no med_config.json; download it beside the weights")
+            raise UserError(
+                f"`--scorer` imagereward is {folder}, which has no med_config.json; download it beside the weights"
+            )
         _require_safetensors(self.name, folder)
 
     @cached_property
@@ -153,7 +162,9 @@ class ImageRewardScorer:
         from safetensors.torch import load_file
 
         model = self.cls(med_config=str(self.folder / "med_config.json"), device=self.device)
-        state = {key: tensor for file in sorted(self.folder.glob("*.safetensors")) for key, tensor in load_file(file).items()}
+        state = {
+            key: tensor for file in sorted(self.folder.glob("*.safetensors")) for key, tensor in load_file(file).items()
+        }
         _require_whole(self.name, self.folder, model.load_state_dict(state, strict=False).missing_keys)
         return model.eval().to(self.device)
 
@@ -174,7 +185,8 @@ HPS_FACTOR = 100.0
 
 
 def open_scorers(specs: Sequence[str], device: torch.device | str) -> list[Scorer]:
-    """The scorers that ``kind=source`` names, each with a local folder or a hub id, which is then fetched. Weights are read later.
+    """The scorers that ``kind=source`` names, each with a local folder or a hub id, which is then fetched. Weights are
+    read later.
 
     Raises:
         UserError: for an unknown kind, one that is named twice, or a source that cannot be used.
@@ -184,7 +196,11 @@ def open_scorers(specs: Sequence[str], device: torch.device | str) -> list[Score
         kind, separator, source = spec.partition("=")
         if not separator or kind not in KINDS:
             near = difflib.get_close_matches(kind, KINDS, n=1)
-            hint = f"; did you mean {near[0]}=…?" if near and separator else f"; give one of {', '.join(KINDS)} as KIND=FOLDER_OR_HUB_ID"
+            hint = (
+                f"; did you mean {near[0]}=…?"
+                if near and separator
+                else f"; give one of {', '.join(KINDS)} as KIND=FOLDER_OR_HUB_ID"
+            )
             raise UserError(f"`--scorer` is `{spec}`{hint}")
         if kind in scorers:
             raise UserError(f"`--scorer` names {kind} twice; name it once")
@@ -201,7 +217,9 @@ def _folder(kind: str, source: str) -> Path:
     if path.is_dir():
         return path
     if path.exists() or not HUB_ID.fullmatch(source):
-        raise UserError(f"`--scorer` {kind} is `{source}`, which is no folder and no hub id (owner/name); correct the path")
+        raise UserError(
+            f"`--scorer` {kind} is `{source}`, which is no folder and no hub id (owner/name); correct the path"
+        )
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(source, allow_patterns=[f"*{suffix}" for suffix in HASHED_SUFFIXES]))
@@ -210,7 +228,9 @@ def _folder(kind: str, source: str) -> Path:
 def _require_safetensors(kind: str, folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         note = " (HPS v2's own .pt is one; give a conversion to transformers' format)" if kind == "hpsv2" else ""
-        raise UserError(f"`--scorer` {kind} is {folder}, which has no .safetensors file; pickled weights are never opened{note}")
+        raise UserError(
+            f"`--scorer` {kind} is {folder}, which has no .safetensors file; pickled weights are never opened{note}"
+        )
 
 
 def _require_whole(kind: str, folder: Path, missing: Iterable[str]) -> None:
@@ -219,10 +239,14 @@ def _require_whole(kind: str, folder: Path, missing: Iterable[str]) -> None:
     missing = sorted(key for key in missing if not key.endswith("position_ids"))
     if missing:
         more = f" and {len(missing) - 1} more weights" if len(missing) > 1 else ""
-        raise UserError(f"`--scorer` {kind} is {folder}, whose .safetensors lack {missing[0]}{more}; download or convert it again")
+        raise UserError(
+            f"`--scorer` {kind} is {folder}, whose .safetensors lack {missing[0]}{more}; download or convert it again"
+        )
 
 
 def _digest(folder: Path, more: str) -> str:
     """SHA-256 over the files that a scorer reads, and ``more``."""
     files = sorted(path for path in folder.iterdir() if path.suffix in HASHED_SUFFIXES)
-    return hashlib.sha256("\n".join([more, *(f"{path.name}:{file_digest(path)}" for path in files)]).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join([more, *(f"{path.name}:{file_digest(path)}" for path in files)]).encode()
+    ).hexdigest()

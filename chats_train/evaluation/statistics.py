@@ -1,5 +1,5 @@
-"""Means, paired differences and win rates with standard errors. Prompts are what was sampled from the world: pictures of one prompt
-from several seeds are alike, so the errors are over prompts, not over pictures."""
+"""Means, paired differences and win rates with standard errors. Prompts are what was sampled from the world: pictures
+of one prompt from several seeds are alike, so the errors are over prompts, not over pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ PictureValues = Mapping[tuple[str, int], float]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its standard error (NaN where there are fewer than two prompts), from how many prompts and pictures."""
+    """A mean and its standard error (NaN where there are fewer than two prompts), from how many prompts and
+    pictures."""
 
     mean: float
     standard_error: float
@@ -25,7 +26,8 @@ class Estimate:
 
 
 def estimate(values: PictureValues) -> Estimate:
-    """The mean over prompts of each prompt's mean over seeds, with the standard error clustered by prompt: sd(prompt means) / √prompts.
+    """The mean over prompts of each prompt's mean over seeds, with the standard error clustered by prompt: sd(prompt
+    means) / √prompts.
 
     With equally many seeds for each prompt, as ever but after an interruption, it is the plain mean over pictures.
 
@@ -64,8 +66,9 @@ def win_rate(values: PictureValues, baseline: PictureValues) -> Estimate:
 
 
 def sign_flip_p_value(values: PictureValues, baseline: PictureValues, flips: int = 20_000, seed: int = 0) -> float:
-    """Of the two-sided paired permutation test: how often the mean of the prompts' differences is as far from 0 when each keeps or changes
-    its sign at random, as it would were ``values`` and ``baseline`` alike. The observed signs count as one of the draws, so it is never 0.
+    """Of the two-sided paired permutation test: how often the mean of the prompts' differences is as far from 0 when
+    each keeps or changes its sign at random, as it would were ``values`` and ``baseline`` alike. The observed signs
+    count as one of the draws, so it is never 0.
 
     Raises:
         ValueError: when they have no picture in common.

@@ -1,4 +1,5 @@
-"""Model families, one small adapter each. Importing this is light; diffusers and transformers come when a base is opened."""
+"""Model families, one small adapter each. Importing this is light; diffusers and transformers come when a base is
+opened."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ import torch
 from chats.pair import NullPrompt, PredictionType
 
 from .base import Denoiser, Family, Prompt
-from .checkpoint import CheckpointSource
 from .flux import Flux
 from .sd3 import SD3
 from .sd15 import SD15
 from .sdxl import SDXL
+from .single_file import CheckpointSource
 from .sources import Source, SourceError, open_folder
 
 FAMILIES: dict[str, type[Family]] = {family.name: family for family in (SD15, SDXL, SD3, Flux)}
@@ -51,10 +52,19 @@ def load_family(
         raise SourceError(f"`family` is `{name}`; known are {', '.join(FAMILIES)}")
     family = FAMILIES[name]
     source = _open(family, pretrained_model, encoders, tokenizer, configs)
-    return family(source, dtype=dtype, encoder_dtype=encoder_dtype, device=device, prediction_type=prediction_type, null_prompt=null_prompt)
+    return family(
+        source,
+        dtype=dtype,
+        encoder_dtype=encoder_dtype,
+        device=device,
+        prediction_type=prediction_type,
+        null_prompt=null_prompt,
+    )
 
 
-def _open(family: type[Family], pretrained_model: str, encoders: str | None, tokenizer: str | None, configs: str | None) -> Source:
+def _open(
+    family: type[Family], pretrained_model: str, encoders: str | None, tokenizer: str | None, configs: str | None
+) -> Source:
     path = Path(pretrained_model).expanduser()
     if not path.is_file():
         return open_folder(pretrained_model, "pretrained_model", family.parts())

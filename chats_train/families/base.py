@@ -1,7 +1,7 @@
 """What every model family has in common: parts, encodings, noise, one prediction.
 
-A family never holds a denoiser: it makes one (:meth:`Family.load_denoiser`) and is handed whichever is to predict, so that the
-preferred, the dispreferred and the reference all go through the same few lines.
+A family never holds a denoiser: it makes one (:meth:`Family.load_denoiser`) and is handed whichever is to predict, so
+that the preferred, the dispreferred and the reference all go through the same few lines.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from chats.pair import NullPrompt, PredictionType
 
-from .checkpoint import CheckpointLayout
 from .schedule import Schedule
+from .single_file import CheckpointLayout
 from .sources import Source, SourceError, parameter_count
 
 # Part of every fingerprint: raise it when the same encoders would give other encodings than before.
 ENCODING_VERSION = 1
 
-# A prompt is a dict of tensors with the batch first: `tokens` [batch, tokens, dim], and `pooled` [batch, dim] where the family has one.
+# A prompt is a dict of tensors with the batch first: `tokens` [batch, tokens, dim], and `pooled` [batch, dim] where the
+# family has one.
 Prompt = dict[str, Tensor]
 # Anything that is called like the family's diffusers module; a closure that switches adapters will do.
 Denoiser = Callable[..., Any]
@@ -90,7 +91,9 @@ class Family(ABC):
         """The prompts' embeddings, on the encoders' device; longer ones are cut off at the encoders' length."""
 
     @abstractmethod
-    def predict(self, denoiser: Denoiser, noisy: Tensor, timesteps: Tensor, prompt: Prompt, sizes: Tensor | None = None) -> Tensor:
+    def predict(
+        self, denoiser: Denoiser, noisy: Tensor, timesteps: Tensor, prompt: Prompt, sizes: Tensor | None = None
+    ) -> Tensor:
         """What a denoiser predicts.
 
         Args:
@@ -98,8 +101,8 @@ class Family(ABC):
             noisy: z_t, [batch, channels, height, width], in the dtype and on the device of the denoiser.
             timesteps: [batch], as the schedule gives them.
             prompt: embeddings, of the batch or of 1.
-            sizes: [batch, 6] in pixels: original height and width, top and left of the crop, target height and width. Only
-                SDXL is told them; None says that nothing was cropped.
+            sizes: [batch, 6] in pixels: original height and width, top and left of the crop, target height and width.
+                Only SDXL is told them; None says that nothing was cropped.
 
         Returns:
             a prediction of the shape of ``noisy``.
@@ -116,7 +119,9 @@ class Family(ABC):
 
     @cached_property
     def vae(self) -> nn.Module:
-        return self.source.module("vae", self.part_classes()["vae"], torch.float32).requires_grad_(False).to(self.device)
+        return (
+            self.source.module("vae", self.part_classes()["vae"], torch.float32).requires_grad_(False).to(self.device)
+        )
 
     @cached_property
     def text_encoders(self) -> list[nn.Module]:
@@ -174,7 +179,9 @@ class Family(ABC):
 
     def _token_ids(self, index: int, prompts: list[str], length: int) -> Tensor:
         """Padded token ids [batch, length] of one tokenizer, on the encoders' device."""
-        encoded = self.tokenizers[index](prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        encoded = self.tokenizers[index](
+            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
         return encoded.input_ids.to(self.device)
 
     # Noise, as the schedule has it.
@@ -192,7 +199,8 @@ class Family(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that encodings depend on: VAE, text encoders, tokenizers, their precision. Reads each file once."""
+        """SHA-256 over everything that encodings depend on: VAE, text encoders, tokenizers, their precision. Reads each
+        file once."""
         contents = self.source.digest(["vae", *self.text_parts, *self.tokenizer_parts])
         return hashlib.sha256(f"{ENCODING_VERSION} {self.name} {self.encoder_dtype} {contents}".encode()).hexdigest()
 
@@ -203,13 +211,19 @@ class Family(ABC):
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters each part has, from headers alone."""
-        return {part: parameter_count(self.source.shapes(part)) for part in (self.denoiser_part, "vae", *self.text_parts)}
+        return {
+            part: parameter_count(self.source.shapes(part)) for part in (self.denoiser_part, "vae", *self.text_parts)
+        }
 
     def _check_class(self) -> None:
-        expected, stated = self.part_classes()[self.denoiser_part].__name__, self.source.config(self.denoiser_part).get("_class_name")
+        expected, stated = (
+            self.part_classes()[self.denoiser_part].__name__,
+            self.source.config(self.denoiser_part).get("_class_name"),
+        )
         if stated != expected:
             raise SourceError(
-                f"`pretrained_model` has a {stated} as its {self.denoiser_part}, `family` {self.name} needs a {expected}; correct `family`"
+                f"`pretrained_model` has a {stated} as its {self.denoiser_part}, `family` {self.name} needs a "
+                f"{expected}; correct `family`"
             )
 
 
@@ -223,8 +237,8 @@ def last_hidden_but_one(encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor
 def open_clip_ids(ids: Tensor, end: int) -> Tensor:
     """Token ids [batch, tokens] of OpenAI's CLIP, which pads with its ``end`` of text, as OpenCLIP pads them: with 0.
 
-    A departure from diffusers, whose second tokenizer calls token 0 ("!") its padding and then reads every "!" of a prompt as
-    that, where OpenCLIP and ComfyUI read the word "!".
+    A departure from diffusers, whose second tokenizer calls token 0 ("!") its padding and then reads every "!" of a
+    prompt as that, where OpenCLIP and ComfyUI read the word "!".
     """
     ends = ids == end
     after_the_end = ends.cumsum(dim=1) - ends.long() > 0

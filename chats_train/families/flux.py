@@ -1,4 +1,5 @@
-"""The layout of Flux.1-dev: a transformer on rectified flow over packed latents, under CLIP's pooled text and a T5. LoRA only."""
+"""The layout of Flux.1-dev: a transformer on rectified flow over packed latents, under CLIP's pooled text and a T5.
+LoRA only."""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ from torch import Tensor
 from chats.pair import PredictionType
 
 from .base import Denoiser, Family, Prompt, expand
-from .checkpoint import CheckpointLayout
 from .schedule import FlowSchedule, Schedule
 from .sd3 import require_flow
+from .single_file import CheckpointLayout
 from .sources import Shapes, SourceError
 
 # ComfyUI pads to at least 256 and lets longer prompts be longer; diffusers fixes 512. Trained as it will be sampled.
@@ -22,7 +23,8 @@ T5_TOKENS = 256
 # ComfyUI's shift for Flux is mu = 1.15 at every size, e^mu in the terms of `FlowSchedule`.
 SAMPLING_MU = 1.15
 SAMPLING_TABLE_SIZE = 10_000
-# What the guidance-distilled model is told, in training as in sampling: the default of diffusers' trainer and of ComfyUI.
+# What the guidance-distilled model is told, in training as in sampling: the default of diffusers' trainer and of
+# ComfyUI.
 EMBEDDED_GUIDANCE = 3.5
 HEAD_DIM = 128
 PATCH = 2
@@ -70,7 +72,9 @@ class Flux(Family):
     def _make_schedule(self, prediction_type: PredictionType | None) -> Schedule:
         require_flow(prediction_type)
         if not self.source.config("transformer").get("guidance_embeds"):
-            raise SourceError("`pretrained_model` is a Flux without guidance embedding (schnell); `family` flux trains Flux.1-dev")
+            raise SourceError(
+                "`pretrained_model` is a Flux without guidance embedding (schnell); `family` flux trains Flux.1-dev"
+            )
         # diffusers' trainer draws Flux's timesteps unshifted.
         return FlowSchedule(shift=math.exp(SAMPLING_MU), training_shift=1.0, table_size=SAMPLING_TABLE_SIZE)
 
@@ -83,7 +87,9 @@ class Flux(Family):
             "pooled": clip(clip_ids).pooler_output,
         }
 
-    def predict(self, denoiser: Denoiser, noisy: Tensor, timesteps: Tensor, prompt: Prompt, sizes: Tensor | None = None) -> Tensor:
+    def predict(
+        self, denoiser: Denoiser, noisy: Tensor, timesteps: Tensor, prompt: Prompt, sizes: Tensor | None = None
+    ) -> Tensor:
         rows, columns = (side // PATCH for side in noisy.shape[-2:])
         tokens = expand(prompt["tokens"], noisy)
         packed = denoiser(

@@ -1,8 +1,8 @@
 """Noise schedules: how a family mixes, names and removes noise, in training and in sampling.
 
 One class holds both sides, so that a model is sampled on the schedule it was trained on. Sampling speaks k-diffusion's
-language, x = z₀ + σ ε for diffusion and x = (1 − σ) z₀ + σ ε for flow, and its tables are ComfyUI's to the last bit that matters:
-the same seed, steps and scheduler give the same picture there.
+language, x = z₀ + σ ε for diffusion and x = (1 − σ) z₀ + σ ε for flow, and its tables are ComfyUI's to the last bit
+that matters: the same seed, steps and scheduler give the same picture there.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Schedule(ABC):
 
 
 class DiffusionSchedule(Schedule):
-    """The scaled-linear schedule of Stable Diffusion (Eq. 1): z_t = √ᾱ_t z₀ + √(1−ᾱ_t) ε, β from 0.00085 to 0.012 in 1000 steps.
+    """The scaled-linear schedule of Stable Diffusion (Eq. 1): z_t = √ᾱ_t z₀ + √(1−ᾱ_t) ε, β from 0.00085 to 0.012 in
+    1000 steps.
 
     Args:
         prediction_type: `epsilon` or `v_prediction`.
@@ -125,7 +126,8 @@ class DiffusionSchedule(Schedule):
         return x / (sigma**2 + 1) - prediction * sigma / (sigma**2 + 1).sqrt()
 
     def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
-        # At the table's end √ᾱ is small but not zero; ComfyUI then scales by √(1+σ²), which is the variance of a noised latent.
+        # At the table's end √ᾱ is small but not zero; ComfyUI then scales by √(1+σ²), which is the variance of a noised
+        # latent.
         full = math.isclose(float(self.sigmas[-1]), float(sigma), rel_tol=1e-5) or sigma > self.sigmas[-1]
         return noise * (1 + sigma**2).sqrt() if full else noise * sigma
 
@@ -148,7 +150,8 @@ class FlowSchedule(Schedule):
         self.sigmas = self.sigma(torch.arange(1, table_size + 1) / table_size)
 
     def sample_timesteps(self, uniform: Tensor) -> Tensor:
-        """Logit-normal with mean 0 and deviation 1 (SD3 paper, Section 3.1), then shifted; as diffusers' trainers do."""
+        """Logit-normal with mean 0 and deviation 1 (SD3 paper, Section 3.1), then shifted; as diffusers' trainers
+        do."""
         tiny = torch.finfo(torch.float32).eps
         normal = math.sqrt(2) * torch.erfinv(2 * uniform.float().clamp(tiny, 1 - tiny) - 1)
         return _shift(torch.sigmoid(normal), self.training_shift)

@@ -8,8 +8,8 @@ from torch import Tensor
 from chats.pair import PredictionType
 
 from .base import Denoiser, Family, Prompt, expand
-from .checkpoint import CheckpointLayout
 from .schedule import DiffusionSchedule, Schedule
+from .single_file import CheckpointLayout
 from .sources import Source, SourceError
 
 
@@ -38,8 +38,12 @@ class SD15(Family):
         ids = self._token_ids(0, prompts, encoder.config.max_position_embeddings)
         return {"tokens": encoder(ids).last_hidden_state}
 
-    def predict(self, denoiser: Denoiser, noisy: Tensor, timesteps: Tensor, prompt: Prompt, sizes: Tensor | None = None) -> Tensor:
-        return denoiser(noisy, timesteps.to(noisy.device), encoder_hidden_states=expand(prompt["tokens"], noisy), return_dict=False)[0]
+    def predict(
+        self, denoiser: Denoiser, noisy: Tensor, timesteps: Tensor, prompt: Prompt, sizes: Tensor | None = None
+    ) -> Tensor:
+        return denoiser(
+            noisy, timesteps.to(noisy.device), encoder_hidden_states=expand(prompt["tokens"], noisy), return_dict=False
+        )[0]
 
 
 def diffusion_schedule(source: Source, prediction_type: PredictionType | None) -> DiffusionSchedule:

@@ -10,8 +10,8 @@ from torch import Tensor
 from chats.pair import PredictionType
 
 from .base import Denoiser, Family, Prompt, expand, last_hidden_but_one, open_clip_ids
-from .checkpoint import CheckpointLayout
 from .schedule import TRAIN_TIMESTEPS, FlowSchedule, Schedule
+from .single_file import CheckpointLayout
 from .sources import Shapes
 
 # ComfyUI pads T5 to CLIP's 77 for SD3, and diffusers' trainer cuts there: a pair is trained as it will be sampled.
@@ -22,7 +22,8 @@ HEAD_DIM = 64
 
 
 def sd3_config(native: Shapes) -> dict[str, Any]:
-    """The transformer's configuration, as the shapes of its native weights tell it (SD3 medium, SD3.5 medium and large differ)."""
+    """The transformer's configuration, as the shapes of its native weights tell it (SD3 medium, SD3.5 medium and large
+    differ)."""
     hidden, channels, patch, _ = native["x_embedder.proj.weight"]
     text_width = native["context_embedder.weight"]
     blocks = {int(key.split(".")[1]) for key in native if key.startswith("joint_blocks.")}
@@ -39,7 +40,9 @@ def sd3_config(native: Shapes) -> dict[str, Any]:
         "pooled_projection_dim": native["y_embedder.mlp.0.weight"][1],
         "pos_embed_max_size": round(native["pos_embed"][1] ** 0.5),
         "qk_norm": "rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in native else None,
-        "dual_attention_layers": tuple(sorted(block for block in blocks if f"joint_blocks.{block}.x_block.attn2.qkv.weight" in native)),
+        "dual_attention_layers": tuple(
+            sorted(block for block in blocks if f"joint_blocks.{block}.x_block.attn2.qkv.weight" in native)
+        ),
     }
 
 
@@ -81,7 +84,9 @@ class SD3(Family):
         padded = torch.nn.functional.pad(clip_tokens, (0, t5_tokens.shape[-1] - clip_tokens.shape[-1]))
         return {"tokens": torch.cat([padded, t5_tokens], dim=1), "pooled": torch.cat([pooled_l, pooled_g], dim=-1)}
 
-    def predict(self, denoiser: Denoiser, noisy: Tensor, timesteps: Tensor, prompt: Prompt, sizes: Tensor | None = None) -> Tensor:
+    def predict(
+        self, denoiser: Denoiser, noisy: Tensor, timesteps: Tensor, prompt: Prompt, sizes: Tensor | None = None
+    ) -> Tensor:
         return denoiser(
             hidden_states=noisy,
             timestep=timesteps.to(noisy.device, torch.float32) * TRAIN_TIMESTEPS,

@@ -8,9 +8,9 @@ from torch import Tensor
 from chats.pair import NullPrompt, PredictionType
 
 from .base import Denoiser, Family, Prompt, expand, last_hidden_but_one, open_clip_ids
-from .checkpoint import CheckpointLayout
 from .schedule import Schedule
 from .sd15 import diffusion_schedule
+from .single_file import CheckpointLayout
 
 
 class SDXL(Family):
@@ -55,7 +55,9 @@ class SDXL(Family):
         hidden_g, pooled = last_hidden_but_one(second, open_clip_ids(ids, self.tokenizers[0].eos_token_id))
         return {"tokens": torch.cat([hidden_l, hidden_g], dim=-1), "pooled": pooled}
 
-    def predict(self, denoiser: Denoiser, noisy: Tensor, timesteps: Tensor, prompt: Prompt, sizes: Tensor | None = None) -> Tensor:
+    def predict(
+        self, denoiser: Denoiser, noisy: Tensor, timesteps: Tensor, prompt: Prompt, sizes: Tensor | None = None
+    ) -> Tensor:
         if sizes is None:
             height, width = (side * self.vae_scale_factor for side in noisy.shape[-2:])
             sizes = torch.tensor([[height, width, 0, 0, height, width]])

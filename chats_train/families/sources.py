@@ -1,4 +1,5 @@
-"""Where the parts of a base model come from: a diffusers folder, a hub repository, or one native .safetensors checkpoint.
+"""Where the parts of a base model come from: a diffusers folder, a hub repository, or one native .safetensors
+checkpoint.
 
 Only safetensors are opened, never a pickle; nothing is fetched unless the user names a hub repository.
 """
@@ -20,7 +21,7 @@ from torch import nn
 
 from chats.words import shown_error
 
-from ..errors import UserError
+from ..support.errors import UserError
 
 Shapes = dict[str, tuple[int, ...]]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -83,7 +84,9 @@ class FolderSource(Source):
     def __init__(self, root: Path, setting: str = "pretrained_model"):
         self.root, self.setting = root, setting
         if not (root / "model_index.json").is_file():
-            raise SourceError(f"`{setting}` is {root}, which has no model_index.json; give a diffusers folder or a .safetensors file")
+            raise SourceError(
+                f"`{setting}` is {root}, which has no model_index.json; give a diffusers folder or a .safetensors file"
+            )
 
     def config(self, part: str) -> dict[str, Any]:
         return read_json(self._folder(part) / "config.json")
@@ -126,7 +129,9 @@ class FolderSource(Source):
     def _folder(self, part: str) -> Path:
         folder = self.root / part
         if not folder.is_dir():
-            raise SourceError(f"`{self.setting}` is {self.root}, which has no folder `{part}`; give a whole folder of this family")
+            raise SourceError(
+                f"`{self.setting}` is {self.root}, which has no folder `{part}`; give a whole folder of this family"
+            )
         return folder
 
     def _weights(self, part: str) -> list[Path]:
@@ -134,7 +139,10 @@ class FolderSource(Source):
         files = sorted(file for file in self._folder(part).glob("*.safetensors") if file.is_file())
         plain = [file for file in files if not re.search(r"\.(fp16|bf16|non_ema)\b", file.name)]
         if not files:
-            raise SourceError(f"{self.root / part} has no .safetensors file; pickled weights (.bin) are never opened, convert them first")
+            raise SourceError(
+                f"{self.root / part} has no .safetensors file; pickled weights (.bin) are never opened, convert them "
+                "first"
+            )
         return plain or [file for file in files if file.name.split(".")[1] == files[0].name.split(".")[1]]
 
 
@@ -148,19 +156,30 @@ def open_folder(source: str, setting: str, parts: Iterable[str]) -> FolderSource
     if path.is_dir():
         return FolderSource(path, setting)
     if path.exists() or not HUB_ID.fullmatch(source):
-        raise SourceError(f"`{setting}` is `{source}`, which is no diffusers folder and no hub id (owner/name); correct the path")
+        raise SourceError(
+            f"`{setting}` is `{source}`, which is no diffusers folder and no hub id (owner/name); correct the path"
+        )
     from huggingface_hub import list_repo_files, snapshot_download
 
-    return FolderSource(Path(snapshot_download(source, allow_patterns=wanted_files(list_repo_files(source), parts))), setting)
+    return FolderSource(
+        Path(snapshot_download(source, allow_patterns=wanted_files(list_repo_files(source), parts))), setting
+    )
 
 
 def wanted_files(names: Iterable[str], parts: Iterable[str]) -> list[str]:
-    """Of a repository's files those that training reads: the parts' configs, tokenizers and safetensors, one precision of each."""
+    """Of a repository's files those that training reads: the parts' configs, tokenizers and safetensors, one precision
+    of each."""
     parts = {*parts, "scheduler"}
-    inside = [name for name in names if name.count("/") == 1 and name.split("/")[0] in parts and name.endswith(HASHED_SUFFIXES)]
+    inside = [
+        name
+        for name in names
+        if name.count("/") == 1 and name.split("/")[0] in parts and name.endswith(HASHED_SUFFIXES)
+    ]
     variant = re.compile(r"\.(fp16|bf16|non_ema|onnx|flax)\b")
     full = {name.split("/")[0] for name in inside if name.endswith(".safetensors") and not variant.search(name)}
-    wanted = [name for name in inside if not variant.search(name) or (name.split("/")[0] not in full and ".fp16" in name)]
+    wanted = [
+        name for name in inside if not variant.search(name) or (name.split("/")[0] not in full and ".fp16" in name)
+    ]
     return ["model_index.json", *wanted]
 
 
@@ -169,7 +188,9 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{os.fspath(path)} cannot be read ({shown_error(error)}); the folder is not whole, download it again") from error
+        raise SourceError(
+            f"{os.fspath(path)} cannot be read ({shown_error(error)}); the folder is not whole, download it again"
+        ) from error
 
 
 def tensor_shapes(path: Path) -> Shapes:
@@ -182,13 +203,16 @@ def tensor_shapes(path: Path) -> Shapes:
         with safe_open(path, framework="pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
     except SafetensorError as error:
-        raise SourceError(f"{path} is not a whole safetensors file ({shown_error(error)}); download it again") from error
+        raise SourceError(
+            f"{path} is not a whole safetensors file ({shown_error(error)}); download it again"
+        ) from error
 
 
 class TensorReader:
     """Reads single tensors of a safetensors file in a memory of a few of them.
 
-    What was read of an open file counts as the process's memory until it is closed, so the file is opened anew now and then.
+    What was read of an open file counts as the process's memory until it is closed, so the file is opened anew now and
+    then.
     """
 
     def __init__(self, path: Path):

@@ -1,8 +1,8 @@
 """The gradient of one micro-batch of pairs, exact with one graph alive at a time.
 
-The members meet in the loss only through their errors, so its gradient is w⁺ ∇d_θ⁺(z⁺) + w⁻ ∇d_θ⁻(z⁻) with weights that follow from
-the errors' values (``chats.objective.gradient_weights``). Both orders below are one code path: with ``one_graph`` the rejected error
-is first computed without a graph, and again with one once the chosen side's is gone.
+The members meet in the loss only through their errors, so its gradient is w⁺ ∇d_θ⁺(z⁺) + w⁻ ∇d_θ⁻(z⁻) with weights that
+follow from the errors' values (``chats.objective.gradient_weights``). Both orders below are one code path: with
+``one_graph`` the rejected error is first computed without a graph, and again with one once the chosen side's is gone.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chats.draws import Draw
 from chats.objective import Metrics, Objective, PairErrors, gradient_weights, squared_error
 
-from ..cache import EncodedPair
+from ..encodings.cache import EncodedPair
 from ..families import Denoiser, Family, Prompt
-from .draws import Draw
-from .members import DISPREFERRED, PREFERRED, Members
+from ..runs.members import DISPREFERRED, PREFERRED, Members
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Side:
-    """What the models are asked on one side of a batch of pairs: noisy latents, target, prompt and sizes, each [batch, ...]."""
+    """What the models are asked on one side of a batch of pairs: noisy latents, target, prompt and sizes, each [batch,
+    ...]."""
 
     noisy: Tensor
     target: Tensor
@@ -52,7 +53,8 @@ class Gradients:
 
     Args:
         members: the models.
-        one_graph: keep one member's activations at a time, for one more forward pass (``memory: low``, and members that cannot interleave).
+        one_graph: keep one member's activations at a time, for one more forward pass (``memory: low``, and members that
+            cannot interleave).
         mixed_precision: `no`, `bf16` or `fp16`, of the forward passes.
     """
 
@@ -108,7 +110,8 @@ class Gradients:
         return losses.detach(), metrics
 
     def _reference_errors(self, batch: Batch) -> dict[str, Tensor]:
-        """d_ref of both sides where the objective reads them; the rejected side sees the same (replaced) prompt as the dispreferred."""
+        """d_ref of both sides where the objective reads them; the rejected side sees the same (replaced) prompt as the
+        dispreferred."""
         if not self.objective.needs_reference:
             return {}
         with torch.no_grad():
@@ -142,11 +145,13 @@ def make_batch(
 ) -> Batch:
     """Pairs of one size and their draws as what the models are asked.
 
-    The dispreferred side's prompt is the null prompt where a pair's coin says so: thrown for each pair, where the authors' code
-    throws one for a whole batch, which has the same mean and more variance. Everything is mixed in fp32.
+    The dispreferred side's prompt is the null prompt where a pair's coin says so: thrown for each pair, where the
+    authors' code throws one for a whole batch, which has the same mean and more variance. Everything is mixed in fp32.
     """
     noise = torch.stack([drawn.noise for drawn in draws]).to(device)
-    timesteps = family.sample_timesteps(torch.tensor([drawn.timestep for drawn in draws], dtype=torch.float64).float()).to(device)
+    timesteps = family.sample_timesteps(
+        torch.tensor([drawn.timestep for drawn in draws], dtype=torch.float64).float()
+    ).to(device)
     prompts = {name: torch.stack([pair.prompt[name] for pair in pairs]).to(device) for name in pairs[0].prompt}
     dropped = torch.tensor([drawn.coin < null_prompt_prob for drawn in draws], device=device)
     nulled = {name: _where(dropped, null[name].to(tensor), tensor) for name, tensor in prompts.items()}

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..config import RunConfig
-from ..errors import UserError
+from ..settings.config import RunConfig
+from ..support.errors import UserError
 
 
 def learning_rate(config: RunConfig, step: int, pairs_per_step: int) -> float:
-    """The learning rate of an optimizer step, counted from 0: linear warm-up, then constant, linear or cosine to zero."""
+    """The learning rate of an optimizer step, counted from 0: linear warm-up, then constant, linear or cosine to
+    zero."""
     rate = config.learning_rate * (pairs_per_step if config.scale_lr else 1)
     warmup = config.lr_warmup_steps
     if step < warmup:
@@ -27,7 +28,8 @@ def learning_rate(config: RunConfig, step: int, pairs_per_step: int) -> float:
 
 
 def make_optimizer(config: RunConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer | RoundingOptimizer:
-    """The configured optimizer; over bf16 weights one that keeps what a bf16 update would lose, see :class:`RoundingOptimizer`."""
+    """The configured optimizer; over bf16 weights one that keeps what a bf16 update would lose, see
+    :class:`RoundingOptimizer`."""
     parameters = list(parameters)
     if parameters[0].dtype == torch.bfloat16:
         return RoundingOptimizer(config, parameters)
@@ -43,15 +45,18 @@ def _torch_optimizer(config: RunConfig, parameters: list[nn.Parameter]) -> torch
     try:
         import bitsandbytes
     except ImportError as error:
-        raise UserError("`optimizer` is adamw8bit, which needs bitsandbytes; `pip install bitsandbytes`, or set adamw") from error
+        raise UserError(
+            "`optimizer` is adamw8bit, which needs bitsandbytes; `pip install bitsandbytes`, or set adamw"
+        ) from error
     return bitsandbytes.optim.AdamW8bit(parameters, weight_decay=config.weight_decay, **adam)
 
 
 class RoundingOptimizer:
     """Steps bf16 weights in fp32, one tensor at a time, and rounds them back at random.
 
-    bf16 has 8 bits of mantissa: at usual rates nearly every update is smaller than half a step of it and rounds to nothing. Rounded up
-    with the probability of its remainder, an update arrives in the mean. Nothing is kept in fp32 but the optimizer's own state.
+    bf16 has 8 bits of mantissa: at usual rates nearly every update is smaller than half a step of it and rounds to
+    nothing. Rounded up with the probability of its remainder, an update arrives in the mean. Nothing is kept in fp32
+    but the optimizer's own state.
 
     The rounding is seeded by (seed, step), so that a resumed run rounds alike.
     """
@@ -86,12 +91,17 @@ class RoundingOptimizer:
     def state_dict(self) -> dict:
         """As torch's, one parameter after the other."""
         states = [optimizer.state_dict()["state"].get(0, {}) for optimizer in self.inner]
-        return {"state": {index: state for index, state in enumerate(states) if state}, "param_groups": [], "steps": self.steps}
+        return {
+            "state": {index: state for index, state in enumerate(states) if state},
+            "param_groups": [],
+            "steps": self.steps,
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
         for index, optimizer in enumerate(self.inner):
             if index in state_dict["state"]:
-                # torch matches a state to its parameter's dtype and device, not to its shape, which is empty between steps.
+                # torch matches a state to its parameter's dtype and device, not to its shape, which is empty between
+                # steps.
                 groups = optimizer.state_dict()["param_groups"]
                 optimizer.load_state_dict({"state": {0: state_dict["state"][index]}, "param_groups": groups})
         self.steps = state_dict["steps"]

@@ -1,4 +1,5 @@
-"""What a run leaves for its maker to look at: metrics.jsonl, loss.png, and TensorBoard's files where that is installed."""
+"""What a run leaves for its maker to look at: metrics.jsonl, loss.png, and TensorBoard's files where that is
+installed."""
 
 from __future__ import annotations
 
@@ -6,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..files import replacing, write_text
+from ..support.errors import UserError
+from ..support.files import replacing, write_text
 
 METRICS_FILE, PLOT_FILE = "metrics.jsonl", "loss.png"
 # Of each metric, one curve of the steps and one of the held-out pairs.
@@ -79,5 +80,7 @@ def _tensorboard_writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UserError("`report_to` is tensorboard, which is not installed; `pip install tensorboard`, or set none") from error
+        raise UserError(
+            "`report_to` is tensorboard, which is not installed; `pip install tensorboard`, or set none"
+        ) from error
     return SummaryWriter(str(folder / "tensorboard"))

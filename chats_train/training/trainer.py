@@ -10,20 +10,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chats.draws import VALIDATION_EPOCH, draw, held_out, step_pairs
 from chats.objective import OBJECTIVES
 
-from ..cache import PairEncodings
-from ..config import RunConfig
 from ..data import PairDataset
 from ..data.pairs import PairSample
-from ..errors import UserError
+from ..encodings.cache import PairEncodings
 from ..families import Family
-from .checkpoint import State, flatten_optimizer, unflatten_optimizer
-from .draws import VALIDATION_EPOCH, draw, held_out, step_pairs
+from ..runs.checkpoint import State, flatten_optimizer, unflatten_optimizer
+from ..runs.members import make_members
+from ..runs.processes import Processes
+from ..settings.config import RunConfig
+from ..support.errors import UserError
 from .gradients import Batch, Gradients, make_batch
-from .members import make_members
 from .optimizer import Averages, learning_rate, make_optimizer
-from .processes import Processes
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ class Trainer:
         encodings: where their latents and embeddings come from.
     """
 
-    def __init__(self, config: RunConfig, family: Family, dataset: PairDataset, encodings: PairEncodings, processes: Processes):
+    def __init__(
+        self, config: RunConfig, family: Family, dataset: PairDataset, encodings: PairEncodings, processes: Processes
+    ):
         self.config, self.family, self.encodings, self.processes = config, family, encodings, processes
         self.device = processes.device
         self.dataset_fingerprint = dataset.fingerprint
@@ -84,8 +86,8 @@ class Trainer:
         """One optimizer step.
 
         Raises:
-            NotFinite: before anything is changed; under fp16, whose scaler skips such a step and tries half the scale, only when
-                nothing is scaled up any more.
+            NotFinite: before anything is changed; under fp16, whose scaler skips such a step and tries half the scale,
+                only when nothing is scaled up any more.
         """
         picked = step_pairs(self.samples, self.config.seed, self.step, self.pairs_per_step)
         self.optimizer.zero_grad()
@@ -131,16 +133,20 @@ class Trainer:
         theirs = state.values["pairs_per_step"]
         if theirs != self.pairs_per_step:
             raise UserError(
-                f"the checkpoint's steps have {theirs} pairs, this run's {self.pairs_per_step} (batch × accumulation × processes); "
+                f"the checkpoint's steps have {theirs} pairs, this run's {self.pairs_per_step} (batch × accumulation × "
+                "processes); "
                 "change `gradient_accumulation_steps` so that they are equal, or set `resume_from_checkpoint: null`"
             )
         if state.values["dataset_fingerprint"] != self.dataset_fingerprint:
             raise UserError(
-                "the data set changed since the checkpoint was written; bring back the old one, or set `resume_from_checkpoint: null`"
+                "the data set changed since the checkpoint was written; bring back the old one, or set "
+                "`resume_from_checkpoint: null`"
             )
         self.members.load_state(state.tensors["members"])
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict(unflatten_optimizer(state.tensors["optimizer"], state.values["optimizer"], groups))
+        self.optimizer.load_state_dict(
+            unflatten_optimizer(state.tensors["optimizer"], state.values["optimizer"], groups)
+        )
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state.values["scaler"])
         if self.averages is not None:
@@ -174,7 +180,10 @@ class Trainer:
 
     def _batch(self, micro: list[tuple[int, PairSample]]) -> Batch:
         pairs = [self.encodings.pair(sample) for _, sample in micro]
-        draws = [draw(self.config.seed, epoch, sample.id, pair.chosen.shape) for (epoch, sample), pair in zip(micro, pairs, strict=True)]
+        draws = [
+            draw(self.config.seed, epoch, sample.id, pair.chosen.shape)
+            for (epoch, sample), pair in zip(micro, pairs, strict=True)
+        ]
         return make_batch(self.family, pairs, draws, self.null, self.config.null_prompt_prob, self.device)
 
     def _null_prompt(self) -> dict[str, Tensor]:
@@ -201,7 +210,8 @@ class Trainer:
 
 
 def micro_batches(picked: Sequence[tuple[int, PairSample]], size: int) -> list[list[tuple[int, PairSample]]]:
-    """The pairs of a step in batches of one bucket, at most ``size`` each; which batches there are depends on the step alone."""
+    """The pairs of a step in batches of one bucket, at most ``size`` each; which batches there are depends on the step
+    alone."""
     by_bucket: dict[tuple[int, int], list[tuple[int, PairSample]]] = defaultdict(list)
     for item in picked:
         by_bucket[item[1].bucket].append(item)

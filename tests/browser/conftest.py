@@ -1,7 +1,9 @@
-"""Runs the real front end in a real browser, on a real ComfyUI server; skipped with one loud line where one of the three is missing.
+"""Runs the real front end in a real browser, on a real ComfyUI server; skipped with one loud line where one of the
+three is missing.
 
-It takes ComfyUI's own Python (as tests/comfy does) with playwright, Debian's chromium, and the front end that belongs to that ComfyUI:
-the installed one, or `<version>/` in the folder of `CHATS_FRONT_ENDS`. `CHATS_SCREENSHOTS` names a folder to keep the screenshots in.
+It takes ComfyUI's own Python (as tests/comfy does) with playwright, Debian's chromium, and the front end that belongs
+to that ComfyUI: the installed one, or `<version>/` in the folder of `CHATS_FRONT_ENDS`. `CHATS_SCREENSHOTS` names a
+folder to keep the screenshots in.
 """
 
 import contextlib
@@ -22,7 +24,13 @@ import conftest as comfy_tests  # noqa: E402  that of tests/comfy: where ComfyUI
 
 sys.path.append(str(Path(__file__).parent))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-sync",
+    "--no-first-run",
+]
 PACKAGE = "comfyui-frontend-package"
 
 

@@ -1,4 +1,5 @@
-"""Draws `workflows/<name>.jpg`, which the front end's template browser shows: each graph as the real front end draws it, under a title.
+"""Draws `workflows/<name>.jpg`, which the front end's template browser shows: each graph as the real front end draws
+it, under a title.
 
 COMFYUI_PATH=<ComfyUI> <ComfyUI's python with playwright> tests/browser/draw_thumbnails.py
 """
@@ -41,7 +42,10 @@ def main() -> None:
     from playwright.sync_api import sync_playwright
     from serving import ROOT, running_server
 
-    with tempfile.TemporaryDirectory() as scratch, running_server(Path(scratch), *tests.front_end_arguments()) as server:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        running_server(Path(scratch), *tests.front_end_arguments()) as server,
+    ):
         server.post("/api/settings/Comfy.TutorialCompleted", True)
         server.post("/api/settings/Comfy.Minimap.Visible", False)
         with sync_playwright() as playwright:
@@ -49,7 +53,9 @@ def main() -> None:
             front_end = FrontEnd(browser, server, nodes_2=True)
             for path in sorted((ROOT / "workflows").glob("*.json")):
                 front_end.open_template(path.stem)
-                graph = Image.open(io.BytesIO(front_end.page.screenshot(clip=front_end.graph_area(MARGIN)))).convert("RGB")
+                graph = Image.open(io.BytesIO(front_end.page.screenshot(clip=front_end.graph_area(MARGIN)))).convert(
+                    "RGB"
+                )
                 titled(graph, TITLES[path.stem]).save(path.with_suffix(".jpg"), quality=QUALITY, optimize=True)
 
 

@@ -24,8 +24,8 @@ READ_GRAPH = """() => app.graph.nodes.map(node => ({
     }),
     bounds: Array.from(node.getBounding()),
 }))"""
-# Nodes 2.0 draws each node as an element on a pane whose corner is the graph's origin; in units of the graph. The pane's own scale counts:
-# it can lag behind the canvas's.
+# Nodes 2.0 draws each node as an element on a pane whose corner is the graph's origin; in units of the graph. The
+# pane's own scale counts: it can lag behind the canvas's.
 READ_ELEMENTS = """() => Array.from(document.querySelectorAll('[data-node-id]')).map(element => {
     const pane = element.closest('[data-testid=transform-pane]').getBoundingClientRect();
     const {x, y, width, height} = element.getBoundingClientRect(), scale = width / element.offsetWidth;
@@ -83,7 +83,9 @@ class FrontEnd:
 
     def groups(self) -> dict[str, list[float]]:
         """Left, top, width, height of each group's frame by its title, in units of the graph."""
-        return dict(self.page.evaluate("() => app.graph.groups.map(group => [group.title, [...group.pos, ...group.size]])"))
+        return dict(
+            self.page.evaluate("() => app.graph.groups.map(group => [group.title, [...group.pos, ...group.size]])")
+        )
 
     def graph_area(self, margin: int) -> dict[str, float]:
         """Where nodes and groups are in the window, in pixels, with a margin: left, top, width, height."""

@@ -27,7 +27,10 @@ def test_a_template_opens_by_a_click(front_end, screenshots):
     card = page.get_by_test_id("template-workflow-chats_sd15_ksampler")
     card.wait_for()
     # The front end's stand-in for a missing picture has another width.
-    widths = "Array.from(document.querySelectorAll('[data-testid^=template-workflow-chats] img')).map(image => image.naturalWidth)"
+    widths = (
+        "Array.from(document.querySelectorAll('[data-testid^=template-workflow-chats] img')).map(image => "
+        "image.naturalWidth)"
+    )
     page.wait_for_function(f"() => {widths}.filter(width => width === {SIDE}).length >= 4")
     front_end.screenshot(screenshots / "templates.png")
     card.click()
@@ -47,7 +50,9 @@ def test_the_help_panel_shows_our_page(front_end, screenshots):
 def test_missing_files_are_named_with_their_source(front_end, server, screenshots):
     """The front end's own message, from `properties.models`."""
     workflow = json.loads(
-        (ROOT / "workflows" / "chats_sd15_ksampler.json").read_text(encoding="utf-8").replace("chats_sd15_", "absent_sd15_")
+        (ROOT / "workflows" / "chats_sd15_ksampler.json")
+        .read_text(encoding="utf-8")
+        .replace("chats_sd15_", "absent_sd15_")
     )
     front_end.page.evaluate("async workflow => app.loadGraphData(workflow, true, true, 'absent')", workflow)
     page = front_end.page
@@ -56,11 +61,15 @@ def test_missing_files_are_named_with_their_source(front_end, server, screenshot
     front_end.screenshot(screenshots / "missing.png")
     rows = page.get_by_test_id("missing-model-importable-rows").all_inner_texts()
     # What the button would fetch, without fetching it.
-    page.evaluate("() => { window.fetched = []; HTMLAnchorElement.prototype.click = function () { fetched.push(this.href); }; }")
+    page.evaluate(
+        "() => { window.fetched = []; HTMLAnchorElement.prototype.click = function () { fetched.push(this.href); }; }"
+    )
     for button in page.get_by_test_id("missing-model-download").all():
         button.click()
     fetched = page.evaluate("() => window.fetched")
-    (wanted,) = (node["properties"]["models"] for node in workflow["nodes"] if node["type"] == "CHATSDiffusionModelPairLoader")
+    (wanted,) = (
+        node["properties"]["models"] for node in workflow["nodes"] if node["type"] == "CHATSDiffusionModelPairLoader"
+    )
     assert len(wanted) == 2
     for file in wanted:
         assert any(file["name"] in row and file["directory"] in row for row in rows), rows

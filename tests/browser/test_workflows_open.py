@@ -1,4 +1,5 @@
-"""Every workflow as a person meets it: opened as a template, drawn, converted, queued, in classic rendering and in Nodes 2.0."""
+"""Every workflow as a person meets it: opened as a template, drawn, converted, queued, in classic rendering and in
+Nodes 2.0."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ def test_opens_as_it_was_saved(opened, front_end, object_info):
         node = nodes[saved["id"]]
         names = workflow_graph.widgets_of(object_info[saved["type"]])
         wanted = {
-            name.split(".")[-1]: value for name, value in zip(names, saved["widgets_values"], strict=True) if name != "image.image_upload"
+            name.split(".")[-1]: value
+            for name, value in zip(names, saved["widgets_values"], strict=True)
+            if name != "image.image_upload"
         }
         shown = dict(node["widgets"])
         assert {name: shown.get(name, "no such widget") for name in wanted} == wanted, saved["type"]
@@ -64,7 +67,10 @@ def test_opens_as_it_was_saved(opened, front_end, object_info):
 def test_converts_to_what_the_file_says(opened, front_end, object_info):
     _, workflow = opened
     wanted = workflow_graph.to_api(workflow, object_info)
-    converted = {number: {"class_type": node["class_type"], "inputs": node["inputs"]} for number, node in front_end.api_graph().items()}
+    converted = {
+        number: {"class_type": node["class_type"], "inputs": node["inputs"]}
+        for number, node in front_end.api_graph().items()
+    }
     for node in converted.values():
         for extra in ("upload", "control_after_generate"):
             node["inputs"].pop(extra, None)
@@ -90,12 +96,15 @@ def test_nothing_overlaps_as_it_is_drawn(opened, front_end, screenshots):
 
 
 def apart(a: list[float], b: list[float]) -> bool:
-    return any(a[axis] + a[axis + 2] <= b[axis] + TOLERANCE or b[axis] + b[axis + 2] <= a[axis] + TOLERANCE for axis in (0, 1))
+    return any(
+        a[axis] + a[axis + 2] <= b[axis] + TOLERANCE or b[axis] + b[axis + 2] <= a[axis] + TOLERANCE for axis in (0, 1)
+    )
 
 
 def inside(inner: list[float], outer: list[float]) -> bool:
     return all(
-        outer[axis] - TOLERANCE <= inner[axis] and inner[axis] + inner[axis + 2] <= outer[axis] + outer[axis + 2] + TOLERANCE
+        outer[axis] - TOLERANCE <= inner[axis]
+        and inner[axis] + inner[axis + 2] <= outer[axis] + outer[axis + 2] + TOLERANCE
         for axis in (0, 1)
     )
 

@@ -1,4 +1,5 @@
-"""Runs inside a real ComfyUI, on its CPU mode. Where the interpreter is not ComfyUI's, the folder is skipped with one loud line.
+"""Runs inside a real ComfyUI, on its CPU mode. Where the interpreter is not ComfyUI's, the folder is skipped with one
+loud line.
 
 ComfyUI's folder: `COMFYUI_PATH`, else the folder above `custom_nodes/`, else `~/comfy/ComfyUI`.
 """
@@ -26,9 +27,14 @@ def find_comfyui() -> Path | None:
 
 
 COMFYUI = find_comfyui()
-USABLE = COMFYUI is not None and importlib.util.find_spec("torchsde") is not None and importlib.util.find_spec("aiohttp") is not None
+USABLE = (
+    COMFYUI is not None
+    and importlib.util.find_spec("torchsde") is not None
+    and importlib.util.find_spec("aiohttp") is not None
+)
 SKIPPED = (
-    f"tests/comfy SKIPPED: ComfyUI is at {COMFYUI}, but this Python is not its own; run them with ComfyUI's Python (see README)"
+    f"tests/comfy SKIPPED: ComfyUI is at {COMFYUI}, but this Python is not its own; run them with ComfyUI's Python "
+    "(see README)"
     if COMFYUI is not None
     else "tests/comfy SKIPPED: no ComfyUI found; set COMFYUI_PATH to its folder"
 )
@@ -109,7 +115,9 @@ def twins():
 def load_pack():
     name = "custom_nodes_ComfyUI_CHATS"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+        spec = importlib.util.spec_from_file_location(
+            name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)

@@ -1,6 +1,8 @@
-"""The nodes as data: what workflows and API graphs hold of them (`node_api.json`), and their English texts (`locales/en/nodeDefs.json`).
+"""The nodes as data: what workflows and API graphs hold of them (`node_api.json`), and their English texts
+(`locales/en/nodeDefs.json`).
 
-Both files are committed and held against the nodes. This writes them anew, with the Python of any ComfyUI that the pack supports:
+Both files are committed and held against the nodes. This writes them anew, with the Python of any ComfyUI that the pack
+supports:
 
     COMFYUI_PATH=<ComfyUI> <ComfyUI's python> tests/comfy/describe_nodes.py
 """
@@ -26,12 +28,14 @@ ROOT = Path(__file__).resolve().parents[2]
 NODE_API = Path(__file__).with_name("node_api.json")
 ENGLISH, CHINESE = (ROOT / "locales" / language / "nodeDefs.json" for language in ("en", "zh"))
 FOLDERS = ("checkpoints", "diffusion_models", "loras")
-# What of an input a saved workflow or an API graph depends on; `control_after_generate` takes a place of its own in `widgets_values`.
+# What of an input a saved workflow or an API graph depends on; `control_after_generate` takes a place of its own in
+# `widgets_values`.
 RECORDED_OPTIONS = ("default", "min", "max", "control_after_generate")
 
 
 def node_infos(pack) -> dict[str, dict]:
-    """Every node by id, as `/object_info` has it, in the order of the pack; each list of files holds one file, `<folder>.safetensors`."""
+    """Every node by id, as `/object_info` has it, in the order of the pack; each list of files holds one file,
+    `<folder>.safetensors`."""
     with one_file_in_each_folder():
         classes = asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
         return {node.GET_SCHEMA().node_id: node.GET_NODE_INFO_V1() for node in classes}
@@ -39,7 +43,8 @@ def node_infos(pack) -> dict[str, dict]:
 
 @contextlib.contextmanager
 def one_file_in_each_folder() -> Iterator[None]:
-    """Within the block, ComfyUI's model folders hold one file each, named after the folder, so that a list of files tells its origin."""
+    """Within the block, ComfyUI's model folders hold one file each, named after the folder, so that a list of files
+    tells its origin."""
     saved = {folder: folder_paths.folder_names_and_paths[folder] for folder in FOLDERS}
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -57,14 +62,17 @@ def one_file_in_each_folder() -> Iterator[None]:
 
 
 def node_api(infos: dict[str, dict]) -> dict[str, dict]:
-    """By node id, the inputs and the outputs, both in order; lists that are ComfyUI's stand there by their kind, in angle brackets."""
+    """By node id, the inputs and the outputs, both in order; lists that are ComfyUI's stand there by their kind, in
+    angle brackets."""
     return {
         node_id: {
             "inputs": [
                 _input_api(name, *stated) | ({"optional": True} if name in info["input"].get("optional", {}) else {})
                 for name, stated in workflow_graph.inputs_of(info).items()
             ],
-            "outputs": [{"name": name, "type": kind} for name, kind in zip(info["output_name"], info["output"], strict=True)],
+            "outputs": [
+                {"name": name, "type": kind} for name, kind in zip(info["output_name"], info["output"], strict=True)
+            ],
         }
         for node_id, info in infos.items()
     }
@@ -93,7 +101,8 @@ def english_texts(infos: dict[str, dict]) -> dict[str, dict]:
             "display_name": info["display_name"],
             "description": info["description"],
             "inputs": {
-                name: {"name": name, "tooltip": options["tooltip"]} for name, (_, options) in workflow_graph.inputs_of(info).items()
+                name: {"name": name, "tooltip": options["tooltip"]}
+                for name, (_, options) in workflow_graph.inputs_of(info).items()
             },
             "outputs": {
                 str(slot): {"name": name, "tooltip": tooltip}

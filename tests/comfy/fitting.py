@@ -1,6 +1,7 @@
 """What it means that another node works with a pair: it gives a pair what it gives one model.
 
-`sample(model, positive, negative)` stands for the node: it samples with a MODEL, however it likes, and returns a tensor.
+`sample(model, positive, negative)` stands for the node: it samples with a MODEL, however it likes, and returns a
+tensor.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,9 @@ def ksampler(model, positive, negative, latent: dict | None = None, denoise: flo
     import nodes as comfy_nodes
 
     latent = latent or mini.latent("sd15", size=(8, 16))
-    return comfy_nodes.common_ksampler(model, 7, 2, CFG, "euler", "normal", positive, negative, latent, denoise)[0]["samples"]
+    return comfy_nodes.common_ksampler(model, 7, 2, CFG, "euler", "normal", positive, negative, latent, denoise)[0][
+        "samples"
+    ]
 
 
 def assert_two_models_fit(sample: Sample, join: Callable, twins: tuple, unlike: Sample | None = None) -> None:
@@ -55,4 +58,6 @@ def assert_shared_weights_fit(sample: Sample, join: Callable, twins: tuple) -> N
     preferred, shared, separate = lora_pairs(twins)
     expected = sample(join(preferred, separate), *prompts())
     assert mini.relative_error(sample(join(preferred, shared), *prompts()), expected) < 1e-4
-    assert mini.relative_error(sample(preferred, *prompts()), expected) > 1e-3, "the dispreferred model has no part in it"
+    assert mini.relative_error(sample(preferred, *prompts()), expected) > 1e-3, (
+        "the dispreferred model has no part in it"
+    )

@@ -1,7 +1,8 @@
 """Run by test_extract.py in the trainer's Python, with the repository and tests/train on its path.
 
-`python make_extracted.py FOLDER FAMILY …` makes of each family a random member that ComfyUI detects and another beside it, and extracts
-the second, in its native layout, as a LoRA of full rank in single precision on the first, in diffusers'.
+`python make_extracted.py FOLDER FAMILY …` makes of each family a random member that ComfyUI detects and another beside
+it, and extracts the second, in its native layout, as a LoRA of full rank in single precision on the first, in
+diffusers'.
 """
 
 import re
@@ -12,9 +13,9 @@ import tiny_pipelines
 import torch
 from safetensors.torch import save_file
 
-from chats_train.export.layout import to_native
-from chats_train.export.layouts import file_format
-from chats_train.extraction import Truncation, extract
+from chats_train.extraction.extract import Truncation, extract
+from chats_train.layouts.formats import file_format
+from chats_train.layouts.places import to_native
 
 # The mini SD1.5 is the largest by far: some of each kind of layer will do there.
 CHANGED = {"sd15": r"mid_block|embedding|conv_in|conv_norm_out|downsamplers"}
@@ -29,10 +30,13 @@ def make(family: str, folder: Path) -> None:
         if re.search(CHANGED.get(family, ""), key) and key != "pos_embed.pos_embed":
             dispreferred[key] = value + torch.randn(value.shape, generator=generator) * value.std() * 0.1
     layout = file_format(family).layout(preferred)
-    # ComfyUI knows a UNet in diffusers' layout by a list of the published ones, so the mini is there in its native layout as well.
+    # ComfyUI knows a UNet in diffusers' layout by a list of the published ones, so the mini is there in its native
+    # layout as well.
     files = {
         "preferred": to_native(preferred, layout),
-        "dispreferred": {f"model.diffusion_model.{key}": value for key, value in to_native(dispreferred, layout).items()},
+        "dispreferred": {
+            f"model.diffusion_model.{key}": value for key, value in to_native(dispreferred, layout).items()
+        },
         "diffusers": preferred,
     }
     for name, tensors in files.items():

@@ -1,7 +1,8 @@
-"""Run by test_export.py in the trainer's Python, with the repository and tests/train on its path: `python make_members.py KIND FOLDER`.
+"""Run by test_export.py in the trainer's Python, with the repository and tests/train on its path: `python
+make_members.py KIND FOLDER`.
 
-Makes a random pair and a pair of LoRAs that ComfyUI detects, exports them, and samples them with the headless sampler. What the
-test needs to do the same in ComfyUI lies in `expected.safetensors`: prompts, and latents by name of the run.
+Makes a random pair and a pair of LoRAs that ComfyUI detects, exports them, and samples them with the headless sampler.
+What the test needs to do the same in ComfyUI lies in `expected.safetensors`: prompts, and latents by name of the run.
 """
 
 import sys
@@ -13,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from chats.pair import PairMetadata
-from chats_train.export.members import export_full, export_lora
 from chats_train.families import load_family
-from chats_train.sampling import SamplingSettings, initial_noise, sample_cfg, sample_pair
+from chats_train.runs.pair_files import export_full, export_lora
+from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_cfg, sample_pair
 
 SEED, STEPS, PIXELS, GUIDANCE_SCALE, ALPHA, RANK, LORA_ALPHA = 5, 2, (64, 96), 2.0, 0.5, 4, 2.0
 RUNS = {
@@ -81,7 +82,9 @@ def main(kind: str, folder: Path) -> None:
         export_lora(path, name, add_lora(base, member, seed), LORA_ALPHA, shapes, metadata[member], title="mini")
     adapted = (with_adapter(base, member) for member in metadata)
     results["lora"] = sample_pair(family, *adapted, prompt, null, noise, RUNS["proxy"])
-    prompts = {f"{which}.{key}": value for which, entry in (("prompt", prompt), ("null", null)) for key, value in entry.items()}
+    prompts = {
+        f"{which}.{key}": value for which, entry in (("prompt", prompt), ("null", null)) for key, value in entry.items()
+    }
     save_file(results | prompts, folder / "expected.safetensors")
 
 

@@ -1,4 +1,5 @@
-"""Loads the pack where ComfyUI itself is loaded already, between two runs of a stock KSampler; the last line printed is the result as JSON.
+"""Loads the pack where ComfyUI itself is loaded already, between two runs of a stock KSampler; the last line printed is
+the result as JSON.
 
 What is printed while the pack loads stands between two lines of their own.
 """
@@ -23,7 +24,9 @@ def stock_latent():
     import nodes
 
     prompts = mini.conditioning("sd15", 3), mini.conditioning("sd15", 4)
-    (latent,) = nodes.KSampler().sample(mini.model("sd15", 1), 7, 2, 6.0, "euler_ancestral", "normal", *prompts, mini.latent("sd15"))
+    (latent,) = nodes.KSampler().sample(
+        mini.model("sd15", 1), 7, 2, 6.0, "euler_ancestral", "normal", *prompts, mini.latent("sd15")
+    )
     return latent["samples"]
 
 

@@ -1,4 +1,5 @@
-"""Mini models that real ComfyUI detects as SD1.5, SDXL or SD3, with seeded random weights, and the conditioning they take."""
+"""Mini models that real ComfyUI detects as SD1.5, SDXL or SD3, with seeded random weights, and the conditioning they
+take."""
 
 import comfy.sd
 import torch

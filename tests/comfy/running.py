@@ -1,7 +1,7 @@
 """Running real samplers on mini models, and the reference that the pack is held against.
 
-The reference knows nothing of the pack: a guider that asks two stock single-model runs for their predictions and combines them
-by the formula of Eq. 17 in denoised terms, negative + cfg · (positive − negative).
+The reference knows nothing of the pack: a guider that asks two stock single-model runs for their predictions and
+combines them by the formula of Eq. 17 in denoised terms, negative + cfg · (positive − negative).
 """
 
 import os
@@ -16,7 +16,8 @@ from comfy.samplers import KSAMPLER, CFGGuider, sampler_object
 
 
 def predictions(model, conds: dict[str, list], x: torch.Tensor, sigma: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Denoised predictions of ONE stock model at one noise level, for the "positive" and the "negative" of ``conds``."""
+    """Denoised predictions of ONE stock model at one noise level, for the "positive" and the "negative" of
+    ``conds``."""
     captured = {}
     observed = model.clone()
 
@@ -32,7 +33,9 @@ def predictions(model, conds: dict[str, list], x: torch.Tensor, sigma: torch.Ten
 
     guider = CFGGuider(observed)
     guider.set_conds(conds["positive"], conds["negative"])
-    guider.sample(x, torch.zeros_like(x), KSAMPLER(evaluate), torch.stack([sigma, sigma * 0]), disable_pbar=True, seed=0)
+    guider.sample(
+        x, torch.zeros_like(x), KSAMPLER(evaluate), torch.stack([sigma, sigma * 0]), disable_pbar=True, seed=0
+    )
     return captured
 
 
@@ -55,10 +58,14 @@ class FormulaGuider(CFGGuider):
 
 
 def in_the_trainers_python(script: str, *arguments: str) -> None:
-    """Runs a script of this folder with the trainer's packages, which are not ComfyUI's; skips loudly where none are named."""
+    """Runs a script of this folder with the trainer's packages, which are not ComfyUI's; skips loudly where none are
+    named."""
     python = os.environ.get("CHATS_TRAIN_PYTHON")
     if python is None:
-        pytest.skip("CHATS_TRAIN_PYTHON is not set: the trainer's pairs were NOT tried; set it to a Python with the extra `train`")
+        pytest.skip(
+            "CHATS_TRAIN_PYTHON is not set: the trainer's pairs were NOT tried; set it to a Python with the extra "
+            "`train`"
+        )
     here = Path(__file__).resolve().parent
     path = os.pathsep.join([str(here.parents[1]), str(here.parent / "train")])
     command = [python, str(here / script), *arguments]
@@ -84,13 +91,29 @@ def schedule(model, steps: int = 2, scheduler: str = "normal") -> torch.Tensor:
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
 
 
-def run(guider: CFGGuider, latent: dict, sampler: str = "euler", steps: int = 2, seed: int = 7, sigmas=None, mask=None, callback=None):
+def run(
+    guider: CFGGuider,
+    latent: dict,
+    sampler: str = "euler",
+    steps: int = 2,
+    seed: int = 7,
+    sigmas=None,
+    mask=None,
+    callback=None,
+):
     """The final latent; the noise depends on the seed alone."""
     samples = latent["samples"]
     noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(seed))
     sigmas = schedule(guider.model_patcher, steps) if sigmas is None else sigmas
     return guider.sample(
-        noise, samples, sampler_object(sampler), sigmas, denoise_mask=mask, callback=callback, disable_pbar=True, seed=seed
+        noise,
+        samples,
+        sampler_object(sampler),
+        sigmas,
+        denoise_mask=mask,
+        callback=callback,
+        disable_pbar=True,
+        seed=seed,
     )
 
 
@@ -108,15 +131,23 @@ def lora(model, seed: int, rank: int = 2, scale: float = 0.5, within: str = "") 
     state = {}
     for key, weight in model.model.state_dict().items():
         name = key.removesuffix(".weight")
-        if name != key and weight.ndim == 2 and within in key and any(part in key for part in ("attn", "to_q", "qkv", "proj")):
-            state[f"{name}.lora_down.weight"] = torch.randn(rank, weight.shape[1], generator=generator) / weight.shape[1] ** 0.5
+        if (
+            name != key
+            and weight.ndim == 2
+            and within in key
+            and any(part in key for part in ("attn", "to_q", "qkv", "proj"))
+        ):
+            state[f"{name}.lora_down.weight"] = (
+                torch.randn(rank, weight.shape[1], generator=generator) / weight.shape[1] ** 0.5
+            )
             state[f"{name}.lora_up.weight"] = torch.randn(weight.shape[0], rank, generator=generator) * scale
             state[f"{name}.alpha"] = torch.tensor(float(rank))
     return state
 
 
 class ResidualControl(ControlBase):
-    """A control object: a fixed residual on the middle block, scaled by the row's prompt, up to a share of the schedule."""
+    """A control object: a fixed residual on the middle block, scaled by the row's prompt, up to a share of the
+    schedule."""
 
     def __init__(self, seed: int, until: float = 1.0):
         super().__init__()
@@ -130,7 +161,9 @@ class ResidualControl(ControlBase):
         if t[0] < self.sigma_end:
             return None
         residual = torch.randn(1, 320, 1, 1, generator=torch.Generator().manual_seed(self.seed))
-        scale = 4 * self.strength * cond["c_crossattn"].std(dim=(1, 2))  # a row at a time: who shares the batch is no matter
+        scale = (
+            4 * self.strength * cond["c_crossattn"].std(dim=(1, 2))
+        )  # a row at a time: who shares the batch is no matter
         return {"middle": [residual * scale.reshape(-1, 1, 1, 1)], "output": [], "input": []}
 
     def copy(self):

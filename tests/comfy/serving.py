@@ -1,4 +1,5 @@
-"""A real ComfyUI server with the pack in its custom_nodes/ and models of random weights under the workflows' file names."""
+"""A real ComfyUI server with the pack in its custom_nodes/ and models of random weights under the workflows' file
+names."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def text_encoder_weights(seed: int) -> dict[str, torch.Tensor]:
 
 
 def vae_weights(seed: int, latent_channels: int = 4) -> dict[str, torch.Tensor]:
-    """Random weights of TAESD, a VAE of 5 MB that ComfyUI takes for any SD1.5 checkpoint, and with 16 channels for SD3.5's."""
+    """Random weights of TAESD, a VAE of 5 MB that ComfyUI takes for any SD1.5 checkpoint, and with 16 channels for
+    SD3.5's."""
     from comfy.taesd.taesd import TAESD
 
     state = mini.random_weights(TAESD(latent_channels=latent_channels), seed)
@@ -69,7 +71,9 @@ def write_models(models: Path) -> None:
     preferred, dispreferred = mini.weights("sd15", 1), mini.weights("sd15", 2)
     save_file(half(preferred), unets / "chats_sd15_preferred.safetensors")
     save_file(half(dispreferred), unets / "chats_sd15_dispreferred.safetensors")
-    encoders = half(text_encoder_weights(3), "cond_stage_model.transformer.") | half(vae_weights(4), "first_stage_model.")
+    encoders = half(text_encoder_weights(3), "cond_stage_model.transformer.") | half(
+        vae_weights(4), "first_stage_model."
+    )
     whole = half(preferred, "model.diffusion_model.") | encoders
     save_file(whole, checkpoints / "v1-5-pruned-emaonly-fp16.safetensors")
     # The same SD1.5 under SDXL's name: ComfyUI sees by the weights what a file is, and the graph is the same for both.
@@ -86,7 +90,8 @@ def write_models(models: Path) -> None:
 
 
 def write_loras(loras: Path) -> None:
-    """A pair of LoRAs on the base, and one that leads from the preferred model, with the metadata that the trainer writes."""
+    """A pair of LoRAs on the base, and one that leads from the preferred model, with the metadata that the trainer
+    writes."""
     loras.mkdir()
     pair, base = pack_module("chats.pair"), mini.model("sd15", 1)
     own = [("my-pair_preferred", "preferred"), ("my-pair_dispreferred", "dispreferred")]
@@ -96,8 +101,8 @@ def write_loras(loras: Path) -> None:
 
 
 def write_sd35(models: Path) -> None:
-    """A mini SD3.5 pair under the flow workflow's names, with a small VAE and encoders of the real sizes: CLIP-L of random weights, CLIP-G
-    and T5-XXL (6 GB together) of zeros, which take no room on a disk."""
+    """A mini SD3.5 pair under the flow workflow's names, with a small VAE and encoders of the real sizes: CLIP-L of
+    random weights, CLIP-G and T5-XXL (6 GB together) of zeros, which take no room on a disk."""
     import comfy.sdxl_clip
     import comfy.text_encoders.sd3_clip
     from comfy.clip_model import CLIPTextModel
@@ -141,12 +146,15 @@ def write_base_directory(base: Path) -> None:
     (base / "input").mkdir()
     columns, rows = np.meshgrid(np.arange(128), np.arange(96))
     picture = np.stack([columns * 2, rows * 2, 255 - columns], axis=-1).astype(np.uint8)
-    alpha = np.where(columns < 64, 255, 0).astype(np.uint8)  # ComfyUI's mask is where a picture is transparent: the right half
+    alpha = np.where(columns < 64, 255, 0).astype(
+        np.uint8
+    )  # ComfyUI's mask is where a picture is transparent: the right half
     Image.fromarray(np.dstack([picture, alpha])).save(base / "input" / "example.png")
 
 
 def python_path(scratch: Path) -> str:
-    """A path with the empty folder of templates that older ComfyUIs want (0.3.64 does), whichever templates package is installed."""
+    """A path with the empty folder of templates that older ComfyUIs want (0.3.64 does), whichever templates package is
+    installed."""
     if "legacy_templates_path" not in (COMFYUI / "app" / "frontend_management.py").read_text(encoding="utf-8"):
         package = scratch / "site" / "comfyui_workflow_templates"
         (package / "templates").mkdir(parents=True)
@@ -193,7 +201,9 @@ class Server:
     def queue(self, graph: dict[str, dict]) -> dict:
         """The answer to `POST /prompt`, which has the status 400 when no node can run."""
         body = json.dumps({"prompt": graph}).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/prompt", body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/prompt", body, {"Content-Type": "application/json"}
+        )
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 return json.load(response)
@@ -223,7 +233,8 @@ class Server:
 
 @contextlib.contextmanager
 def running_server(scratch: Path, *arguments: str) -> Iterator[Server]:
-    """A server on a free port with its base directory in ``scratch``; it ends with the block, whatever happens in it."""
+    """A server on a free port with its base directory in ``scratch``; it ends with the block, whatever happens in
+    it."""
     write_base_directory(scratch / "base")
     port = free_port()
     command = [sys.executable, "main.py", "--cpu", "--port", str(port), "--base-directory", str(scratch / "base")]

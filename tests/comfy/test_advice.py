@@ -27,7 +27,11 @@ def said(nodes, pairs, caplog):
         with caplog.at_level(logging.WARNING):
             negative = nodes["CHATSProxyPrompt"](positive, null, used_alpha, form)[0]
             run(guider_of(joined, positive, negative, cfg), mini.latent("sd15"), steps=steps)
-        return [record.getMessage().removeprefix("CHATS: ") for record in caplog.records if record.getMessage().startswith("CHATS: ")]
+        return [
+            record.getMessage().removeprefix("CHATS: ")
+            for record in caplog.records
+            if record.getMessage().startswith("CHATS: ")
+        ]
 
     return sample
 
@@ -40,7 +44,9 @@ def test_settings_that_fit_need_no_word(said):
     assert said(**FITTING, proxy_cosine=0.95, proxy_relative_error=0.3) == []
     assert said(0.7, zeros=True, **{**FITTING, "null_prompt": "zeros"}) == []
     assert said(0.0, **FITTING) == []
-    assert said(0.0, **FITTING, proxy_cosine=0.1, proxy_relative_error=1.3) == [], "without the prompt both forms are one"
+    assert said(0.0, **FITTING, proxy_cosine=0.1, proxy_relative_error=1.3) == [], (
+        "without the prompt both forms are one"
+    )
     assert said(form="exact", **FITTING, proxy_cosine=0.1, proxy_relative_error=1.3) == []
 
 
@@ -55,8 +61,14 @@ def test_settings_that_fit_need_no_word(said):
             dict(prediction_type="v_prediction"),
             "sampled as epsilon, but the pair was trained for v_prediction: put ModelSamplingDiscrete on both",
         ),
-        (dict(prediction_type="flow"), "sampled as epsilon, but the pair was trained for flow: put ModelSamplingSD3 on both"),
-        (dict(used_alpha=0.0, null_prompt="zeros"), "null is text, but the pair was trained with zeros: put ConditioningZeroOut"),
+        (
+            dict(prediction_type="flow"),
+            "sampled as epsilon, but the pair was trained for flow: put ModelSamplingSD3 on both",
+        ),
+        (
+            dict(used_alpha=0.0, null_prompt="zeros"),
+            "null is text, but the pair was trained with zeros: put ConditioningZeroOut",
+        ),
         (dict(null_prompt="zeros"), "null is text, but the pair was trained with zeros: put ConditioningZeroOut"),
         (
             dict(zeros=True, null_prompt="encoded_empty"),

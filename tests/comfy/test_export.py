@@ -1,4 +1,5 @@
-"""What the trainer exports, in real ComfyUI: names against ComfyUI's own maps, and whole pairs against the headless sampler.
+"""What the trainer exports, in real ComfyUI: names against ComfyUI's own maps, and whole pairs against the headless
+sampler.
 
 The second half needs the trainer's Python (diffusers is not ComfyUI's): set CHATS_TRAIN_PYTHON to it.
 """
@@ -20,20 +21,23 @@ ROOT = Path(__file__).resolve().parents[2]
 # Last, so that ComfyUI's `nodes` stays in front of the pack's.
 sys.path.append(str(ROOT))
 
-from chats_train.export.layout import to_native  # noqa: E402
-from chats_train.export.layouts import file_format, lora_names  # noqa: E402
+from chats_train.layouts.formats import file_format, lora_names  # noqa: E402
+from chats_train.layouts.places import to_native  # noqa: E402
 
 # SDXL as v-prediction alone: a mini that ComfyUI knows is 1.1 GB, and epsilon differs by two markers less.
 KINDS = ["sd15", "sdxl_v", "sd3", "flux"]
 
 
 def diffusers_map(kind: str, model) -> dict[str, object]:
-    """ComfyUI's own map of a loaded model: diffusers' key → native key, or (native key, (dim, start, length), function)."""
+    """ComfyUI's own map of a loaded model: diffusers' key → native key, or (native key, (dim, start, length),
+    function)."""
     config = model.model.model_config.unet_config
     if kind == "sd3":
         return comfy.utils.mmdit_to_diffusers(config)
     # Two generations of diffusers' name for one layer.
-    return {key: to for key, to in comfy.utils.unet_to_diffusers(config).items() if not key.startswith("class_embedding.")}
+    return {
+        key: to for key, to in comfy.utils.unet_to_diffusers(config).items() if not key.startswith("class_embedding.")
+    }
 
 
 def in_diffusers_names(native: dict[str, torch.Tensor], mapping: dict[str, object]) -> dict[str, torch.Tensor]:
@@ -90,7 +94,9 @@ def exported(request, tmp_path_factory):
 def pair(exported, nodes):
     """Both members through the pack's loader."""
     kind = exported[0]
-    return nodes["CHATSDiffusionModelPairLoader"](f"{kind}_preferred.safetensors", f"{kind}_dispreferred.safetensors", "default")
+    return nodes["CHATSDiffusionModelPairLoader"](
+        f"{kind}_preferred.safetensors", f"{kind}_dispreferred.safetensors", "default"
+    )
 
 
 def conditioning(expected: dict[str, torch.Tensor], which: str) -> list:
@@ -147,5 +153,7 @@ def test_a_lora_pair_samples_as_it_does_headless(exported, nodes, caplog):
 def test_one_member_samples_as_it_does_headless(exported, pair):
     (model, _), (_, _, expected) = pair, exported
     prompts = [conditioning(expected, which) for which in ("prompt", "null")]
-    (out,) = KSampler().sample(model, 5, 2, 3.0, "euler", "normal", *prompts, {"samples": torch.zeros_like(expected["cfg"])})
+    (out,) = KSampler().sample(
+        model, 5, 2, 3.0, "euler", "normal", *prompts, {"samples": torch.zeros_like(expected["cfg"])}
+    )
     assert mini.relative_error(model.model.process_latent_in(out["samples"]), expected["cfg"]) < 1e-3

@@ -1,4 +1,5 @@
-"""What `extract` writes, in real ComfyUI: every key is mapped, and the preferred with the LoRA on it is the dispreferred."""
+"""What `extract` writes, in real ComfyUI: every key is mapped, and the preferred with the LoRA on it is the
+dispreferred."""
 
 import comfy.model_management
 import folder_paths
@@ -40,4 +41,6 @@ def test_the_preferred_with_the_lora_is_the_dispreferred(family, caplog):
     assert patched.patches.keys() == {f"diffusion_model.{key}" for key in changed}
     weights = loaded_weights(patched)
     for key in expected:
-        torch.testing.assert_close(weights[key], expected[key], rtol=0, atol=1e-5 * expected[key].abs().max().item(), msg=key)
+        torch.testing.assert_close(
+            weights[key], expected[key], rtol=0, atol=1e-5 * expected[key].abs().max().item(), msg=key
+        )

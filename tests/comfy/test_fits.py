@@ -1,6 +1,8 @@
-"""Living beside other nodes: core's own that patch the inside of a model, and the ways in which well-known packs reach into sampling.
+"""Living beside other nodes: core's own that patch the inside of a model, and the ways in which well-known packs reach
+into sampling.
 
-The packs' mechanisms are imitated here in a few lines each; `test_real_packs.py` runs the packs themselves where they are installed.
+The packs' mechanisms are imitated here in a few lines each; `test_real_packs.py` runs the packs themselves where they
+are installed.
 """
 
 import comfy.controlnet
@@ -30,7 +32,8 @@ def on_the_model(node, *settings):
 
 
 def attn2_replaced(model):
-    """The image prompt of IPAdapter: an attention of its own in each cross-attention, other for the positive and the negative rows."""
+    """The image prompt of IPAdapter: an attention of its own in each cross-attention, other for the positive and the
+    negative rows."""
     patched = model.clone()
     generator = torch.Generator().manual_seed(8)
     image = {branch: torch.randn(1, 4, 320, generator=generator) for branch in (0, 1)}
@@ -40,7 +43,9 @@ def attn2_replaced(model):
 
         branches = options["cond_or_uncond"]
         tokens = torch.cat([image[branch].repeat(len(q) // len(branches), 1, 1) for branch in branches])
-        return optimized_attention(q, k, v, options["n_heads"]) + 0.8 * optimized_attention(q, tokens, tokens, options["n_heads"])
+        return optimized_attention(q, k, v, options["n_heads"]) + 0.8 * optimized_attention(
+            q, tokens, tokens, options["n_heads"]
+        )
 
     for place in [("input", 1), ("input", 3), ("middle", 1), ("output", 0), ("output", 2)]:
         patched.set_model_attn2_replace(replace, *place)
@@ -48,7 +53,8 @@ def attn2_replaced(model):
 
 
 def tiles_in_one_batch(apply_model, args):
-    """The wrapper of TiledDiffusion: the tiles of all rows, one tile after the other, in one batch; then their average."""
+    """The wrapper of TiledDiffusion: the tiles of all rows, one tile after the other, in one batch; then their
+    average."""
     x, t, c = args["input"], args["timestep"], args["c"]
     starts = (0, 4, 8)
     tiles = torch.cat([x[..., start : start + 8] for start in starts])
@@ -76,7 +82,10 @@ def tile_loop(model, positive, negative):
     positive = result(comfy_nodes.ConditioningSetArea, positive, 128, 64, 0, 0, 1.0)[0] + mini.conditioning("sd15", 5)
     for left in (0, 8):
         crop = {"samples": whole[..., left : left + 8].clone()}
-        cropped = [[tokens, {**options, **({"area": (8, 8, 0, 0)} if "area" in options else {})}] for tokens, options in positive]
+        cropped = [
+            [tokens, {**options, **({"area": (8, 8, 0, 0)} if "area" in options else {})}]
+            for tokens, options in positive
+        ]
         whole[..., left : left + 8] = ksampler(model, cropped, negative, crop, denoise=0.6)
     return whole
 
@@ -97,16 +106,22 @@ def controlnet():
     from comfy.cldm.cldm import ControlNet
     from comfy.ops import disable_weight_init
 
-    config = {name: value for name, value in mini.SD15.items() if name not in ("out_channels", "transformer_depth_output")}
+    config = {
+        name: value for name, value in mini.SD15.items() if name not in ("out_channels", "transformer_depth_output")
+    }
     network = ControlNet(**config, hint_channels=3, device="meta", dtype=torch.float32, operations=disable_weight_init)
-    loaded = comfy.controlnet.load_controlnet_state_dict({f"control_model.{k}": v for k, v in mini.random_weights(network, 9).items()})
+    loaded = comfy.controlnet.load_controlnet_state_dict(
+        {f"control_model.{k}": v for k, v in mini.random_weights(network, 9).items()}
+    )
     assert loaded is not None
     return loaded
 
 
 def controlled(model, positive, negative):
     hint = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(6))
-    return ksampler(model, *result(comfy_nodes.ControlNetApplyAdvanced, positive, negative, controlnet(), hint, 0.7, 0.0, 0.8))
+    return ksampler(
+        model, *result(comfy_nodes.ControlNetApplyAdvanced, positive, negative, controlnet(), hint, 0.7, 0.0, 0.8)
+    )
 
 
 NODES = {
@@ -119,8 +134,13 @@ NODES = {
     "tile loop (Ultimate SD Upscale)": tile_loop,
     "crop and noise mask (detailers)": detailer,
 }
-# The ways in: from inside of the attention, around the model, around the sampler. The others are tried in the newest ComfyUI.
-IN_ALL_VERSIONS = ("attn2 replace (IPAdapter)", "wrapper with tiles (TiledDiffusion)", "crop and noise mask (detailers)")
+# The ways in: from inside of the attention, around the model, around the sampler. The others are tried in the newest
+# ComfyUI.
+IN_ALL_VERSIONS = (
+    "attn2 replace (IPAdapter)",
+    "wrapper with tiles (TiledDiffusion)",
+    "crop and noise mask (detailers)",
+)
 EVERYWHERE = [*IN_ALL_VERSIONS, *newest(*(node for node in NODES if node not in IN_ALL_VERSIONS))]
 # It acts on layers of twice and four times the first one's channels, which the mini model does not have.
 free_u = on_the_model(FreeU_V2, 1.3, 1.4, 0.9, 0.2)
@@ -141,10 +161,13 @@ def test_free_u(join, wide_twins):
 
 
 def test_hypertile_wants_two_models(join, twins):
-    """Its tiles are rows of their own inside of the attention. Which rows those were is up to the node that makes them."""
+    """Its tiles are rows of their own inside of the attention. Which rows those were is up to the node that makes
+    them."""
     assert_two_models_fit(hypertile, join, twins("sd15"), unlike=ksampler)
     preferred, shared, _ = lora_pairs(twins("sd15"))
-    with pytest.raises(RuntimeError, match=r"a node on the model regroups the batch: remove it, or load the base twice"):
+    with pytest.raises(
+        RuntimeError, match=r"a node on the model regroups the batch: remove it, or load the base twice"
+    ):
         hypertile(join(preferred, shared), *prompts())
 
 
@@ -159,7 +182,8 @@ def test_tiles_of_several_pictures(join, twins):
 
 
 def test_rows_that_cannot_be_told_apart_are_refused(join, twins):
-    """Each row several times over, where the prompts say so, and tiles of a negative that is the prompt, where they say nothing."""
+    """Each row several times over, where the prompts say so, and tiles of a negative that is the prompt, where they say
+    nothing."""
     preferred, shared, _ = lora_pairs(twins("sd15"))
     positive, negative = prompts()
 

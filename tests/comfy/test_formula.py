@@ -20,7 +20,9 @@ KINDS = ["sd15", "sd3", *newest("sd15_v")]
 @pytest.fixture
 def join(nodes):
     """CHATSApply with the whole interval."""
-    return lambda preferred, dispreferred, start=0.0, end=1.0: nodes["CHATSApply"](preferred, dispreferred, start, end)[0]
+    return lambda preferred, dispreferred, start=0.0, end=1.0: nodes["CHATSApply"](preferred, dispreferred, start, end)[
+        0
+    ]
 
 
 def prompts(kind, nodes, form="proxy"):
@@ -64,13 +66,17 @@ def test_patch_guider_and_ksampler_are_bitwise_equal(kind, form, pairs, join, no
     positive, null = mini.conditioning(kind, 3), mini.conditioning(kind, 4)
     negative = nodes["CHATSProxyPrompt"](positive, null, 0.5, form)[0]
     latent = mini.latent(kind, 2)
-    patched = result(comfy_nodes.KSampler, join(preferred, dispreferred), 7, 2, CFG, "euler", "normal", positive, negative, latent)[0]
+    patched = result(
+        comfy_nodes.KSampler, join(preferred, dispreferred), 7, 2, CFG, "euler", "normal", positive, negative, latent
+    )[0]
     one_box = nodes["CHATSKSampler"](
         preferred, dispreferred, positive, null, latent, 7, 2, CFG, "euler", "normal", 1.0, 0.5, form, 0.0, 1.0
     )[0]
     guider = nodes["CHATSGuider"](preferred, dispreferred, positive, negative, CFG, 0.0, 1.0)[0]
     noise = comfy.sample.prepare_noise(latent["samples"], 7)
-    guided = guider.sample(noise, latent["samples"], comfy.samplers.sampler_object("euler"), schedule(preferred), disable_pbar=True, seed=7)
+    guided = guider.sample(
+        noise, latent["samples"], comfy.samplers.sampler_object("euler"), schedule(preferred), disable_pbar=True, seed=7
+    )
     assert torch.equal(patched["samples"], one_box["samples"])
     assert torch.equal(patched["samples"], guided)
 
@@ -140,7 +146,12 @@ def test_cfg_pp_samplers_see_the_dispreferred_prediction(cfg, pairs, join, nodes
     """These ask for the negative even at cfg 1, after the models were loaded: the dispreferred is then loaded late."""
     preferred, dispreferred = pairs("sd15")
     positive, negative = prompts("sd15", nodes)
-    actual = run(guider_of(join(preferred, dispreferred), positive, negative, cfg), mini.latent("sd15"), sampler="euler_cfg_pp", steps=2)
+    actual = run(
+        guider_of(join(preferred, dispreferred), positive, negative, cfg),
+        mini.latent("sd15"),
+        sampler="euler_cfg_pp",
+        steps=2,
+    )
 
     # Euler CFG++: x ← denoised + (x − uncond)/σ · σ', from the two predictions at each level.
     sigmas = schedule(preferred, 2)
@@ -163,7 +174,9 @@ def test_ksampler_advanced_with_start_and_end_steps(pairs, join, nodes):
     noise = comfy.sample.prepare_noise(latent["samples"], 7)
     reference = reference_of(preferred, dispreferred, positive, negative, CFG)
     sampler = comfy.samplers.sampler_object("euler")
-    expected = reference.sample(noise, latent["samples"], sampler, schedule(preferred, 6)[2:6], disable_pbar=True, seed=7)
+    expected = reference.sample(
+        noise, latent["samples"], sampler, schedule(preferred, 6)[2:6], disable_pbar=True, seed=7
+    )
     assert mini.relative_error(actual, expected) < 1e-5
 
 
@@ -182,7 +195,8 @@ def test_sampler_custom(pairs, join, nodes):
 def test_a_lora_on_each_side(kind, pairs, join, nodes):
     preferred, dispreferred = pairs(kind)
     adapted = [
-        comfy.sd.load_lora_for_models(model, None, lora(model, seed), 1.0, 0.0)[0] for model, seed in ((preferred, 21), (dispreferred, 22))
+        comfy.sd.load_lora_for_models(model, None, lora(model, seed), 1.0, 0.0)[0]
+        for model, seed in ((preferred, 21), (dispreferred, 22))
     ]
     assert len(adapted[0].patches) > 3
     assert_formula(join, adapted, *prompts(kind, nodes), mini.latent(kind))

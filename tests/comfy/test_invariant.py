@@ -1,5 +1,6 @@
-"""With equal weights on both sides (each its own copy) and the null prompt as negative, CHATS is stock CFG: to 1e-5, with all of
-ComfyUI's ways to shape the conditioning and the guidance, whether put on before or after the two are joined."""
+"""With equal weights on both sides (each its own copy) and the null prompt as negative, CHATS is stock CFG: to 1e-5,
+with all of ComfyUI's ways to shape the conditioning and the guidance, whether put on before or after the two are
+joined."""
 
 import functools
 
@@ -25,14 +26,19 @@ def plain(twins):
 
     @functools.cache
     def plain(kind, cfg, **options):
-        return run(guider_of(twins(kind)[0], mini.conditioning(kind, 3), mini.conditioning(kind, 4), cfg), mini.latent(kind), **options)
+        return run(
+            guider_of(twins(kind)[0], mini.conditioning(kind, 3), mini.conditioning(kind, 4), cfg),
+            mini.latent(kind),
+            **options,
+        )
 
     return plain
 
 
 @pytest.fixture
 def assert_stock(twins, nodes, plain):
-    """Samples ``positive`` and ``negative`` with the twins and with the first of them alone; ``patch`` goes on both MODELs."""
+    """Samples ``positive`` and ``negative`` with the twins and with the first of them alone; ``patch`` goes on both
+    MODELs."""
 
     def assert_stock(positive, negative, kind="sd15", patch=lambda model: model, before=False, cfg=CFG, **options):
         first, second = twins(kind)
@@ -79,7 +85,9 @@ def test_areas(assert_stock):
 
 
 def test_percentage_areas(assert_stock):
-    positive = result(comfy_nodes.ConditioningSetAreaPercentage, mini.conditioning("sd15", 3), 0.5, 1.0, 0.0, 0.0, 1.0)[0]
+    positive = result(comfy_nodes.ConditioningSetAreaPercentage, mini.conditioning("sd15", 3), 0.5, 1.0, 0.0, 0.0, 1.0)[
+        0
+    ]
     assert assert_stock(positive + mini.conditioning("sd15", 5), mini.conditioning("sd15", 4)) > 0.01
 
 
@@ -92,7 +100,9 @@ def test_masks(bounds, assert_stock):
 
 
 def test_timestep_ranges(assert_stock):
-    positive = mini.conditioning("sd15", 3, start_percent=0.0, end_percent=0.5) + mini.conditioning("sd15", 5, start_percent=0.5)
+    positive = mini.conditioning("sd15", 3, start_percent=0.0, end_percent=0.5) + mini.conditioning(
+        "sd15", 5, start_percent=0.5
+    )
     assert assert_stock(positive, mini.conditioning("sd15", 4), steps=3) > 1e-4
 
 
@@ -104,7 +114,9 @@ def test_controlnet_on_the_positive(assert_stock):
 
 def test_controlnet_on_both(assert_stock):
     control = ResidualControl(1, until=0.6)
-    positive, negative = result(comfy_nodes.ControlNetApplyAdvanced, *prompts(), control, torch.zeros(1, 8, 8, 3), 0.8, 0.0, 1.0)
+    positive, negative = result(
+        comfy_nodes.ControlNetApplyAdvanced, *prompts(), control, torch.zeros(1, 8, 8, 3), 0.8, 0.0, 1.0
+    )
     assert assert_stock(positive, negative, steps=3) > 0.01
 
 
@@ -146,7 +158,11 @@ MODEL_NODES = {
         closed_loop=False,
         fuse_method="pyramid",
         dim=2,
-        **({"freenoise": False} if "freenoise" in [i.id for i in ContextWindowsManualNode.define_schema().inputs] else {}),
+        **(
+            {"freenoise": False}
+            if "freenoise" in [i.id for i in ContextWindowsManualNode.define_schema().inputs]
+            else {}
+        ),
     )[0],
 }
 
@@ -167,7 +183,9 @@ def test_attention_patches_reach_both_models_once(before, twins, nodes):
 
     def patch(model):
         patched = model.clone()
-        patched.set_model_attn2_patch(lambda q, k, v, options: calls.append(tuple(options["cond_or_uncond"])) or (q, k, v))
+        patched.set_model_attn2_patch(
+            lambda q, k, v, options: calls.append(tuple(options["cond_or_uncond"])) or (q, k, v)
+        )
         return patched
 
     first, second = twins("sd15")
@@ -211,7 +229,9 @@ def test_each_model_keeps_its_own_patches(pairs, nodes):
         patched.set_model_unet_function_wrapper(wrap)
         return patched
 
-    paired = nodes["CHATSApply"](counted(preferred, "preferred"), counted(dispreferred, "dispreferred"), 0.0, 1.0)[0].clone()
+    paired = nodes["CHATSApply"](counted(preferred, "preferred"), counted(dispreferred, "dispreferred"), 0.0, 1.0)[
+        0
+    ].clone()
     actual = run(guider_of(paired, positive, negative, CFG), mini.latent("sd15"), steps=1)
     assert counts == {"preferred": 1, "dispreferred": 1}
 

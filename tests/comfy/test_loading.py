@@ -18,7 +18,12 @@ def output() -> list[str]:
     script = Path(measure_loading.__file__)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
-        [sys.executable, "-u", str(script)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment
+        [sys.executable, "-u", str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env=environment,
     )
     assert run.returncode == 0, run.stdout[-4000:]
     return run.stdout.splitlines()

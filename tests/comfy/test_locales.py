@@ -31,8 +31,12 @@ def chinese() -> dict:
 def test_english_is_the_schema_to_the_letter(pack, english):
     expected = leaves(describe_nodes.english_texts(describe_nodes.node_infos(pack)))
     stated = leaves(english)
-    differing = sorted(".".join(path) for path in expected.keys() | stated.keys() if expected.get(path) != stated.get(path))
-    assert not differing, f"locales/en differs in {differing}; write it anew: run tests/comfy/describe_nodes.py with ComfyUI's Python"
+    differing = sorted(
+        ".".join(path) for path in expected.keys() | stated.keys() if expected.get(path) != stated.get(path)
+    )
+    assert not differing, (
+        f"locales/en differs in {differing}; write it anew: run tests/comfy/describe_nodes.py with ComfyUI's Python"
+    )
 
 
 def test_chinese_has_the_same_keys(english, chinese):

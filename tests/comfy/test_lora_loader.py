@@ -1,4 +1,5 @@
-"""Loading LoRA pairs from files: two LoRAs on one base, one on a preferred model, and what is refused before anything is sampled."""
+"""Loading LoRA pairs from files: two LoRAs on one base, one on a preferred model, and what is refused before anything
+is sampled."""
 
 import folder_paths
 import mini
@@ -34,7 +35,9 @@ def files(written, pairs):
 
 def test_a_pair_on_one_base(nodes, files, pairs):
     base = pairs("sd15")[0]
-    preferred, dispreferred = nodes["CHATSLoRAPairLoader"](base, "preferred.safetensors", "dispreferred.safetensors", 0.8, 1.2)
+    preferred, dispreferred = nodes["CHATSLoRAPairLoader"](
+        base, "preferred.safetensors", "dispreferred.safetensors", 0.8, 1.2
+    )
     assert preferred.is_clone(base)
     assert dispreferred.is_clone(base)
     assert {patch[0] for patches in preferred.patches.values() for patch in patches} == {0.8}
@@ -68,11 +71,16 @@ def test_a_strength_of_zero_takes_a_lora_out(nodes, files, pairs):
         ("none", "none", "both none; choose at least one LoRA"),
         ("preferred.safetensors", "preferred.safetensors", "are both preferred.safetensors"),
         ("none", "preferred.safetensors", "`dispreferred` is preferred.safetensors, which is the preferred member"),
-        ("gone.safetensors", "preferred.safetensors", "`preferred_lora` is gone.safetensors, which is not in ComfyUI's loras folder"),
+        (
+            "gone.safetensors",
+            "preferred.safetensors",
+            "`preferred_lora` is gone.safetensors, which is not in ComfyUI's loras folder",
+        ),
         (
             "gone.safetensors",
             "lost.safetensors",
-            "`preferred_lora` is gone.safetensors and `dispreferred_lora` is lost.safetensors, which are not in ComfyUI's loras folder",
+            "`preferred_lora` is gone.safetensors and `dispreferred_lora` is lost.safetensors, which are not in "
+            "ComfyUI's loras folder",
         ),
         ("none", "gone.safetensors", "`dispreferred_lora` is gone.safetensors, which is not in ComfyUI's loras folder"),
     ],

@@ -56,20 +56,23 @@ def test_weight_dtype_is_comfyuis(nodes, written):
 
 @newest_only
 def test_a_diffusers_format_unet_loads(nodes, folder, written):
-    """The layout of the authors' published pairs. ComfyUI knows the full SD1.5 configuration only, so its keys at real widths."""
+    """The layout of the authors' published pairs. ComfyUI knows the full SD1.5 configuration only, so its keys at real
+    widths."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
     from comfy.ops import disable_weight_init
     from comfy.utils import unet_to_diffusers
 
     config = dict(
-        image_size=32, in_channels=4, model_channels=320, out_channels=4, num_res_blocks=[2, 2, 2, 2], channel_mult=[1, 2, 4, 4],
-        num_heads=8, use_spatial_transformer=True, transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0], transformer_depth_middle=1,
+        image_size=32, in_channels=4, model_channels=320, out_channels=4, num_res_blocks=[2, 2, 2, 2],
+        channel_mult=[1, 2, 4, 4], num_heads=8, use_spatial_transformer=True,
+        transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0], transformer_depth_middle=1,
         transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], context_dim=768, legacy=False,
     )  # fmt: skip
     native = UNetModel(**config, device="meta", dtype=torch.float16, operations=disable_weight_init).state_dict()
     names = {theirs: ours for theirs, ours in unet_to_diffusers(config).items() if ours in native}
     assert len(names) == len(native) == 686
-    # Each tensor of a shape a number of its own, of those that fp8 holds exactly: full size, yet a quarter of fp32's memory.
+    # Each tensor of a shape a number of its own, of those that fp8 holds exactly: full size, yet a quarter of fp32's
+    # memory.
     numbers = torch.arange(1, 120, dtype=torch.uint8).view(torch.float8_e4m3fn)
     numbers = torch.cat([numbers, (-numbers.half()).to(torch.float8_e4m3fn)])
     for offset, member in enumerate(("preferred", "dispreferred")):
@@ -126,7 +129,9 @@ def test_file_errors_are_one_sentence_at_the_queue_and_in_the_run(nodes, written
         "absent.safetensors": "not in ComfyUI's diffusion_models folder",
         "foreign.safetensors": "`chats.member` = `loser`",
     }
-    classes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())}
+    classes = {
+        node.GET_SCHEMA().node_id: node for node in asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
+    }
     loader = classes["CHATSDiffusionModelPairLoader"]
     for name, message in cases.items():
         verdict = loader.validate_inputs("p.safetensors", name)
@@ -151,7 +156,12 @@ def test_different_architectures_name_the_first_difference(nodes, pairs):
 
 
 def test_different_widths_name_the_first_difference(nodes, pairs):
-    config = {**mini.SD15, "num_res_blocks": [2, 1], "transformer_depth": [1, 1, 1], "transformer_depth_output": [1] * 5}
+    config = {
+        **mini.SD15,
+        "num_res_blocks": [2, 1],
+        "transformer_depth": [1, 1, 1],
+        "transformer_depth_output": [1] * 5,
+    }
     other = comfy.sd.load_diffusion_model_state_dict(mini.unet_weights(config, 1))
     refused(nodes, pairs("sd15")[0], other, r"`num_res_blocks` is \[1, 1\] and \[2, 1\]")
 

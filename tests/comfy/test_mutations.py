@@ -1,12 +1,6 @@
-"""Damaged files in the pair loaders: loaded, or refused in one sentence; a few of those that benchmarks/mutations.py tries."""
-
-import sys
+"""Damaged files in the pair loaders: loaded, or refused in one sentence; a few of those that tests/mutating tries."""
 
 import pytest
-from conftest import ROOT
-
-sys.path.append(str(ROOT / "benchmarks"))
-
 from mutating import cases, comfy
 
 COUNT = 40
@@ -38,5 +32,7 @@ def test_a_value_in_the_place_of_a_link_is_named(value, nodes, pairs):
 
 def test_only_a_lora_can_be_left_out(nodes):
     for loader, rest in (("CHATSCheckpointPairLoader", ()), ("CHATSDiffusionModelPairLoader", ("default",))):
-        with pytest.raises(ValueError, match=r"`preferred` is none and `dispreferred` is x, which are not in ComfyUI's .* folder"):
+        with pytest.raises(
+            ValueError, match=r"`preferred` is none and `dispreferred` is x, which are not in ComfyUI's .* folder"
+        ):
             nodes[loader]("none", "x", *rest)

@@ -1,4 +1,5 @@
-"""The nodes against the committed `node_api.json`: saved workflows and API graphs hold ids, inputs and outputs by name and by place."""
+"""The nodes against the committed `node_api.json`: saved workflows and API graphs hold ids, inputs and outputs by name
+and by place."""
 
 import copy
 import json
@@ -12,14 +13,17 @@ COMPATIBLE = f"not in node_api.json yet, but compatible with saved workflows: {H
 
 
 def incompatible_changes(recorded: dict[str, dict], actual: dict[str, dict]) -> list[str]:
-    """What breaks graphs made with the recorded nodes: anything but additions at the end, another default, a wider range."""
+    """What breaks graphs made with the recorded nodes: anything but additions at the end, another default, a wider
+    range."""
     changes = [f"{node_id} is missing" for node_id in recorded if node_id not in actual]
     for node_id in recorded.keys() & actual.keys():
         for kind in ("inputs", "outputs"):
             before, now = recorded[node_id][kind], actual[node_id][kind]
             names = [[entry["name"] for entry in entries] for entries in (before, now)]
             if names[1][: len(before)] != names[0]:
-                changes.append(f"{node_id}: the {kind} begin with {names[1][: len(before)]} and no longer with {names[0]}")
+                changes.append(
+                    f"{node_id}: the {kind} begin with {names[1][: len(before)]} and no longer with {names[0]}"
+                )
                 continue
             changes += [
                 f"{node_id}: {kind} `{one['name']}` was {one} and is {other}"
@@ -28,7 +32,9 @@ def incompatible_changes(recorded: dict[str, dict], actual: dict[str, dict]) -> 
             ]
         for entry in actual[node_id]["inputs"][len(recorded[node_id]["inputs"]) :]:
             if not entry.get("optional"):
-                changes.append(f"{node_id}: the new input `{entry['name']}` is required, and API graphs made before do not have it")
+                changes.append(
+                    f"{node_id}: the new input `{entry['name']}` is required, and API graphs made before do not have it"
+                )
     return changes
 
 
@@ -76,7 +82,19 @@ def move_first_to_the_end(entries: list[dict]) -> None:
         lambda api: api["CHATSApply"]["outputs"][0].update(type="GUIDER"),
         lambda api: api["CHATSApply"]["outputs"][0].update(name="model"),
     ],
-    ids=["id", "removed", "reordered", "retyped", "widget", "range", "options", "required", "output gone", "output type", "output name"],
+    ids=[
+        "id",
+        "removed",
+        "reordered",
+        "retyped",
+        "widget",
+        "range",
+        "options",
+        "required",
+        "output gone",
+        "output type",
+        "output name",
+    ],
 )
 def test_a_break_is_told_from_an_addition(recorded, change):
     changed = copy.deepcopy(recorded)

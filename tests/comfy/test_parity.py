@@ -1,7 +1,8 @@
-"""Parity with the arithmetic of the authors' pipeline: a two-model Euler loop in diffusers' terms, written from the equations.
+"""Parity with the arithmetic of the authors' pipeline: a two-model Euler loop in diffusers' terms, written from the
+equations.
 
-It calls the bare networks with (x/√(σ²+1), t, embeddings), mixes c̃ = −αc + (1+α)∅, combines ε̃ = (1+s)ε⁺ − sε⁻ (Eq. 17) and steps
-x ← x + (σ' − σ)·ε̃, with σ = √((1−ᾱ)/ᾱ) of the scaled-linear schedule at whole timesteps.
+It calls the bare networks with (x/√(σ²+1), t, embeddings), mixes c̃ = −αc + (1+α)∅, combines ε̃ = (1+s)ε⁺ − sε⁻ (Eq.
+17) and steps x ← x + (σ' − σ)·ε̃, with σ = √((1−ᾱ)/ᾱ) of the scaled-linear schedule at whole timesteps.
 """
 
 import itertools
@@ -45,5 +46,7 @@ def test_the_final_latent_is_that_of_the_pipeline(pairs, nodes):
 
     paired = nodes["CHATSApply"](preferred, dispreferred, 0.0, 1.0)[0]
     sigmas = torch.tensor([*(noise_levels()[t].item() for t in TIMESTEPS), 0.0])
-    actual = run(guider_of(paired, positive, negative, 1 + GUIDANCE_SCALE), mini.latent("sd15", 2), sigmas=sigmas, seed=7)
+    actual = run(
+        guider_of(paired, positive, negative, 1 + GUIDANCE_SCALE), mini.latent("sd15", 2), sigmas=sigmas, seed=7
+    )
     assert mini.relative_error(actual, preferred.model.process_latent_out(expected)) < 1e-4

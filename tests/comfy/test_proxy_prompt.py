@@ -28,7 +28,18 @@ def test_tokens_and_pooled_are_mixed_and_the_rest_of_the_positive_stays(negative
 def test_exact_has_two_weighted_entries_of_each_positive_one(negative):
     pooled, null_pooled = torch.full((1, 2048), 1.0), torch.full((1, 2048), 3.0)
     mask = torch.ones(1, 80)
-    positive = [entry(154, 2, 4096, pooled_output=pooled, strength=0.8, area=(8, 4, 0, 0), attention_mask=mask, conditioning_llama3=mask)]
+    positive = [
+        entry(
+            154,
+            2,
+            4096,
+            pooled_output=pooled,
+            strength=0.8,
+            area=(8, 4, 0, 0),
+            attention_mask=mask,
+            conditioning_llama3=mask,
+        )
+    ]
     null = [entry(77, 4, 4096, pooled_output=null_pooled, attention_mask=mask * 2, strength=9.0)]
     prompt_entry, null_entry = negative(positive, null, 0.5, "exact")
     assert prompt_entry[0] is positive[0][0]
@@ -111,8 +122,16 @@ def test_several_null_entries_go_by_index_when_the_counts_match(negative, caplog
         (entry(77, 2), entry(77, 4, 1024), r"\[1, 77, 768\].*\[1, 77, 1024\]"),
         (entry(77, 2, pooled_output=torch.ones(1, 1280)), entry(77, 4), "`null` has no pooled embedding"),
         (entry(77, 2), entry(77, 4, pooled_output=torch.ones(1, 1280)), "`positive` has no pooled embedding"),
-        (entry(77, 2, pooled_output=torch.ones(1, 8)), entry(77, 4, pooled_output=torch.ones(1, 9)), "pooled embeddings are"),
-        (entry(77, 2, attention_mask=torch.ones(1, 77)), entry(77, 4, attention_mask=torch.zeros(1, 77)), "differ in `attention_mask`"),
+        (
+            entry(77, 2, pooled_output=torch.ones(1, 8)),
+            entry(77, 4, pooled_output=torch.ones(1, 9)),
+            "pooled embeddings are",
+        ),
+        (
+            entry(77, 2, attention_mask=torch.ones(1, 77)),
+            entry(77, 4, attention_mask=torch.zeros(1, 77)),
+            "differ in `attention_mask`",
+        ),
         (entry(77, 2, conditioning_llama3=torch.ones(1, 5)), entry(77, 4), "differ in `conditioning_llama3`"),
     ],
 )
@@ -124,7 +143,9 @@ def test_what_has_no_mixture_is_refused_in_one_sentence(negative, positive, null
 
 def test_equal_masks_are_mixed(negative):
     mask = torch.ones(1, 77)
-    ((_, options),) = negative([entry(77, 2, 4096, attention_mask=mask)], [entry(77, 4, 4096, attention_mask=mask.clone())])
+    ((_, options),) = negative(
+        [entry(77, 2, 4096, attention_mask=mask)], [entry(77, 4, 4096, attention_mask=mask.clone())]
+    )
     assert torch.equal(options["attention_mask"], mask)
 
 

@@ -1,5 +1,6 @@
-"""Well-known packs themselves, where `CHATS_PACKS` names a folder that holds them, each with its requirements installed: none of them is
-part of this project. Each pack's own node gives a pair what it gives one model, as in `test_fits.py`.
+"""Well-known packs themselves, where `CHATS_PACKS` names a folder that holds them, each with its requirements
+installed: none of them is part of this project. Each pack's own node gives a pair what it gives one model, as in
+`test_fits.py`.
 """
 
 import asyncio
@@ -16,16 +17,21 @@ from fitting import CFG, assert_shared_weights_fit, assert_two_models_fit, ksamp
 from server import PromptServer
 
 PACKS = os.environ.get("CHATS_PACKS")
-pytestmark = pytest.mark.skipif(PACKS is None, reason="CHATS_PACKS is not set: real packs were NOT tried; set it to a folder of packs")
+pytestmark = pytest.mark.skipif(
+    PACKS is None, reason="CHATS_PACKS is not set: real packs were NOT tried; set it to a folder of packs"
+)
 
 
 def pack(name: str) -> dict:
-    """A pack's nodes by id, loaded from its folder as ComfyUI loads custom nodes; skips loudly where the pack is not there."""
+    """A pack's nodes by id, loaded from its folder as ComfyUI loads custom nodes; skips loudly where the pack is not
+    there."""
     folder, module_name = Path(PACKS) / name, f"custom_nodes_{name}"
     if not (folder / "__init__.py").is_file():
         pytest.skip(f"{name} is not in CHATS_PACKS: it was NOT tried")
     if module_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module_name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        spec = importlib.util.spec_from_file_location(
+            module_name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
         module = importlib.util.module_from_spec(spec)
         if not hasattr(PromptServer, "instance"):
             PromptServer(asyncio.new_event_loop())  # packs add routes to it
@@ -88,7 +94,9 @@ def test_ipadapter(scaling, join, twins):
     embeds = [torch.randn(1, 1, 1024, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
 
     def sample(model, positive, negative):
-        patched = node().apply_ipadapter(model, ipadapter_weights(), embeds[0], 1.0, "linear", 0.0, 1.0, embeds[1], embeds_scaling=scaling)
+        patched = node().apply_ipadapter(
+            model, ipadapter_weights(), embeds[0], 1.0, "linear", 0.0, 1.0, embeds[1], embeds_scaling=scaling
+        )
         return ksampler(patched[0], positive, negative)
 
     assert_two_models_fit(sample, join, twins("sd15"), unlike=ksampler)
@@ -101,9 +109,15 @@ def test_ultimate_sd_upscale(batch_size, join, twins, vae):
 
     @torch.inference_mode()  # as ComfyUI runs nodes
     def sample(model, positive, negative):
-        settings = dict(seed=7, steps=2, cfg=CFG, sampler_name="euler", scheduler="normal", denoise=0.6, mode_type="Linear")
-        settings |= dict(tile_width=64, tile_height=64, mask_blur=4, tile_padding=16, force_uniform_tiles=True, tiled_decode=False)
-        settings |= dict(seam_fix_mode="Half Tile", seam_fix_denoise=0.5, seam_fix_mask_blur=4, seam_fix_width=16, seam_fix_padding=8)
+        settings = dict(
+            seed=7, steps=2, cfg=CFG, sampler_name="euler", scheduler="normal", denoise=0.6, mode_type="Linear"
+        )
+        settings |= dict(
+            tile_width=64, tile_height=64, mask_blur=4, tile_padding=16, force_uniform_tiles=True, tiled_decode=False
+        )
+        settings |= dict(
+            seam_fix_mode="Half Tile", seam_fix_denoise=0.5, seam_fix_mask_blur=4, seam_fix_width=16, seam_fix_padding=8
+        )
         return node().upscale(picture(128), model, positive, negative, vae, batch_size=batch_size, **settings)[0]
 
     assert_pictures_fit(sample, join, twins("sd15"))
@@ -118,11 +132,20 @@ def test_impact_packs_detailer(join, twins, vae):
     @torch.inference_mode()  # as ComfyUI runs nodes
     def sample(model, positive, negative):
         settings = dict(
-            guide_size=128, guide_size_for=True, max_size=128, seed=7, steps=2, cfg=CFG, sampler_name="euler", scheduler="normal"
+            guide_size=128,
+            guide_size_for=True,
+            max_size=128,
+            seed=7,
+            steps=2,
+            cfg=CFG,
+            sampler_name="euler",
+            scheduler="normal",
         )
         # Without feathered noise masks: the pack of 2024 asks for a node of an older ComfyUI for them.
         settings |= dict(denoise=0.6, feather=5, noise_mask=True, force_inpaint=True, wildcard="", noise_mask_feather=0)
-        return nodes["DetailerForEach"]().doit(picture(128), segs, model, None, vae, positive=positive, negative=negative, **settings)[0]
+        return nodes["DetailerForEach"]().doit(
+            picture(128), segs, model, None, vae, positive=positive, negative=negative, **settings
+        )[0]
 
     assert_pictures_fit(sample, join, twins("sd15"))
 

@@ -13,7 +13,9 @@ CFG = 6.0
 
 @pytest.fixture
 def join(nodes):
-    return lambda preferred, dispreferred, start=0.0, end=1.0: nodes["CHATSApply"](preferred, dispreferred, start, end)[0]
+    return lambda preferred, dispreferred, start=0.0, end=1.0: nodes["CHATSApply"](preferred, dispreferred, start, end)[
+        0
+    ]
 
 
 @pytest.fixture
@@ -128,7 +130,12 @@ def test_an_interval_that_no_step_falls_into_loads_nothing(pairs, join, prompts,
 def test_callbacks_arrive_once_a_step(pairs, join, prompts):
     steps = []
     model = join(*pairs("sd15"))
-    run(guider_of(model, *prompts, CFG), mini.latent("sd15"), steps=4, callback=lambda step, x0, x, total: steps.append((step, total)))
+    run(
+        guider_of(model, *prompts, CFG),
+        mini.latent("sd15"),
+        steps=4,
+        callback=lambda step, x0, x, total: steps.append((step, total)),
+    )
     assert steps == [(0, 4), (1, 4), (2, 4), (3, 4)]
 
 
@@ -140,10 +147,15 @@ class Stopped(Exception):
 def test_an_error_in_the_middle_leaves_everything_usable(where, pairs, join, prompts, monkeypatch):
     preferred, dispreferred = (model.clone() for model in pairs("sd15"))
     # A LoRA on each side and one on the whole: the states that would be left half-made.
-    adapted = [comfy.sd.load_lora_for_models(m, None, lora(m, seed), 1.0, 0.0)[0] for m, seed in ((preferred, 1), (dispreferred, 2))]
+    adapted = [
+        comfy.sd.load_lora_for_models(m, None, lora(m, seed), 1.0, 0.0)[0]
+        for m, seed in ((preferred, 1), (dispreferred, 2))
+    ]
     paired = comfy.sd.load_lora_for_models(join(*adapted), None, lora(preferred, 3), 1.0, 0.0)[0]
     latent = mini.latent("sd15")
-    before = [run(guider_of(model, *prompts, CFG), latent, steps=1) for model in (preferred, dispreferred, *adapted, paired)]
+    before = [
+        run(guider_of(model, *prompts, CFG), latent, steps=1) for model in (preferred, dispreferred, *adapted, paired)
+    ]
 
     def stop(*_, **__):
         raise Stopped
@@ -163,7 +175,9 @@ def test_an_error_in_the_middle_leaves_everything_usable(where, pairs, join, pro
 
     assert preferred.model.current_patcher is None
     assert dispreferred.model.current_patcher is None
-    after = [run(guider_of(model, *prompts, CFG), latent, steps=1) for model in (preferred, dispreferred, *adapted, paired)]
+    after = [
+        run(guider_of(model, *prompts, CFG), latent, steps=1) for model in (preferred, dispreferred, *adapted, paired)
+    ]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
@@ -216,7 +230,8 @@ def test_an_injection_after_the_join_is_named_in_a_warning(pairs, join, prompts,
 
 
 def test_a_caching_node_after_the_join_skips_both_models_in_the_same_steps(pairs, join, prompts):
-    """EasyCache decides on the positive pass and lets the negative follow, since it sees one call around both models."""
+    """EasyCache decides on the positive pass and lets the negative follow, since it sees one call around both
+    models."""
     from comfy_extras.nodes_easycache import EasyCacheNode
 
     models = pairs("sd15")
@@ -225,7 +240,11 @@ def test_a_caching_node_after_the_join_skips_both_models_in_the_same_steps(pairs
     for model in models:
         reached = []
         steps.append(reached)
-        handles.append(model.model.diffusion_model.out.register_forward_hook(lambda *_, reached=reached: reached.append(len(callbacks))))
+        handles.append(
+            model.model.diffusion_model.out.register_forward_hook(
+                lambda *_, reached=reached: reached.append(len(callbacks))
+            )
+        )
     callbacks = []
     cached = result(EasyCacheNode, join(*models), 5.0, 0.15, 0.95, False)[0]
     run(guider_of(cached, *prompts, CFG), mini.latent("sd15"), steps=8, callback=lambda *_: callbacks.append(1))

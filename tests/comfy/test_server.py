@@ -1,4 +1,5 @@
-"""The pack in a running ComfyUI server: what it lists, what it serves, and whole runs of the shipped workflows to a PNG.
+"""The pack in a running ComfyUI server: what it lists, what it serves, and whole runs of the shipped workflows to a
+PNG.
 
 The server loads mini models of random weights under the file names that the workflows ask for.
 """
@@ -70,7 +71,9 @@ def test_object_info_describes_every_node(object_info):
         assert all(node["output_tooltips"])
         for entry, (_, options) in workflow_graph.inputs_of(node).items():
             assert options.get("tooltip"), f"{name}: `{entry}` has no tooltip"
-            assert options.get("advanced", False) == (entry in RARE_INPUTS), f"{name}: `{entry}` is advanced: {options.get('advanced')}"
+            assert options.get("advanced", False) == (entry in RARE_INPUTS), (
+                f"{name}: `{entry}` is advanced: {options.get('advanced')}"
+            )
 
 
 def test_file_lists_offer_only_safetensors(object_info):
@@ -122,7 +125,8 @@ def test_the_server_objects_to_nothing_but_missing_files(workflow, server, objec
                 node["inputs"][name] = f"nowhere_{value}"
                 renamed[node_id].add(name)
     errors = server.queue(graph)["node_errors"]
-    # Not every file is missed: ComfyUI 0.3.64 does not look into the combos of nodes written in its third API, TripleCLIPLoader here.
+    # Not every file is missed: ComfyUI 0.3.64 does not look into the combos of nodes written in its third API,
+    # TripleCLIPLoader here.
     assert {node_id for node_id in renamed if graph[node_id]["class_type"] in PAIR_LOADERS} <= set(errors)
     assert set(errors) <= set(renamed)
     for node_id, found in errors.items():
@@ -145,11 +149,27 @@ def small(graph: dict[str, dict]) -> dict[str, dict]:
 
 def checkpoint_pair_graph(preferred: str, dispreferred: str) -> dict[str, dict]:
     """The shortest way to a picture: a pair of checkpoints and the one-box sampler."""
-    sampling = {"seed": 20250218, "steps": 2, "cfg": 6.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    sampling = {
+        "seed": 20250218,
+        "steps": 2,
+        "cfg": 6.0,
+        "sampler_name": "euler",
+        "scheduler": "normal",
+        "denoise": 1.0,
+    }
     sampling |= {"alpha": 0.5, "form": "proxy", "start_percent": 0.0, "end_percent": 1.0}
-    connected = {"preferred": ["1", 0], "dispreferred": ["1", 1], "positive": ["2", 0], "null": ["3", 0], "latent_image": ["4", 0]}
+    connected = {
+        "preferred": ["1", 0],
+        "dispreferred": ["1", 1],
+        "positive": ["2", 0],
+        "null": ["3", 0],
+        "latent_image": ["4", 0],
+    }
     return {
-        "1": {"class_type": "CHATSCheckpointPairLoader", "inputs": {"preferred": preferred, "dispreferred": dispreferred}},
+        "1": {
+            "class_type": "CHATSCheckpointPairLoader",
+            "inputs": {"preferred": preferred, "dispreferred": dispreferred},
+        },
         "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a red fox", "clip": ["1", 2]}},
         "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["1", 2]}},
         "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 96, "batch_size": 1}},
@@ -194,7 +214,9 @@ def test_img2img_workflow_changes_the_picture_or_its_masked_part(server, object_
     (inpainted,) = server.run(graph)
     (untouched,) = server.run(without_sampling(graph))
     kept, painted = np.s_[:, :32], np.s_[:, 96:]
-    assert mean_difference(inpainted[kept], untouched[kept]) < 0.2 * mean_difference(inpainted[painted], untouched[painted])
+    assert mean_difference(inpainted[kept], untouched[kept]) < 0.2 * mean_difference(
+        inpainted[painted], untouched[painted]
+    )
     assert mean_difference(whole[kept], untouched[kept]) > 0.5 * mean_difference(whole[painted], untouched[painted])
 
 
@@ -272,12 +294,15 @@ def test_a_pair_that_cannot_be_used_is_refused_when_queued(server, object_info, 
 
 @pytest.mark.parametrize(("language", "page"), [("en", "{}.md"), ("zh", "{}/zh.md")])
 def test_help_is_served_and_names_every_input(server, object_info, language, page):
-    """The front end asks for `<node>/<language>.md`, then for `<node>.md`; it takes a picture's path from `docs/` on in both."""
+    """The front end asks for `<node>/<language>.md`, then for `<node>.md`; it takes a picture's path from `docs/` on in
+    both."""
     docs = f"/extensions/{PACK}/docs/"
     for node in sorted(NODES):
         text = server.get(docs + page.format(node)).decode()
         rows = [re.match(r"\|[^|`]*`(\w+)` \|", line) for line in text.splitlines()]
-        assert [row[1] for row in rows if row] == list(workflow_graph.inputs_of(object_info[node])), f"{node}: the table of inputs"
+        assert [row[1] for row in rows if row] == list(workflow_graph.inputs_of(object_info[node])), (
+            f"{node}: the table of inputs"
+        )
         pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
         assert pictures, f"{node} has no picture"
         for picture in pictures:

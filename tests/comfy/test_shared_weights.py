@@ -1,4 +1,5 @@
-"""Pairs on one set of weights (LoRAs on one base) against the same pairs as two separate models: to 1e-4 relative in fp32."""
+"""Pairs on one set of weights (LoRAs on one base) against the same pairs as two separate models: to 1e-4 relative in
+fp32."""
 
 import comfy.lora
 import comfy.model_management
@@ -35,10 +36,14 @@ def whole_lora(model, seed, rank=2, scale=0.3):
         if weight.ndim >= 2 and part == "weight":
             fan_in = weight[0].numel()
             state[f"{name}.lora_down.weight"] = torch.randn(rank, *weight.shape[1:], generator=generator) / fan_in**0.5
-            state[f"{name}.lora_up.weight"] = torch.randn(weight.shape[0], rank, *[1] * (weight.ndim - 2), generator=generator) * scale
+            state[f"{name}.lora_up.weight"] = (
+                torch.randn(weight.shape[0], rank, *[1] * (weight.ndim - 2), generator=generator) * scale
+            )
             state[f"{name}.alpha"] = torch.tensor(float(rank))
         elif weight.ndim == 1 and part in ("weight", "bias"):
-            state[f"{name}.{'diff' if part == 'weight' else 'diff_b'}"] = torch.randn(weight.shape, generator=generator) * 0.1
+            state[f"{name}.{'diff' if part == 'weight' else 'diff_b'}"] = (
+                torch.randn(weight.shape, generator=generator) * 0.1
+            )
     return state
 
 
@@ -57,7 +62,9 @@ def members(twins):
 
 @pytest.fixture
 def join(nodes):
-    return lambda preferred, dispreferred, start=0.0, end=1.0: nodes["CHATSApply"](preferred, dispreferred, start, end)[0]
+    return lambda preferred, dispreferred, start=0.0, end=1.0: nodes["CHATSApply"](preferred, dispreferred, start, end)[
+        0
+    ]
 
 
 def prompts(kind, nodes, form="proxy"):
@@ -70,13 +77,23 @@ def assert_separate(members, join, nodes):
     """Samples with the shared pair and with the separate one; how far the shared pair is from the preferred alone."""
 
     def assert_separate(
-        kind="sd15", batch=1, conds=None, make=lora, patch=lambda model: model, cfg=CFG, form="proxy", interval=(0.0, 1.0), **options
+        kind="sd15",
+        batch=1,
+        conds=None,
+        make=lora,
+        patch=lambda model: model,
+        cfg=CFG,
+        form="proxy",
+        interval=(0.0, 1.0),
+        **options,
     ):
         preferred, shared, separate = members(kind, make)
         positive, negative = conds or prompts(kind, nodes, form)
         latent = mini.latent(kind, batch, seed=9 if "mask" in options else None)
         actual = run(guider_of(patch(join(preferred, shared, *interval)), positive, negative, cfg), latent, **options)
-        expected = run(guider_of(patch(join(preferred, separate, *interval)), positive, negative, cfg), latent, **options)
+        expected = run(
+            guider_of(patch(join(preferred, separate, *interval)), positive, negative, cfg), latent, **options
+        )
         assert mini.relative_error(actual, expected) < 1e-4
         alone = run(guider_of(patch(preferred), positive, negative, cfg), latent, **options)
         return mini.relative_error(expected, alone)
@@ -106,7 +123,9 @@ def test_one_pass_serves_both_branches(members, join, nodes, monkeypatch):
     batches = []
     network = preferred.model.diffusion_model
     monkeypatch.setattr(
-        network, "forward", lambda x, *args, f=network.forward, **kwargs: batches.append(x.shape[0]) or f(x, *args, **kwargs)
+        network,
+        "forward",
+        lambda x, *args, f=network.forward, **kwargs: batches.append(x.shape[0]) or f(x, *args, **kwargs),
     )
     run(guider_of(join(preferred, shared), *prompts("sd15", nodes), CFG), mini.latent("sd15", 2), steps=3)
     assert batches == [4, 4, 4]
@@ -117,7 +136,8 @@ def test_branches_that_comfyui_runs_apart(form, assert_separate, monkeypatch):
     """Where memory is short each entry gets a pass of its own."""
     sizes = []
     monkeypatch.setattr(
-        "comfy.model_base.BaseModel.memory_required", lambda self, shape, *a, **k: sizes.append(shape[0]) or (0 if shape[0] <= 2 else 1e30)
+        "comfy.model_base.BaseModel.memory_required",
+        lambda self, shape, *a, **k: sizes.append(shape[0]) or (0 if shape[0] <= 2 else 1e30),
     )
     assert_separate(batch=2, form=form)
     assert max(sizes) > 2  # it did ask for a larger batch, and was refused
@@ -168,7 +188,9 @@ def test_a_lora_before_the_pair_stays_on_both(twins, join, nodes):
     conds, latent = prompts("sd15", nodes), mini.latent("sd15")
     actual = run(guider_of(join(preferred, shared), *conds, CFG), latent)
     assert mini.relative_error(actual, run(guider_of(join(preferred, separate), *conds, CFG), latent)) < 1e-4
-    differences = pack_module("nodes.differences").weight_differences(first.model, preferred.patches, shared.patches)
+    differences = pack_module("nodes.sampling.differences").weight_differences(
+        first.model, preferred.patches, shared.patches
+    )
     assert {low.rank for low in differences.values()} == {4}  # of the two members; the style cancels
 
 
@@ -209,7 +231,14 @@ def test_dual_cfg(members, join, nodes):
     results = []
     for dispreferred in (shared, separate):
         guider = result(
-            DualCFGGuider, join(preferred, dispreferred), positive, mini.conditioning("sd15", 6), negative, 4.0, 3.0, "regular"
+            DualCFGGuider,
+            join(preferred, dispreferred),
+            positive,
+            mini.conditioning("sd15", 6),
+            negative,
+            4.0,
+            3.0,
+            "regular",
         )[0]
         results.append(run(guider, mini.latent("sd15")))
     assert mini.relative_error(*results) < 1e-4
@@ -277,17 +306,23 @@ def test_partly_loaded_weights(assert_separate, monkeypatch):
 
 
 def half(kind, dtype, seed):
-    weights = {key: value.to(dtype) if value.is_floating_point() else value for key, value in mini.weights(kind, seed).items()}
+    weights = {
+        key: value.to(dtype) if value.is_floating_point() else value for key, value in mini.weights(kind, seed).items()
+    }
     return comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": dtype})
 
 
 @newest_only
 @pytest.mark.parametrize("kind", ["sd15", "sd3"])
 def test_bf16_costs_no_more_than_merging_does(kind, join, nodes):
-    """Two bf16 models with the LoRAs merged into bf16 weights differ from fp32 by what rounding costs; the shared pair is as near."""
+    """Two bf16 models with the LoRAs merged into bf16 weights differ from fp32 by what rounding costs; the shared pair
+    is as near."""
     conds, latent = prompts(kind, nodes), mini.latent(kind, 2)
     state = [lora(mini.model(kind, 1), seed) for seed in (41, 42)]
-    exact = run(guider_of(join(patched(mini.model(kind, 1), state[0]), patched(mini.model(kind, 1), state[1])), *conds, CFG), latent)
+    exact = run(
+        guider_of(join(patched(mini.model(kind, 1), state[0]), patched(mini.model(kind, 1), state[1])), *conds, CFG),
+        latent,
+    )
     first, second = half(kind, torch.bfloat16, 1), half(kind, torch.bfloat16, 1)
     merged = run(guider_of(join(patched(first, state[0]), patched(second, state[1])), *conds, CFG), latent)
     shared = run(guider_of(join(patched(first, state[0]), patched(first, state[1])), *conds, CFG), latent)
@@ -322,7 +357,11 @@ def test_nothing_stays_behind(end, members, join, nodes, twins):
     else:
         with pytest.raises((RuntimeError, comfy.model_management.InterruptProcessingException)):
             run(guider_of(join(preferred, shared), *conds, CFG), latent, callback=stopping_callback(end))
-    hooks = [hook for module in first.model.modules() for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())]
+    hooks = [
+        hook
+        for module in first.model.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ]
     assert not hooks
     after = [run(guider_of(model, *conds, CFG), latent) for model in (first, preferred)]
     assert all(map(torch.equal, before, after))
@@ -374,7 +413,9 @@ class TestRefused:
 
     def test_another_attention_patch(self, twins, join):
         first = twins("sd15")[0]
-        self.refused(join, first, result(FreeU_V2, patched(first, lora(first, 41)), 1.3, 1.4, 0.9, 0.2)[0], "output_block_patch")
+        self.refused(
+            join, first, result(FreeU_V2, patched(first, lora(first, 41)), 1.3, 1.4, 0.9, 0.2)[0], "output_block_patch"
+        )
 
     def test_another_noise_schedule(self, twins, join):
         first = twins("sd15")[0]
@@ -383,7 +424,9 @@ class TestRefused:
 
     def test_the_same_noise_schedule_set_on_each_is_the_same(self, twins, join, nodes):
         first = twins("sd15")[0]
-        sides = [result(ModelSamplingDiscrete, model, "eps", True)[0] for model in (first, patched(first, lora(first, 41)))]
+        sides = [
+            result(ModelSamplingDiscrete, model, "eps", True)[0] for model in (first, patched(first, lora(first, 41)))
+        ]
         run(guider_of(join(*sides), *prompts("sd15", nodes), CFG), mini.latent("sd15"))
 
 

@@ -1,7 +1,9 @@
-"""Run by test_trained.py in the trainer's Python: `python train_members.py FAMILY METHOD FOLDER` trains a pair on a mini base.
+"""Run by test_trained.py in the trainer's Python: `python train_members.py FAMILY METHOD FOLDER` trains a pair on a
+mini base.
 
-The base is a diffusers folder whose denoiser and text encoders have the widths that ComfyUI knows the family by. Beside the pair that
-`chats_train train` leaves in `FOLDER/run`, it writes the base's denoiser as ComfyUI loads it, and what the headless sampler gives.
+The base is a diffusers folder whose denoiser and text encoders have the widths that ComfyUI knows the family by. Beside
+the pair that `chats_train train` leaves in `FOLDER/run`, it writes the base's denoiser as ComfyUI loads it, and what
+the headless sampler gives.
 """
 
 import json
@@ -10,17 +12,17 @@ from pathlib import Path
 
 import tiny_pipelines
 import torch
+from chats_train.export import export_full
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from chats.pair import PairMetadata
 from chats_train.cli import main as chats_train
-from chats_train.config_file import load_config
-from chats_train.export import export_full
-from chats_train.sampling import SamplingSettings, initial_noise, sample_pair
-from chats_train.training.members import make_members
-from chats_train.training.run import CHECKPOINTS
-from chats_train.wiring import open_family
+from chats_train.runs.members import make_members
+from chats_train.runs.opening import open_family
+from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_pair
+from chats_train.settings.config_file import load_config
+from chats_train.training.train import CHECKPOINTS
 
 SEED, STEPS, PIXELS, GUIDANCE_SCALE, ALPHA = 5, 2, (64, 64), 2.0, 0.5
 
@@ -85,7 +87,9 @@ def main(family_name: str, method: str, folder: Path) -> None:
     results = {"trained": sample_pair(family, late("preferred"), late("dispreferred"), prompt, null, noise, settings)}
     untrained = family.load_denoiser()
     results["base"] = sample_pair(family, untrained, untrained, prompt, null, noise, settings)
-    prompts = {f"{which}.{key}": value for which, entry in (("prompt", prompt), ("null", null)) for key, value in entry.items()}
+    prompts = {
+        f"{which}.{key}": value for which, entry in (("prompt", prompt), ("null", null)) for key, value in entry.items()
+    }
     save_file(results | prompts, folder / "expected.safetensors")
 
 

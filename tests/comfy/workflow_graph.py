@@ -19,7 +19,8 @@ ADDED_WIDGETS = {
 
 
 def inputs_of(schema: dict) -> dict[str, tuple[str, dict]]:
-    """Each input of a node as (type, options), in the schema's order; a combo's choices under `options`, however they came."""
+    """Each input of a node as (type, options), in the schema's order; a combo's choices under `options`, however they
+    came."""
     inputs = {}
     for kind in ("required", "optional"):
         for name, (stated, *rest) in schema["input"].get(kind, {}).items():
@@ -98,7 +99,8 @@ def link_errors(workflow: dict, object_info: dict) -> Iterator[str]:
 
 
 def to_api(workflow: dict, object_info: dict) -> dict[str, dict]:
-    """The graph of `POST /prompt`: a node's widgets by name, its links as [node id, slot], bypassed nodes passed through."""
+    """The graph of `POST /prompt`: a node's widgets by name, its links as [node id, slot], bypassed nodes passed
+    through."""
     nodes = {node["id"]: node for node in executed_nodes(workflow)}
     links = {link[0]: (link[1], link[2]) for link in workflow["links"]}
     graph = {}
@@ -114,7 +116,9 @@ def to_api(workflow: dict, object_info: dict) -> dict[str, dict]:
     return graph
 
 
-def _through_bypassed(nodes: dict[int, dict], links: dict[int, tuple[int, int]], origin: int, slot: int) -> tuple[int, int]:
+def _through_bypassed(
+    nodes: dict[int, dict], links: dict[int, tuple[int, int]], origin: int, slot: int
+) -> tuple[int, int]:
     """Where a link comes from, seen through bypassed nodes: those hand on their first input of the output's type."""
     while nodes[origin]["mode"] == BYPASSED:
         kind = nodes[origin]["outputs"][slot]["type"]

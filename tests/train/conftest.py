@@ -1,18 +1,25 @@
-"""The trainer's tests: they need the packages of the extra `train`; where those are missing, the folder is skipped with one loud line."""
+"""The trainer's tests: they need the packages of the extra `train`; where those are missing, the folder is skipped with
+one loud line."""
 
 import importlib.util
 from pathlib import Path
 
 import pytest
 
-MISSING = [name for name in ("datasets", "diffusers", "PIL", "pydantic", "tqdm", "yaml") if importlib.util.find_spec(name) is None]
+MISSING = [
+    name
+    for name in ("datasets", "diffusers", "PIL", "pydantic", "tqdm", "yaml")
+    if importlib.util.find_spec(name) is None
+]
 
 if MISSING:
     collect_ignore_glob = ["test_*.py"]
 
 
 def pytest_report_header() -> str | None:
-    return f'tests/train SKIPPED: {", ".join(MISSING)} missing; run `pip install -e ".[train,test]"`' if MISSING else None
+    return (
+        f'tests/train SKIPPED: {", ".join(MISSING)} missing; run `pip install -e ".[train,test]"`' if MISSING else None
+    )
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +50,7 @@ def config(bases, pairs, tmp_path):
     """A tiny run's settings; each gets a folder of its own."""
     import tiny_runs
 
-    from chats_train.config_file import parse_config
+    from chats_train.settings.config_file import parse_config
 
     def make(family="sd15", output="run", **settings):
         return parse_config(tiny_runs.run_settings(family, bases(family), pairs, tmp_path, output, **settings))

@@ -11,7 +11,8 @@ from chats_train.data.images import decode, pixels
 
 
 def test_buckets_by_hand():
-    # Area at most 256² = 65,536, sides multiples of 64 from 128 to 512: 128 × 512 (65,536), 192 × 320 (61,440), 256 × 256.
+    # Area at most 256² = 65,536, sides multiples of 64 from 128 to 512: 128 × 512 (65,536), 192 × 320 (61,440), 256 ×
+    # 256.
     assert make_buckets(256, 64, 128, 512) == ((128, 512), (192, 320), (256, 256), (320, 192), (512, 128))
 
 
@@ -73,7 +74,9 @@ def test_pixels_are_the_middle_of_the_image():
         torch.testing.assert_close(found[:, y, x], expected)
 
 
-@pytest.mark.parametrize(("size", "bucket"), [((90, 31), Bucket(24, 24)), ((31, 90), Bucket(24, 40)), ((7, 5), Bucket(40, 24))])
+@pytest.mark.parametrize(
+    ("size", "bucket"), [((90, 31), Bucket(24, 24)), ((31, 90), Bucket(24, 40)), ((7, 5), Bucket(40, 24))]
+)
 def test_pixels_are_those_of_the_whole_image_resized_and_cut(size, bucket):
     x, y = numpy.meshgrid(*(numpy.linspace(0, 3, side) for side in size))
     smooth = numpy.stack([numpy.sin(x + y), numpy.cos(2 * x), numpy.sin(x * y)], axis=-1)
@@ -112,7 +115,13 @@ def test_transparency_lies_over_white():
 
 
 def test_broken_bytes_say_why():
-    for broken in (b"", b"nonsense", encoded(picture(0))[:200], encoded(picture(0), "JPEG")[:-40], encoded(picture(0), "WEBP")[:80]):
+    for broken in (
+        b"",
+        b"nonsense",
+        encoded(picture(0))[:200],
+        encoded(picture(0), "JPEG")[:-40],
+        encoded(picture(0), "WEBP")[:80],
+    ):
         with pytest.raises(OSError) as caught:  # noqa: PT011  the message is looked at below
             decode(broken)
         assert str(caught.value)

@@ -1,4 +1,5 @@
-"""The cache: what is read is what was encoded, nothing stale is ever read, and a kill costs nothing that was written."""
+"""The cache: what is read is what was encoded, nothing stale is ever read, and a kill costs nothing that was
+written."""
 
 import hashlib
 import os
@@ -12,10 +13,10 @@ import pytest
 import torch
 from pictures import encoded, picture, png
 
-from chats_train import cache, shards
-from chats_train.cache import CachedEncodings, LiveEncodings, fill_cache
 from chats_train.data.pairs import FileImage, PairImage, PairSample
-from chats_train.errors import UserError
+from chats_train.encodings import cache, shards
+from chats_train.encodings.cache import CachedEncodings, LiveEncodings, fill_cache
+from chats_train.support.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,7 +49,9 @@ def make_samples(folder, count):
     folder.mkdir(exist_ok=True)
     samples = []
     for number in range(count):
-        images = [image_of(folder / f"{number}{side}.png", png(number + offset)) for side, offset in (("c", 0), ("r", 1000))]
+        images = [
+            image_of(folder / f"{number}{side}.png", png(number + offset)) for side, offset in (("c", 0), ("r", 1000))
+        ]
         bucket = cache.Bucket(32 if number % 2 else 48, 32)  # two buckets in turn
         samples.append(PairSample(str(number), str(number), f"prompt {number}", *images, bucket))
     return samples
@@ -83,7 +86,9 @@ def test_cached_and_live_encodings_are_the_same(samples, tmp_path):
 
 def test_latents_are_those_of_the_image(tmp_path):
     # A white image is +1 everywhere, a black one −1.
-    images = [image_of(tmp_path / f"{value}.png", encoded(picture(0).point(lambda _, v=value: v))) for value in (255, 0)]
+    images = [
+        image_of(tmp_path / f"{value}.png", encoded(picture(0).point(lambda _, v=value: v))) for value in (255, 0)
+    ]
     sample = PairSample("i", "n", "p", *images, cache.Bucket(48, 32))
     fill_cache(tmp_path / "cache", [sample], Pooling(), progress=False)
     pair = CachedEncodings(tmp_path / "cache", "f").pair(sample)
@@ -172,7 +177,8 @@ def test_a_damaged_shard_is_made_anew(samples, tmp_path):
 
 
 def test_shards_are_cut_by_size(samples, tmp_path, monkeypatch):
-    # 6 prompts of 66 bytes, then batches of 2 images, three of 2 · 288 and two of 2 · 192 bytes: 396 + 576, 576 + 576, 384 + 384.
+    # 6 prompts of 66 bytes, then batches of 2 images, three of 2 · 288 and two of 2 · 192 bytes: 396 + 576, 576 + 576,
+    # 384 + 384.
     monkeypatch.setattr(shards, "SHARD_BYTES", 600)
     fill_cache(tmp_path / "cache", samples, Pooling(), progress=False)
     assert len(list((tmp_path / "cache").glob("shard-*"))) == 3
@@ -204,8 +210,8 @@ def test_only_abandoned_temporary_files_are_removed(tmp_path):
 SLOW_RUN = """
 import sys
 from pathlib import Path
-from chats_train import shards
-from chats_train.cache import fill_cache
+from chats_train.encodings import shards
+from chats_train.encodings.cache import fill_cache
 sys.path.insert(0, "tests/train")
 from test_cache import Pooling, make_samples
 shards.SHARD_SECONDS = 0.0

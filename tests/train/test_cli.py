@@ -13,13 +13,15 @@ from pictures import write_folders
 from safetensors.torch import save_file
 
 from chats_train import cli
-from chats_train.config_file import load_config
+from chats_train.settings.config_file import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, "-m", "chats_train", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "chats_train", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 def test_help_is_instant():
@@ -50,7 +52,9 @@ def test_documented_commands_exist():
 
 def test_help_imports_nothing_heavy():
     code = "import sys; from chats_train import cli; cli._parser().format_help(); print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not {"torch", "diffusers", "transformers", "datasets", "pydantic", "numpy", "PIL"} & set(loaded)
 
 
@@ -117,7 +121,8 @@ def config(base, tmp_path):
     write_folders(tmp_path / "pairs", ("a", "b", "broken"))
     (tmp_path / "pairs" / "chosen" / "broken.png").write_bytes(b"no image")
     (tmp_path / "run.yaml").write_text(
-        f"version: 1\nfamily: sd15\noutput_dir: {tmp_path / 'run'}\npretrained_model: {base}\ndata: {{path: {tmp_path / 'pairs'}}}\n"
+        f"version: 1\nfamily: sd15\noutput_dir: {tmp_path / 'run'}\npretrained_model: {base}\ndata: {{path: "
+        f"{tmp_path / 'pairs'}}}\n"
         "resolution: 64\nbucket_reso_steps: 16\nmixed_precision: no\n",
         encoding="utf-8",
     )
@@ -149,9 +154,9 @@ def test_check_refuses_a_full_disk(config, capsys, monkeypatch):
 
 
 def test_cache_makes_what_a_pair_needs(config, capsys):
-    from chats_train.cache import CachedEncodings
     from chats_train.data import open_dataset
-    from chats_train.wiring import open_family
+    from chats_train.encodings.cache import CachedEncodings
+    from chats_train.runs.opening import open_family
 
     assert cli.main(["cache", str(config), "--set", "sample_prompts=[a preview]"]) == 0
     assert "2 pairs" in capsys.readouterr().out

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from chats.objective import DEFAULT_BETA, OBJECTIVES
-from chats_train import config_file
-from chats_train.config import DERIVED, FAMILIES, DataConfig, RunConfig
-from chats_train.errors import UserError
+from chats_train.settings import config_file
+from chats_train.settings.config import DERIVED, FAMILIES, DataConfig, RunConfig
+from chats_train.support.errors import UserError
 
 MINIMAL = """
 version: 1
@@ -54,13 +54,21 @@ def test_the_objectives_are_those_of_chats():
 
 def test_scalars_are_those_of_yaml_1_2(load):
     # YAML 1.1, PyYAML's own, reads `no` as false and 1e-5 as text.
-    config = load(MINIMAL + "mixed_precision: no\nlearning_rate: 1e-5\nmax_grad_norm: 0\nsample_prompts: [no, 2024-01-01, off]\n")
+    config = load(
+        MINIMAL + "mixed_precision: no\nlearning_rate: 1e-5\nmax_grad_norm: 0\nsample_prompts: [no, 2024-01-01, off]\n"
+    )
     assert (config.mixed_precision, config.learning_rate, config.max_grad_norm) == ("no", 1e-5, 0.0)
     assert config.sample_prompts == ["no", "2024-01-01", "off"]
 
 
 def test_overrides_are_yaml_scalars_with_dotted_keys(load):
-    overrides = ["data.strict=true", "data.columns.prompt=caption", "learning_rate=3e-6", "seed=7", "sample_prompts=[a cat, 'b: c']"]
+    overrides = [
+        "data.strict=true",
+        "data.columns.prompt=caption",
+        "learning_rate=3e-6",
+        "seed=7",
+        "sample_prompts=[a cat, 'b: c']",
+    ]
     config = load(MINIMAL, *overrides)
     assert config.data.strict is True
     assert config.data.columns.prompt == "caption"
@@ -110,7 +118,9 @@ def test_every_wrong_setting_gets_its_sentence(load):
 
 def test_fp16_needs_fp32_masters(load):
     settings = ("training_method=full", "weight_dtype=bf16")
-    assert "`mixed_precision` is fp16, which needs `weight_dtype` fp32" in complaint(load, MINIMAL, *settings, "mixed_precision=fp16")
+    assert "`mixed_precision` is fp16, which needs `weight_dtype` fp32" in complaint(
+        load, MINIMAL, *settings, "mixed_precision=fp16"
+    )
     assert load(MINIMAL, *settings, "mixed_precision=bf16").weight_dtype == "bf16"
 
 
@@ -169,7 +179,9 @@ def test_an_unknown_family_gets_no_template():
 
 
 def test_the_resolved_copy_reads_back_equal(load, tmp_path):
-    config = load(MINIMAL, "learning_rate=3.84e-7", "mixed_precision=no", "sample_prompts=['été: 1', no]", "data.strict=true")
+    config = load(
+        MINIMAL, "learning_rate=3.84e-7", "mixed_precision=no", "sample_prompts=['été: 1', no]", "data.strict=true"
+    )
     config_file.save_resolved(config, tmp_path / "resolved.yaml")
     again = config_file.load_config(tmp_path / "resolved.yaml")
     assert again == config
@@ -194,14 +206,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, load, monkeypatch):
 
 def test_a_config_is_read_without_torch(tmp_path):
     (tmp_path / "run.yaml").write_text(MINIMAL, encoding="utf-8")
-    code = "import sys; from chats_train.config_file import load_config; load_config(sys.argv[1]); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from chats_train.settings.config_file import load_config; load_config(sys.argv[1]); assert "
+        "'torch' not in sys.modules"
+    )
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "run.yaml")], cwd=root, check=True)
 
 
 def test_the_configs_families_are_the_trainers():
     """The config knows a few facts of each family without importing it, so that help and config errors come at once."""
-    from chats_train import config, families
+    from chats_train import families
+    from chats_train.settings import config
 
     assert set(config.FAMILIES) == set(families.FAMILIES)
     for name, family in families.FAMILIES.items():

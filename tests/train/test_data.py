@@ -10,10 +10,10 @@ from pictures import encoded, picture, png, write_folders
 from PIL import Image
 from pyarrow import parquet
 
-from chats_train.config_file import PLACEHOLDERS, parse_config
 from chats_train.data import open_dataset
 from chats_train.data.dataset import VERDICTS_FILE
-from chats_train.errors import UserError
+from chats_train.settings.config_file import PLACEHOLDERS, parse_config
+from chats_train.support.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,8 @@ def test_two_folders(open_pairs, tmp_path):
     dataset = open_pairs(write_folders(tmp_path / "pairs"))
     assert contents(dataset) == PAIRS
     assert dataset.problems == ()
-    # Of the sizes with about 64² pixels in steps of 8, 80 × 48 (1.67) is nearer to 48 × 32 (1.5) than 72 × 56 (1.29) is.
+    # Of the sizes with about 64² pixels in steps of 8, 80 × 48 (1.67) is nearer to 48 × 32 (1.5) than 72 × 56 (1.29)
+    # is.
     assert [sample.bucket for sample in dataset.samples] == [(80, 48)] * 2
 
 
@@ -75,11 +76,16 @@ def test_two_folders_with_captions_elsewhere_and_other_suffixes(open_pairs, tmp_
 
 def test_metadata_folder_and_its_keys(open_pairs, tmp_path):
     folder = write_folders(tmp_path / "pairs")
-    rows = [{"chosen_file_name": f"chosen/{n}.png", "rejected_file_name": f"rejected/{n}.png", "prompt": f"prompt {n}"} for n in "ab"]
+    rows = [
+        {"chosen_file_name": f"chosen/{n}.png", "rejected_file_name": f"rejected/{n}.png", "prompt": f"prompt {n}"}
+        for n in "ab"
+    ]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n", encoding="utf-8")
     dataset = open_pairs(folder)
     assert contents(dataset) == PAIRS
-    renamed = [{"win": row["chosen_file_name"], "lose": row["rejected_file_name"], "text": row["prompt"]} for row in rows]
+    renamed = [
+        {"win": row["chosen_file_name"], "lose": row["rejected_file_name"], "text": row["prompt"]} for row in rows
+    ]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, renamed)), encoding="utf-8")
     with pytest.raises(UserError, match=r"name its keys in `data\.columns\.chosen`"):
         open_pairs(folder)
@@ -105,7 +111,11 @@ def test_parquet_with_structs_images_bytes_and_paths(open_pairs, tmp_path):
     raw = {"chosen": [png(0), png(1)], "rejected": [png(100), png(101)], "prompt": prompts}
     as_bytes = open_pairs(write_parquet(tmp_path / "bytes" / "data.parquet", raw))
     folder = write_folders(tmp_path / "paths")
-    named = {"chosen": ["chosen/a.png", "chosen/b.png"], "rejected": ["rejected/a.png", "rejected/b.png"], "prompt": prompts}
+    named = {
+        "chosen": ["chosen/a.png", "chosen/b.png"],
+        "rejected": ["rejected/a.png", "rejected/b.png"],
+        "prompt": prompts,
+    }
     as_paths = open_pairs(write_parquet(folder / "data.parquet", named).rename(folder / "d.parquet"))
     assert {plain.fingerprint, images.fingerprint, as_bytes.fingerprint, as_paths.fingerprint} == {plain.fingerprint}
     assert [sample.id for sample in plain.samples] == [sample.id for sample in images.samples]
@@ -146,7 +156,8 @@ def test_pick_a_pic_drops_ties_and_turns_pairs_round(open_pairs, tmp_path):
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Six pairs: a good one, a cut-off image, no image at all, no caption, sizes that differ, a copy; and one image alone."""
+    """Six pairs: a good one, a cut-off image, no image at all, no caption, sizes that differ, a copy; and one image
+    alone."""
     folder = write_folders(tmp_path / "pairs", ("a", "cut", "text", "silent", "sizes", "z"))
     cut = folder / "chosen" / "cut.png"
     cut.write_bytes(cut.read_bytes()[:-900])
@@ -162,7 +173,14 @@ def damaged(tmp_path):
 def test_problems_are_counted_and_listed(open_pairs, damaged):
     dataset = open_pairs(damaged)
     assert [sample.name for sample in dataset.samples] == ["a", "sizes"]
-    assert kinds(dataset) == ["broken image", "broken image", "duplicate", "missing caption", "no partner", "size mismatch"]
+    assert kinds(dataset) == [
+        "broken image",
+        "broken image",
+        "duplicate",
+        "missing caption",
+        "no partner",
+        "size mismatch",
+    ]
     report = "\n".join(dataset.report())
     assert "broken image: 2" in report
     assert "text: broken image (rejected: not an image)" in report
@@ -189,7 +207,9 @@ def test_no_usable_pair_and_no_pairs_at_all(open_pairs, tmp_path):
         open_pairs(folder)
     with pytest.raises(UserError, match="which is not there"):
         open_pairs(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"which has none of metadata\.jsonl, chosen/ and rejected/, or \.parquet files"):
+    with pytest.raises(
+        UserError, match=r"which has none of metadata\.jsonl, chosen/ and rejected/, or \.parquet files"
+    ):
         open_pairs(tmp_path)
     (tmp_path / "torn.parquet").write_bytes(b"PAR1torn")
     with pytest.raises(UserError, match="not whole parquet"):
@@ -198,7 +218,10 @@ def test_no_usable_pair_and_no_pairs_at_all(open_pairs, tmp_path):
 
 def test_ids_follow_contents_only(open_pairs, tmp_path):
     here, there = write_folders(tmp_path / "here"), write_folders(tmp_path / "there", ("b", "a"))
-    for name, prompt in (("b", "prompt a"), ("a", "prompt b")):  # the same pairs under exchanged names, so in another order
+    for name, prompt in (
+        ("b", "prompt a"),
+        ("a", "prompt b"),
+    ):  # the same pairs under exchanged names, so in another order
         (there / "chosen" / f"{name}.txt").write_text(prompt)
     first, second = open_pairs(here), open_pairs(there)
     assert [sample.id for sample in first.samples] == [sample.id for sample in reversed(second.samples)]
@@ -227,7 +250,10 @@ def test_max_pairs(open_pairs, tmp_path):
 
 
 def test_small_images_are_mentioned(open_pairs, tmp_path):
-    assert any("2 pairs have an image smaller than its bucket" in line for line in open_pairs(write_folders(tmp_path / "pairs")).report())
+    assert any(
+        "2 pairs have an image smaller than its bucket" in line
+        for line in open_pairs(write_folders(tmp_path / "pairs")).report()
+    )
     large = open_pairs(write_folders(tmp_path / "large", size=(96, 64)))
     assert not any("smaller" in line for line in large.report())
 

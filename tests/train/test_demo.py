@@ -10,18 +10,28 @@ from PIL import Image, ImageColor
 
 from chats.pair import check_files
 from chats_train import cli
-from chats_train.config_file import load_config
 from chats_train.data import open_dataset
 from chats_train.data.images import pixels
 from chats_train.demo.base_parts import MAX_TOKENS
+from chats_train.demo.demo import BASE, CONFIG, PAIRS, DemoSettings, demo, write_config
 from chats_train.demo.detector import judge, log_likelihoods, read, score
+from chats_train.demo.make_pairs import draw_pairs
 from chats_train.demo.measure import RIGHT_COLOUR, WRONG_COLOUR, Count, difference, side_by_side, verdict
-from chats_train.demo.pairs import draw_pairs
-from chats_train.demo.pictures import base_sampler, sample_pictures
-from chats_train.demo.run import BASE, CONFIG, PAIRS, DemoSettings, demo, write_config
-from chats_train.demo.world import CATEGORIES, Thing, all_prompts, balanced_prompts, draw, random_scene, related, shows, split_prompts
+from chats_train.demo.samplers import base_sampler, sample_pictures
+from chats_train.demo.world import (
+    CATEGORIES,
+    Thing,
+    all_prompts,
+    balanced_prompts,
+    draw,
+    random_scene,
+    related,
+    shows,
+    split_prompts,
+)
 from chats_train.families import load_family
-from chats_train.sampling import SamplingSettings
+from chats_train.sampling.sampler import SamplingSettings
+from chats_train.settings.config_file import load_config
 
 MEGABYTE = 10**6
 
@@ -57,7 +67,13 @@ def test_what_a_scene_shows():
     for text in ("a circle and a ring", "a ring and a circle", "a circle left of a ring", "a ring right of a circle"):
         assert shows(scene, by_text[text])
     assert shows(scene, by_text["a red circle and a blue ring"])
-    for text in ("a circle", "a circle above a ring", "a ring left of a circle", "a blue circle and a red ring", "two circles"):
+    for text in (
+        "a circle",
+        "a circle above a ring",
+        "a ring left of a circle",
+        "a blue circle and a red ring",
+        "two circles",
+    ):
         assert not shows(scene, by_text[text])
     assert not any(related((0, 0), (1, 1), relation) for relation in ("left of", "right of", "above", "below"))
     assert shows({(0, 0): red_circle, (2, 2): red_circle}, by_text["two circles"])
@@ -71,7 +87,8 @@ def test_the_detector_knows_true_pictures_and_no_others():
     prompts = balanced_prompts(all_prompts(), 600, seed=1)
     pictures = drawn(prompts)
     assert sum(judge(pictures, prompts)) >= 0.99 * len(prompts)
-    # Some other prompt is right by chance: "a ring" is what "a red ring" shows. What chance gives is counted on the scenes themselves.
+    # Some other prompt is right by chance: "a ring" is what "a red ring" shows. What chance gives is counted on the
+    # scenes themselves.
     others = prompts[:]
     random.Random(2).shuffle(others)
     rng = random.Random(0)
@@ -170,7 +187,9 @@ def test_pairs_are_a_data_set_of_the_trainer(family, tmp_path):
     assert 0.1 < counts.right < 0.7
     draw_pairs(family, family.load_denoiser(), prompts, tmp_path / "again", **options)
     for row in rows:
-        assert (config.data.path / row["chosen_file_name"]).read_bytes() == (tmp_path / "again" / row["chosen_file_name"]).read_bytes()
+        assert (config.data.path / row["chosen_file_name"]).read_bytes() == (
+            tmp_path / "again" / row["chosen_file_name"]
+        ).read_bytes()
 
 
 def test_the_demo_from_end_to_end(tmp_path, capsys):
@@ -191,7 +210,9 @@ def test_the_demo_from_end_to_end(tmp_path, capsys):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 192
     assert load_config(folder / CONFIG).max_train_steps == 2
-    assert len(list((folder / PAIRS / "chosen").iterdir())) == len((folder / PAIRS / "metadata.jsonl").read_text().splitlines())
+    assert len(list((folder / PAIRS / "chosen").iterdir())) == len(
+        (folder / PAIRS / "metadata.jsonl").read_text().splitlines()
+    )
 
 
 def test_the_demo_never_writes_over_anything(tmp_path, capsys):
@@ -203,10 +224,12 @@ def test_the_demo_never_writes_over_anything(tmp_path, capsys):
 
 
 def test_differences_are_counted_prompt_by_prompt():
-    # 8 prompts: both right on 2, the pair alone on 4, neither on 2. Mean 0.5; deviations ±0.5, so variance 8 · 0.25 / 7, and the
-    # standard error is √(2/7) / √8 = 0.18898.
+    # 8 prompts: both right on 2, the pair alone on 4, neither on 2. Mean 0.5; deviations ±0.5, so variance 8 · 0.25 /
+    # 7, and the standard error is √(2/7) / √8 = 0.18898.
     pictures = torch.zeros(8, 3, 48, 48)
-    base, pair = (Count(2.0, pictures, torch.tensor(right)) for right in ([True] * 2 + [False] * 6, [True] * 6 + [False] * 2))
+    base, pair = (
+        Count(2.0, pictures, torch.tensor(right)) for right in ([True] * 2 + [False] * 6, [True] * 6 + [False] * 2)
+    )
     assert difference(base, pair) == pytest.approx((0.5, 0.18898), abs=1e-5)
     assert "CHATS draws more prompts right" in verdict(base, pair)
     assert "CHATS draws FEWER prompts right" in verdict(pair, base)
@@ -215,7 +238,10 @@ def test_differences_are_counted_prompt_by_prompt():
 
 def test_frames_say_which_pictures_are_right():
     prompts = balanced_prompts(all_prompts(), 4, seed=0)
-    base, pair = (Count(2.0, torch.zeros(4, 3, 48, 48), torch.tensor(right)) for right in ([False] * 4, [True, True, False, False]))
+    base, pair = (
+        Count(2.0, torch.zeros(4, 3, 48, 48), torch.tensor(right))
+        for right in ([False] * 4, [True, True, False, False])
+    )
     sheet = side_by_side(base, pair, prompts, ("base", "pair"))
     pixels = [tuple(pixel) for pixel in numpy.asarray(sheet).reshape(-1, 3).tolist()]
     frame = 200 * 200 - 192 * 192

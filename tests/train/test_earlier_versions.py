@@ -1,4 +1,5 @@
-"""What version 0.1.0 wrote is read as it was: a config, a cache, a checkpoint and a pair, made by that version on the demo's base."""
+"""What version 0.1.0 wrote is read as it was: a config, a cache, a checkpoint and a pair, made by that version on the
+demo's base."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from chats.pair import check_files
 from chats_train.cli import main
-from chats_train.config_file import load_config
+from chats_train.settings.config_file import load_config
 
 WRITTEN = Path(__file__).parent / "version_0_1_0"
 BASE = Path(__file__).parents[2] / "chats_train" / "demo" / "base"

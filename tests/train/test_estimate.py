@@ -2,10 +2,10 @@
 
 import pytest
 
-from chats_train import estimate
-from chats_train.config_file import PLACEHOLDERS, parse_config
+from chats_train.check import estimate
 from chats_train.data import Bucket, PairDataset, PairSample
 from chats_train.data.pairs import PairImage
+from chats_train.settings.config_file import PLACEHOLDERS, parse_config
 
 # SDXL's UNet has 2,567,463,684 parameters; rounded for sums by hand.
 SDXL = estimate.ModelSize(denoiser=2_567_000_000, adapter=23_200_000, latent_channels=4, pixels_per_latent=8)
@@ -16,7 +16,8 @@ def config(**settings):
 
 
 def test_full_in_fp32_with_8_bit_adamw():
-    # Two members: 2 · 4 · 2.567 G weights, as much of gradients, 2 · 2 · 2.567 G of moments, and a reference in bf16, 2 · 2.567 G.
+    # Two members: 2 · 4 · 2.567 G weights, as much of gradients, 2 · 2 · 2.567 G of moments, and a reference in bf16, 2
+    # · 2.567 G.
     found = estimate.memory_bytes(config(optimizer="adamw8bit"), SDXL, "full", "fp32")
     assert found == pytest.approx(20.536e9 + 20.536e9 + 10.268e9 + 5.134e9)
 
@@ -54,12 +55,16 @@ def test_cache_counts_each_image_and_prompt_once():
     images = [PairImage(None, digest, 64, 64) for digest in "abc"]
     samples = [PairSample(str(i), "", "same", images[0], images[i], Bucket(64, 32)) for i in (1, 2)]
     found = estimate.cache_bytes(config(), SDXL, PairDataset("d", tuple(samples), (), 0))
-    # Three images of 8 × 4 latents, 4 channels, 4 bytes; two prompts (with the null one) of 77 · 2048 + 1280 numbers in bf16.
+    # Three images of 8 × 4 latents, 4 channels, 4 bytes; two prompts (with the null one) of 77 · 2048 + 1280 numbers in
+    # bf16.
     assert found == 3 * 32 * 4 * 4 + 2 * (77 * 2048 + 1280) * 2
 
 
 def test_disk_of_a_folder_to_be_made(tmp_path):
-    assert estimate.disk_of(tmp_path / "a" / "b") == (tmp_path.stat().st_dev, pytest.approx(estimate.disk_of(tmp_path)[1], rel=0.1))
+    assert estimate.disk_of(tmp_path / "a" / "b") == (
+        tmp_path.stat().st_dev,
+        pytest.approx(estimate.disk_of(tmp_path)[1], rel=0.1),
+    )
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "file").write_bytes(b"12345")
     assert estimate.folder_bytes(tmp_path) == 5

@@ -13,22 +13,22 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from chats_train.cli import main
-from chats_train.config_file import load_config
-from chats_train.errors import UserError
-from chats_train.evaluation import pictures as drawing
+from chats_train.evaluation import drawing as drawing
 from chats_train.evaluation.conditions import make_conditions
+from chats_train.evaluation.evaluate import read_rows, score_pictures
 from chats_train.evaluation.probe import PROBED_SHARES, probe_proxy
 from chats_train.evaluation.prompts import EvaluationPrompt
-from chats_train.evaluation.run import read_rows, score_pictures
 from chats_train.evaluation.scorers import open_scorers
 from chats_train.families import load_family
-from chats_train.locks import locked
-from chats_train.sampling import SamplingSettings, initial_noise, sample_cfg, sample_pair, to_images
-from chats_train.training.checkpoint import State, save_checkpoint
-from chats_train.training.members import make_members
-from chats_train.training.results import late
-from chats_train.training.run import trained_members
-from chats_train.wiring import open_family
+from chats_train.runs.checkpoint import State, save_checkpoint
+from chats_train.runs.members import make_members
+from chats_train.runs.opening import open_family
+from chats_train.runs.trained import late
+from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_cfg, sample_pair, to_images
+from chats_train.settings.config_file import load_config
+from chats_train.support.errors import UserError
+from chats_train.support.locks import locked
+from chats_train.training.train import trained_members
 
 STEPS = 2
 
@@ -55,8 +55,19 @@ def run(base, tmp_path):
     """A run with a checkpoint of a pair that left the base, as files; returns its config's path."""
 
     def make(**settings):
-        raw = {"version": 1, "family": "sd15", "pretrained_model": str(base), "data": {"path": str(tmp_path)}, "resolution": 32}
-        raw |= {"output_dir": str(tmp_path / "run"), "mixed_precision": "no", "gradient_checkpointing": False, "bucket_reso_steps": 16}
+        raw = {
+            "version": 1,
+            "family": "sd15",
+            "pretrained_model": str(base),
+            "data": {"path": str(tmp_path)},
+            "resolution": 32,
+        }
+        raw |= {
+            "output_dir": str(tmp_path / "run"),
+            "mixed_precision": "no",
+            "gradient_checkpointing": False,
+            "bucket_reso_steps": 16,
+        }
         path = tmp_path / "run.yaml"
         path.write_text(json.dumps({"training_method": "full", "guidance_scale": 2.0, **raw, **settings}))
         train_a_little(path, step=1)
@@ -72,8 +83,12 @@ def train_a_little(path, step):
     models = 1 if config.objective == "diffusion_dpo" else 2
     members = make_members(config, open_family(config, "cpu"), models, False, torch.device("cpu"))
     generator = torch.Generator().manual_seed(step)
-    state = {name: value + 0.05 * torch.randn(value.shape, generator=generator) for name, value in members.state().items()}
-    save_checkpoint(config.output_dir / "checkpoints", State(step, {"members": state}, {"dataset_fingerprint": "f"}), None)
+    state = {
+        name: value + 0.05 * torch.randn(value.shape, generator=generator) for name, value in members.state().items()
+    }
+    save_checkpoint(
+        config.output_dir / "checkpoints", State(step, {"members": state}, {"dataset_fingerprint": "f"}), None
+    )
 
 
 def evaluate(path, *arguments):
@@ -99,7 +114,11 @@ def test_pictures_are_the_samplers(run, method):
     config = load_config(path)
     family = open_family(config, "cpu")
     members = trained_members(config, family, "latest")
-    rows = {row["condition"]: row for row in read_rows(config.output_dir / "evaluation" / "results.jsonl") if row["prompt"] == "a dog"}
+    rows = {
+        row["condition"]: row
+        for row in read_rows(config.output_dir / "evaluation" / "results.jsonl")
+        if row["prompt"] == "a dog"
+    }
     assert list(rows) == ["base, CFG, s=2", "preferred, CFG, s=2", "CHATS proxy α=0.5, s=2", "CHATS exact α=0.5, s=2"]
     prompt, null = family.encode_prompt(["a dog"]), family.null_prompt()
     noise = initial_noise(family, 1, 32, 32, rows["base, CFG, s=2"]["noise_seed"])
@@ -141,7 +160,10 @@ def test_nothing_is_drawn_or_scored_twice(run, clip, capsys):
     assert drawn(capsys) == (10, 2)
     assert {file: file.read_bytes() for file in written} == {file: content for file, (content, _) in written.items()}
     for row, before in zip(read_rows(folder / "results.jsonl"), results, strict=True):
-        assert row == {**before, "scores": pytest.approx(before["scores"], abs=1e-4)}  # a score in another batch, in its last bits
+        assert row == {
+            **before,
+            "scores": pytest.approx(before["scores"], abs=1e-4),
+        }  # a score in another batch, in its last bits
     assert len(read_rows(folder / "scores.jsonl")) == 20
 
 
@@ -174,7 +196,9 @@ def test_what_a_picture_depends_on_changes_its_key(run):
 
     def keys(steps=STEPS, weights="w", prompts=prompts, conditions=conditions, **settings):
         config = load_config(path, [f"{name}={value}" for name, value in settings.items()])
-        plan = drawing.plan_pictures(path.parent, config, open_family(config, "cpu"), weights, conditions, prompts, [0, 1], steps)
+        plan = drawing.plan_pictures(
+            path.parent, config, open_family(config, "cpu"), weights, conditions, prompts, [0, 1], steps
+        )
         return {picture.key for picture in plan}
 
     first = keys()
@@ -219,16 +243,23 @@ def test_clip_scores_are_transformers_own(clip):
     pickscore, hpsv2 = open_scorers([f"pickscore={clip}", f"hpsv2={clip}"], "cpu")
     model, tokenizer = CLIPModel.from_pretrained(clip).eval(), AutoTokenizer.from_pretrained(clip)
     texts = ["a cat", "dog on a mat", "b " * 100]
-    images = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (h, w, 3), dtype=np.uint8)) for i, (w, h) in enumerate(SIZES)]
+    images = [
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (h, w, 3), dtype=np.uint8))
+        for i, (w, h) in enumerate(SIZES)
+    ]
     side = {"height": 24, "width": 24}
-    pixels = CLIPImageProcessor(size={"shortest_edge": 24}, crop_size=side)(images=images, return_tensors="pt")["pixel_values"]
+    pixels = CLIPImageProcessor(size={"shortest_edge": 24}, crop_size=side)(images=images, return_tensors="pt")[
+        "pixel_values"
+    ]
     tokens = tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt")
     with torch.no_grad():
         logits = model(**tokens, pixel_values=pixels).logits_per_image.diagonal()
     prompts = [EvaluationPrompt(text, "g") for text in texts]
     found = pickscore.score(images, prompts)
     torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(hpsv2.score(images, prompts), 100 * logits / model.logit_scale.exp(), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        hpsv2.score(images, prompts), 100 * logits / model.logit_scale.exp(), rtol=1e-4, atol=1e-3
+    )
     torch.testing.assert_close(pickscore.score(images[1:2], prompts[1:2]), found[1:2], rtol=1e-4, atol=1e-4)
     assert found.std() > 0.01
     assert pickscore.fingerprint != hpsv2.fingerprint
@@ -251,7 +282,9 @@ def test_scorers_that_cannot_be_used_are_sentences(clip, tmp_path):
     for file in ("config.json", "tokenizer_config.json"):
         (tmp_path / file).write_bytes((clip / file).read_bytes())
     (tmp_path / "HPS_v2_compressed.pt").write_bytes(b"a pickle")
-    assert "pickled weights are never opened (HPS v2's own .pt is one; give a conversion" in refused(f"hpsv2={tmp_path}")
+    assert "pickled weights are never opened (HPS v2's own .pt is one; give a conversion" in refused(
+        f"hpsv2={tmp_path}"
+    )
     (tmp_path / "config.json").write_text('{"model_type": "blip"}')
     assert "says `model_type` blip; give a CLIPModel" in refused(f"pickscore={tmp_path}")
 
@@ -260,9 +293,14 @@ def test_a_scorer_that_lacks_weights_does_not_score(clip, tmp_path):
     for file in clip.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     state = load_file(clip / "model.safetensors")
-    save_file({f"visual.{name}" if "vision" in name else name: value for name, value in state.items()}, tmp_path / "model.safetensors")
+    save_file(
+        {f"visual.{name}" if "vision" in name else name: value for name, value in state.items()},
+        tmp_path / "model.safetensors",
+    )
     (scorer,) = open_scorers([f"pickscore={tmp_path}"], "cpu")
-    with pytest.raises(UserError, match=r"whose \.safetensors lack vision_model.* more weights; download or convert it again"):
+    with pytest.raises(
+        UserError, match=r"whose \.safetensors lack vision_model.* more weights; download or convert it again"
+    ):
         scorer.score([Image.new("RGB", (24, 24))], [EvaluationPrompt("a", "g")])
 
 
@@ -302,7 +340,9 @@ def test_anything_with_a_name_and_a_score_is_a_scorer(tmp_path):
         score_pictures(other, found, tmp_path)
 
 
-@pytest.mark.parametrize(("bend", "agrees"), [(lambda tokens: tokens, True), (lambda tokens: (3 * tokens).tanh(), False)])
+@pytest.mark.parametrize(
+    ("bend", "agrees"), [(lambda tokens: tokens, True), (lambda tokens: (3 * tokens).tanh(), False)]
+)
 def test_the_probe_tells_a_linear_network_from_a_bent_one(base, bend, agrees):
     family = load_family("sd15", str(base))
 
@@ -313,7 +353,9 @@ def test_the_probe_tells_a_linear_network_from_a_bent_one(base, bend, agrees):
 
     generator = torch.Generator().manual_seed(1)
     latents, noise = torch.randn(2, 2, 4, 4, 4, generator=generator)
-    result = probe_proxy(family, denoiser, latents, noise, family.encode_prompt(["a cat", "dog"]), family.null_prompt(), 0.5)
+    result = probe_proxy(
+        family, denoiser, latents, noise, family.encode_prompt(["a cat", "dog"]), family.null_prompt(), 0.5
+    )
     assert len(result.cosine) == len(PROBED_SHARES)
     assert result.noise_levels == sorted(result.noise_levels)
     if agrees:

@@ -5,25 +5,31 @@ import math
 
 import pytest
 
-from chats_train.errors import UserError
 from chats_train.evaluation.conditions import Condition, make_conditions
-from chats_train.evaluation.pictures import noise_seed
+from chats_train.evaluation.drawing import noise_seed
 from chats_train.evaluation.plots import GRID_ROWS, grid_prompts
 from chats_train.evaluation.prompts import EvaluationPrompt, read_prompts
 from chats_train.evaluation.report import as_markdown, as_text, compute_figures, group_table, overall_table
 from chats_train.evaluation.statistics import Estimate, estimate, paired_difference, sign_flip_p_value, win_rate
+from chats_train.support.errors import UserError
 
 
 def test_the_three_prompt_formats(tmp_path):
     (tmp_path / "mine.txt").write_text("\ufeffa cat\n\n  a dog \n", encoding="utf-8")
     geneval = [
         {"tag": "counting", "include": [{"class": "clock", "count": 2}], "prompt": "a photo of two clocks"},
-        {"tag": "colors", "include": [{"class": "apple", "count": 1, "color": "red"}], "prompt": "a photo of a red apple"},
+        {
+            "tag": "colors",
+            "include": [{"class": "apple", "count": 1, "color": "red"}],
+            "prompt": "a photo of a red apple",
+        },
     ]
     (tmp_path / "evaluation_metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in geneval))
     (tmp_path / "anime.json").write_text(json.dumps(["a girl, 4k", "a cat"]))
     (tmp_path / "all.json").write_text(json.dumps({"photo": ["a train"], "paintings": ["a vase"]}))
-    prompts, repeated = read_prompts(tmp_path / name for name in ("mine.txt", "evaluation_metadata.jsonl", "anime.json", "all.json"))
+    prompts, repeated = read_prompts(
+        tmp_path / name for name in ("mine.txt", "evaluation_metadata.jsonl", "anime.json", "all.json")
+    )
     assert [(prompt.text, prompt.group) for prompt in prompts] == [
         ("a cat", "mine"),
         ("a dog", "mine"),

@@ -1,4 +1,5 @@
-"""Exported members: native layouts and LoRA names, read back by the trainer's own loader, by diffusers and by `chats.pair`."""
+"""Exported members: native layouts and LoRA names, read back by the trainer's own loader, by diffusers and by
+`chats.pair`."""
 
 import math
 
@@ -8,21 +9,26 @@ import tiny_pipelines
 import torch
 from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_sd3_transformer_checkpoint_to_diffusers
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_sd3_transformer_checkpoint_to_diffusers,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from chats.pair import PairMetadata, read_header, read_metadata
-from chats_train.export.layout import LayoutError, to_native
-from chats_train.export.layouts import lora_names
-from chats_train.export.members import check_lora, export_full, export_lora
-from chats_train.export.mmdit import mmdit_layout
-from chats_train.export.unet import unet_layout
 from chats_train.families import FAMILIES, load_family
-from chats_train.families.checkpoint import CONFIGS
+from chats_train.families.single_file import CONFIGS
 from chats_train.families.sources import read_json
+from chats_train.layouts.formats import lora_names
+from chats_train.layouts.mmdit import mmdit_layout
+from chats_train.layouts.places import LayoutError, to_native
+from chats_train.layouts.unet import unet_layout
+from chats_train.runs.pair_files import check_lora, export_full, export_lora
 
-METADATA = PairMetadata("preferred", pair_id="p", base_name="tiny", prediction_type="epsilon", null_prompt="zeros", resolution=64, step=3)
+METADATA = PairMetadata(
+    "preferred", pair_id="p", base_name="tiny", prediction_type="epsilon", null_prompt="zeros", resolution=64, step=3
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +65,10 @@ def test_an_exported_member_can_be_trained_on(bases, tmp_path, name):
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 def test_the_unet_layout_is_the_one_diffusers_reads(name):
     unet = tiny_pipelines.denoiser(name)
-    native = {f"model.diffusion_model.{key}": value for key, value in to_native(unet.state_dict(), unet_layout(unet.state_dict())).items()}
+    native = {
+        f"model.diffusion_model.{key}": value
+        for key, value in to_native(unet.state_dict(), unet_layout(unet.state_dict())).items()
+    }
     back = convert_ldm_unet_checkpoint(native, config=unet.config)
     assert back.keys() == unet.state_dict().keys()
     assert [key for key, value in unet.state_dict().items() if not torch.equal(back[key], value)] == []
@@ -78,7 +87,9 @@ SD15_NAMES = {
     "down_blocks.0.downsamplers.0.conv.weight": "input_blocks.3.0.op.weight",
     "down_blocks.3.resnets.1.time_emb_proj.bias": "input_blocks.11.0.emb_layers.1.bias",
     "down_blocks.2.attentions.1.proj_in.weight": "input_blocks.8.1.proj_in.weight",
-    "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.bias": "middle_block.1.transformer_blocks.0.attn2.to_out.0.bias",
+    "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.bias": (
+        "middle_block.1.transformer_blocks.0.attn2.to_out.0.bias"
+    ),
     "mid_block.resnets.1.norm2.weight": "middle_block.2.out_layers.0.weight",
     "up_blocks.0.upsamplers.0.conv.weight": "output_blocks.2.1.conv.weight",
     "up_blocks.1.upsamplers.0.conv.bias": "output_blocks.5.2.conv.bias",
@@ -88,7 +99,9 @@ SD15_NAMES = {
 }
 SDXL_NAMES = {
     "add_embedding.linear_1.weight": "label_emb.0.0.weight",
-    "down_blocks.1.attentions.0.transformer_blocks.1.ff.net.0.proj.weight": "input_blocks.4.1.transformer_blocks.1.ff.net.0.proj.weight",
+    "down_blocks.1.attentions.0.transformer_blocks.1.ff.net.0.proj.weight": (
+        "input_blocks.4.1.transformer_blocks.1.ff.net.0.proj.weight"
+    ),
     "down_blocks.2.resnets.1.conv1.weight": "input_blocks.8.0.in_layers.2.weight",
     "up_blocks.0.upsamplers.0.conv.weight": "output_blocks.2.2.conv.weight",
     "up_blocks.2.resnets.0.conv2.bias": "output_blocks.6.0.out_layers.3.bias",
@@ -107,7 +120,9 @@ def test_every_weight_of_the_published_unets_has_its_published_name(name, count,
 def test_markers_and_metadata_of_a_v_prediction_member(tmp_path):
     metadata = PairMetadata("dispreferred", pair_id="p", prediction_type="v_prediction", resolution=1024)
     weights = tiny_pipelines.denoiser("sdxl").state_dict()
-    export_full(tmp_path / "v.safetensors", "sdxl", weights, metadata, title="t", zero_terminal_snr=True, dtype=torch.bfloat16)
+    export_full(
+        tmp_path / "v.safetensors", "sdxl", weights, metadata, title="t", zero_terminal_snr=True, dtype=torch.bfloat16
+    )
     tensors = tensors_of(tmp_path / "v.safetensors")
     assert tensors["v_pred"].numel() == tensors["ztsnr"].numel() == 0
     assert {tensor.dtype for key, tensor in tensors.items() if key not in ("v_pred", "ztsnr")} == {torch.bfloat16}
@@ -122,7 +137,11 @@ def test_markers_and_metadata_of_a_v_prediction_member(tmp_path):
 
 def test_a_weight_without_a_place_is_an_error_and_leaves_no_file(tmp_path):
     weights = tiny_pipelines.denoiser("sd15").state_dict()
-    for extra in ("down_blocks.0.motion_modules.0.weight", "encoder_hid_proj.weight", "mid_block.resnets.0.other.weight"):
+    for extra in (
+        "down_blocks.0.motion_modules.0.weight",
+        "encoder_hid_proj.weight",
+        "mid_block.resnets.0.other.weight",
+    ):
         with pytest.raises(LayoutError, match=f"1 weights have no place .* `{extra}`"):
             export_full(tmp_path / "m.safetensors", "sd15", weights | {extra: torch.zeros(1)}, METADATA, title="t")
     fused = tiny_pipelines.denoiser("sd3").state_dict()
@@ -176,9 +195,24 @@ def test_a_lora_has_the_names_of_its_family_and_an_alpha_each(tmp_path, name, ex
 
 def test_a_convolutions_lora_fits_too(tmp_path):
     base = tiny_pipelines.denoiser("sd15")
-    model = peft.get_peft_model(tiny_pipelines.denoiser("sd15"), peft.LoraConfig(r=4, target_modules=["conv1", "proj_in"]))
-    count = export_lora(tmp_path / "l.safetensors", "sd15", peft.get_peft_model_state_dict(model), 4, shapes_of(base), METADATA, title="t")
-    assert tensors_of(tmp_path / "l.safetensors")["lora_unet_mid_block_resnets_0_conv1.lora_down.weight"].shape == (4, 32, 3, 3)
+    model = peft.get_peft_model(
+        tiny_pipelines.denoiser("sd15"), peft.LoraConfig(r=4, target_modules=["conv1", "proj_in"])
+    )
+    count = export_lora(
+        tmp_path / "l.safetensors",
+        "sd15",
+        peft.get_peft_model_state_dict(model),
+        4,
+        shapes_of(base),
+        METADATA,
+        title="t",
+    )
+    assert tensors_of(tmp_path / "l.safetensors")["lora_unet_mid_block_resnets_0_conv1.lora_down.weight"].shape == (
+        4,
+        32,
+        3,
+        3,
+    )
     assert count > 5
 
 
@@ -187,11 +221,15 @@ def test_a_lora_of_another_base_is_an_error(tmp_path):
     base, other = tiny_pipelines.denoiser("sdxl"), trained_lora("flux")[1]
     with pytest.raises(LayoutError, match="which the sdxl base does not have"):
         export_lora(tmp_path / "l.safetensors", "sdxl", other, 2.0, shapes_of(base), METADATA, title="t")
-    widths = shapes_of(tiny_pipelines.denoiser("sd15")) | {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight": (8, 8)}
+    widths = shapes_of(tiny_pipelines.denoiser("sd15")) | {
+        "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight": (8, 8)
+    }
     with pytest.raises(LayoutError, match="do not fit its weight"):
         export_lora(tmp_path / "l.safetensors", "sd15", lora, 2.0, widths, METADATA, title="t")
     with pytest.raises(LayoutError, match="is not a LoRA weight"):
-        export_lora(tmp_path / "l.safetensors", "sd15", {"mid_block.x.weight": torch.zeros(1)}, 2.0, widths, METADATA, title="t")
+        export_lora(
+            tmp_path / "l.safetensors", "sd15", {"mid_block.x.weight": torch.zeros(1)}, 2.0, widths, METADATA, title="t"
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -202,7 +240,9 @@ def test_zero_and_partial_matches_are_errors(tmp_path):
     with pytest.raises(LayoutError, match="change nothing"):
         check_lora(tmp_path / "l.safetensors", "sd3", shapes_of(tiny_pipelines.denoiser("sd3")))
     # What diffusers' own save_lora_weights would write.
-    save_file({key.replace("lora_unet_", "unet."): value for key, value in tensors.items()}, tmp_path / "zero.safetensors")
+    save_file(
+        {key.replace("lora_unet_", "unet."): value for key, value in tensors.items()}, tmp_path / "zero.safetensors"
+    )
     with pytest.raises(LayoutError, match="change nothing"):
         check_lora(tmp_path / "zero.safetensors", "sd15", shapes_of(base))
     for lost in (".alpha", ".lora_up.weight"):

@@ -46,7 +46,9 @@ def pipeline_embeddings(name: str, pipe) -> dict[str, torch.Tensor]:
     if name == "sdxl":
         tokens, _, pooled, _ = pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
     elif name == "sd3":
-        tokens, _, pooled, _ = pipe.encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False, max_sequence_length=77)
+        tokens, _, pooled, _ = pipe.encode_prompt(
+            PROMPTS, None, None, do_classifier_free_guidance=False, max_sequence_length=77
+        )
     else:
         tokens, pooled, _ = pipe.encode_prompt(PROMPTS, None, max_sequence_length=256)
     return {"tokens": tokens, "pooled": pooled}
@@ -85,7 +87,9 @@ def test_one_step_of_a_flow_pipeline_is_our_prediction(bases, name):
     options = {"prompt_embeds": embeddings["tokens"], "pooled_prompt_embeds": embeddings["pooled"]}
     if name == "flux":
         latents = pipe._pack_latents(noise, 2, 16, 6, 8)
-        packed = pipe(**options, latents=latents, height=48, width=64, num_inference_steps=1, output_type="latent").images
+        packed = pipe(
+            **options, latents=latents, height=48, width=64, num_inference_steps=1, output_type="latent"
+        ).images
         theirs = pipe._unpack_latents(packed, 48, 64, 8)
     else:
         options |= {"guidance_scale": 1.0}
@@ -120,12 +124,16 @@ def test_sdxl_is_told_the_true_sizes(bases):
     uncropped = torch.tensor([[64, 64, 0, 0, 64, 64]])
     cropped = torch.tensor([[100, 64, 18, 0, 64, 64]])
     with torch.no_grad():
-        plain, told, other = (family.predict(denoiser, noisy, timesteps, prompt, sizes) for sizes in (None, uncropped, cropped))
+        plain, told, other = (
+            family.predict(denoiser, noisy, timesteps, prompt, sizes) for sizes in (None, uncropped, cropped)
+        )
     assert torch.equal(plain, told)
     assert not torch.allclose(plain, other, atol=1e-3)
 
 
-@pytest.mark.parametrize(("name", "scale", "shift"), [("sd15", 0.18215, 0.0), ("sd3", 1.5305, 0.0609), ("flux", 0.3611, 0.1159)])
+@pytest.mark.parametrize(
+    ("name", "scale", "shift"), [("sd15", 0.18215, 0.0), ("sd3", 1.5305, 0.0609), ("flux", 0.3611, 0.1159)]
+)
 def test_latents_have_the_familys_scale_and_shift(bases, name, scale, shift):
     family = load_family(name, str(bases[name]))
     pixels = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -145,7 +153,9 @@ def test_the_null_prompt_follows_the_base(bases, tmp_path):
         "tokens": ((1, 77, 64), 0),
         "pooled": ((1, 40), 0),
     }
-    assert load_family("sdxl", str(bases["sdxl"]), null_prompt="encoded_empty").null_prompt()["tokens"].count_nonzero() > 0
+    assert (
+        load_family("sdxl", str(bases["sdxl"]), null_prompt="encoded_empty").null_prompt()["tokens"].count_nonzero() > 0
+    )
     unforced = shutil.copytree(bases["sdxl"], tmp_path / "unforced")
     (unforced / "model_index.json").write_text(json.dumps({"force_zeros_for_empty_prompt": False}))
     assert load_family("sdxl", str(unforced)).null_prompt_kind == "encoded_empty"
@@ -210,9 +220,13 @@ def test_gradients_reach_every_weight_of_the_denoiser(bases, name):
     latents = torch.randn(1, family.latent_channels, 8, 8)
     timesteps = family.sample_timesteps(torch.tensor([0.4]))
     noise = torch.randn_like(latents)
-    prediction = family.predict(denoiser, family.add_noise(latents, noise, timesteps), timesteps, family.encode_prompt(["a"]))
+    prediction = family.predict(
+        denoiser, family.add_noise(latents, noise, timesteps), timesteps, family.encode_prompt(["a"])
+    )
     (prediction - family.target(latents, noise, timesteps)).square().mean().backward()
-    idle = [key for key, weight in denoiser.named_parameters() if weight.grad is None or not weight.grad.abs().sum() > 0]
+    idle = [
+        key for key, weight in denoiser.named_parameters() if weight.grad is None or not weight.grad.abs().sum() > 0
+    ]
     # SD3's last block asks nothing of its text any more, so its queries lead nowhere.
     dead = ("transformer_blocks.1.attn.add_q_proj", "transformer_blocks.1.attn.norm_added_q") if name == "sd3" else ()
     assert [key for key in idle if not key.startswith(dead)] == []

@@ -27,11 +27,16 @@ KINDS = {
         "v_pred": (0,),
         "ztsnr": (0,),
     },
-    "SDXL (diffusers layout) diffusion model": {f"down_blocks.1.attentions.0.transformer_blocks.0.{CROSS}": (640, 2048)},
+    "SDXL (diffusers layout) diffusion model": {
+        f"down_blocks.1.attentions.0.transformer_blocks.0.{CROSS}": (640, 2048)
+    },
     "SD2 (native layout) diffusion model": {f"input_blocks.1.1.transformer_blocks.0.{CROSS}": (320, 1024)},
     "SD3 (native layout) diffusion model": {"joint_blocks.0.context_block.attn.qkv.weight": (9, 3)},
     "SD3 (diffusers layout) diffusion model": {"transformer_blocks.0.attn.add_k_proj.weight": (3, 3)},
-    "Flux.1-dev (native layout) diffusion model": {"double_blocks.0.img_attn.qkv.weight": (9, 3), "guidance_in.in_layer.weight": (3, 3)},
+    "Flux.1-dev (native layout) diffusion model": {
+        "double_blocks.0.img_attn.qkv.weight": (9, 3),
+        "guidance_in.in_layer.weight": (3, 3),
+    },
     "Flux.1-schnell (native layout) diffusion model": {"double_blocks.0.img_attn.qkv.weight": (9, 3)},
     "Flux (diffusers layout) diffusion model": {
         "transformer_blocks.0.attn.add_k_proj.weight": (3, 3),
@@ -52,7 +57,10 @@ KINDS = {
     "LoRA of rank 2 to 9 for SD1.5 (`diffusion_model.` keys), 4 modules, 1 of them with alpha, 2 plain differences": {
         "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.lora_down.weight": (2, 768),
         "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.alpha": (),
-        **{f"diffusion_model.output_blocks.{rank}.0.in_layers.2.lora_down.weight": (rank, 320, 3, 3) for rank in (3, 5, 9)},
+        **{
+            f"diffusion_model.output_blocks.{rank}.0.in_layers.2.lora_down.weight": (rank, 320, 3, 3)
+            for rank in (3, 5, 9)
+        },
         "diffusion_model.out.0.diff": (320,),
         "diffusion_model.out.0.diff_b": (320,),
     },
@@ -77,11 +85,18 @@ def test_models_with_the_blocks_of_another_are_not_taken_for_it(tmp_path):
 
 
 def test_sizes_and_parts(tmp_path):
-    shapes = {f"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.{CROSS}": (320, 768), "first_stage_model.a": (1500,)}
+    shapes = {
+        f"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.{CROSS}": (320, 768),
+        "first_stage_model.a": (1500,),
+    }
     lines = inspection.describe(write(tmp_path / "m.safetensors", shapes, {"modelspec.title": "t" * 300}))
     # 320 · 768 = 245,760 numbers, and 1,500.
     assert ", 2 tensors, 247 K parameters, F16" in lines[1]
-    assert lines[2:5] == ["  denoiser: 1 tensors, 246 K parameters", "  VAE: 1 tensors, 1.5 K parameters", "  no pair metadata"]
+    assert lines[2:5] == [
+        "  denoiser: 1 tensors, 246 K parameters",
+        "  VAE: 1 tensors, 1.5 K parameters",
+        "  no pair metadata",
+    ]
     assert lines[5] == f"  modelspec.title: {'t' * 100}… (300 characters)"
 
 
@@ -107,5 +122,16 @@ def test_nothing_is_unpickled(tmp_path):
 
 
 def test_texts():
-    assert [inspection.bytes_text(size) for size in (0, 999, 1500, 6.94e9, 2e15)] == ["0 B", "999 B", "1.5 KB", "6.94 GB", "2e+03 TB"]
-    assert [inspection.count_text(count) for count in (12, 1500, 860_000_000, 2_567_463_684)] == ["12", "1.5 K", "860 M", "2.57 B"]
+    assert [inspection.bytes_text(size) for size in (0, 999, 1500, 6.94e9, 2e15)] == [
+        "0 B",
+        "999 B",
+        "1.5 KB",
+        "6.94 GB",
+        "2e+03 TB",
+    ]
+    assert [inspection.count_text(count) for count in (12, 1500, 860_000_000, 2_567_463_684)] == [
+        "12",
+        "1.5 K",
+        "860 M",
+        "2.57 B",
+    ]

@@ -1,28 +1,24 @@
-"""Damaged files, configs and data sets are taken or refused in one sentence: a few of those that benchmarks/mutations.py tries, and what
-those found, by cause."""
+"""Damaged files, configs and data sets are taken or refused in one sentence: a few of those that tests/mutating tries,
+and what those found, by cause."""
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from pictures import png
-from safetensors.torch import save_file
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
 from mutating import cases
 from mutating.configs import LAUGHS, MERGES, Configs
 from mutating.data_sets import DataSets
 from mutating.pair_files import PairFiles
 from mutating.workbench import set_up
+from pictures import png
+from safetensors.torch import save_file
 
 from chats.pair import PairError, read_metadata
 from chats.words import shown
-from chats_train.config_file import load_config
-from chats_train.errors import UserError
+from chats_train.settings.config_file import load_config
+from chats_train.support.errors import UserError
 
 COUNT = 30
 
@@ -50,7 +46,12 @@ def test_the_harness_notices_what_it_looks_for(tmp_path):
 
     def make(_, folder):
         (folder / "input").write_text("as it was")
-        readings = {"traceback": fails, "no way out": lambda: "it is broken", "control": lambda: "a\x1b[1m; do it", "change": changes}
+        readings = {
+            "traceback": fails,
+            "no way out": lambda: "it is broken",
+            "control": lambda: "a\x1b[1m; do it",
+            "change": changes,
+        }
         return cases.Case("any", folder / "input", readings)
 
     kind = type("Kind", (), {"name": "any", "make": staticmethod(make)})
@@ -142,7 +143,10 @@ def test_a_table_that_is_no_text_is_refused_and_odd_ends_of_lines_are_not(config
     run = config()
     run = run.model_copy(update={"data": run.data.model_copy(update={"path": data})})
     assert open_dataset(run, progress=False).samples[0].prompt == "one\u2028line"
-    for content, message in ((b"\xff\n", "is not text in UTF-8; save it as such"), (b"[" * 100_000, "line 1 of .* is not JSON")):
+    for content, message in (
+        (b"\xff\n", "is not text in UTF-8; save it as such"),
+        (b"[" * 100_000, "line 1 of .* is not JSON"),
+    ):
         (data / "metadata.jsonl").write_bytes(content)
         with pytest.raises(UserError, match=message):
             open_dataset(run, progress=False)
@@ -153,7 +157,11 @@ def write_table(folder: Path, rows: list[dict]) -> Path:
     folder.mkdir()
     lines = []
     for index, row in enumerate(rows):
-        whole = {"chosen_file_name": f"{index}c.png", "rejected_file_name": f"{index}r.png", "prompt": f"picture {index}"}
+        whole = {
+            "chosen_file_name": f"{index}c.png",
+            "rejected_file_name": f"{index}r.png",
+            "prompt": f"picture {index}",
+        }
         for seed, side in enumerate(("c", "r")):
             (folder / f"{index}{side}.png").write_bytes(png(2 * index + seed))
         # Characters as they are, but for halves, which only an escape can state.

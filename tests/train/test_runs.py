@@ -14,13 +14,15 @@ from safetensors.torch import load_file
 
 from chats.pair import check_files, read_header
 from chats_train.cli import main
-from chats_train.errors import UserError
-from chats_train.training import checkpoint
+from chats_train.runs import checkpoint
+from chats_train.support.errors import UserError
 
 
-@pytest.mark.parametrize(("family", "method"), [("sdxl", "full"), ("sdxl", "lora"), ("sd3", "full"), ("sd3", "lora"), ("flux", "lora")])
+@pytest.mark.parametrize(
+    ("family", "method"), [("sdxl", "full"), ("sdxl", "lora"), ("sd3", "full"), ("sd3", "lora"), ("flux", "lora")]
+)
 def test_every_family_trains_resumes_and_exports(family, method, config, tmp_path):
-    from chats_train.training.run import train
+    from chats_train.training.train import train
 
     settings = dict(training_method=method, max_train_steps=3, checkpointing_steps=1, validation_pairs=0)
     whole = config(family, "whole", **settings)
@@ -28,7 +30,9 @@ def test_every_family_trains_resumes_and_exports(family, method, config, tmp_pat
     first = config(family, "parts", **settings, lr_scheduler="constant")
     train(first.model_copy(update={"max_train_steps": 1}))
     train(first.model_copy(update={"resume_from_checkpoint": "latest"}))
-    weights = [load_file(run.output_dir / "checkpoints" / "step-00000003" / "members.safetensors") for run in (whole, first)]
+    weights = [
+        load_file(run.output_dir / "checkpoints" / "step-00000003" / "members.safetensors") for run in (whole, first)
+    ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert sorted(path.name for path in whole.output_dir.glob("*.safetensors")) == [
         "whole_dispreferred.safetensors",
@@ -47,7 +51,9 @@ def test_a_run_leaves_what_its_maker_looks_at(config, capsys, tmp_path):
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert "validation_loss" in rows[2]
     assert "validation_loss" not in rows[1]
-    assert {"z", "gate", "implicit_accuracy", "delta_chosen", "delta_rejected", "grad_norm", "learning_rate"} <= set(rows[0])
+    assert {"z", "gate", "implicit_accuracy", "delta_chosen", "delta_rejected", "grad_norm", "learning_rate"} <= set(
+        rows[0]
+    )
     for picture in ("loss.png", "previews/step-00000003.png", "previews/step-00000006.png"):
         with Image.open(folder / picture) as image:
             image.verify()
@@ -56,16 +62,20 @@ def test_a_run_leaves_what_its_maker_looks_at(config, capsys, tmp_path):
     assert main(["sample", str(path), "--prompt", "a c", "--form", "exact", "--output", str(tmp_path / "s.png")]) == 0
     assert main(["export", str(path), "--output", str(tmp_path / "out"), "--dtype", "fp32"]) == 0
     exported = load_file(tmp_path / "out" / "run_preferred.safetensors")
-    assert read_header(tmp_path / "out" / "run_preferred.safetensors") == read_header(folder / "run_preferred.safetensors")
+    assert read_header(tmp_path / "out" / "run_preferred.safetensors") == read_header(
+        folder / "run_preferred.safetensors"
+    )
     assert check_files(*(folder / f"run_{member}.safetensors" for member in ("preferred", "dispreferred")))[1] == []
     averages = load_file(folder / "checkpoints" / "step-00000006" / "averages.safetensors")
-    name, value = next((name, value) for name, value in averages.items() if name.startswith("preferred.") and "lora_A" in name)
+    name, value = next(
+        (name, value) for name, value in averages.items() if name.startswith("preferred.") and "lora_A" in name
+    )
     layer = name.removeprefix("preferred.").removesuffix(".lora_A.preferred.weight").replace(".", "_")
     assert any(torch.equal(tensor, value) for key, tensor in exported.items() if "lora_down" in key), layer
 
 
 def test_a_probe_that_fails_costs_no_pair(config, monkeypatch, capsys):
-    from chats_train.training import run
+    from chats_train.training import train as run
 
     def out_of_memory(trainer):
         raise torch.OutOfMemoryError("out of memory")
@@ -77,7 +87,7 @@ def test_a_probe_that_fails_costs_no_pair(config, monkeypatch, capsys):
 
 
 def test_the_probe_is_of_its_own_step_and_a_number(tmp_path):
-    from chats_train.training.proxy_probe import FILE, read_probe
+    from chats_train.training.last_probe import FILE, read_probe
 
     assert read_probe(tmp_path, 6) == {}
     (tmp_path / FILE).write_text('{"step": 6, "alpha": 0.5, "cosine": 0.25, "relative_error": 1.5}')
@@ -88,7 +98,7 @@ def test_the_probe_is_of_its_own_step_and_a_number(tmp_path):
 
 
 def test_a_second_run_does_not_take_over_the_first_ones_folder(config):
-    from chats_train.training.run import train
+    from chats_train.training.train import train
 
     run = config(max_train_steps=2)
     train(run)
@@ -100,17 +110,22 @@ COMMAND = [sys.executable, "-m", "chats_train", "train"]
 
 
 def test_a_run_that_is_killed_ends_bitwise_as_one_that_is_not(config, tmp_path):
-    """SIGKILL at a moment after the checkpoint of each of two steps; `benchmarks/kills.py` does it a hundred times, with other settings."""
+    """SIGKILL at a moment after the checkpoint of each of two steps; `benchmarks/kills.py` does it a hundred times,
+    with other settings."""
     settings = {"training_method": "full", "optimizer": "adafactor", "ema_decay": 0.9, "weight_dtype": "bf16"}
-    from chats_train.training.run import train
+    from chats_train.training.train import train
 
-    whole, killed = (config(output=name, max_train_steps=6, checkpointing_steps=1, **settings) for name in ("whole", "killed"))
+    whole, killed = (
+        config(output=name, max_train_steps=6, checkpointing_steps=1, **settings) for name in ("whole", "killed")
+    )
     train(whole)
     path, folder = tmp_path / "killed.yaml", killed.output_dir
     path.write_text(json.dumps(killed.model_dump(mode="json") | {"resume_from_checkpoint": "latest"}))
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     for target in (2, 4):
-        process = subprocess.Popen([*COMMAND, path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        process = subprocess.Popen(
+            [*COMMAND, path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
         while process.poll() is None and not (folder / "checkpoints" / f"step-{target:08d}").exists():
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
@@ -130,7 +145,10 @@ def test_a_signal_saves_and_ends_well(number, config, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(json.dumps(run.model_dump(mode="json")))
     process = subprocess.Popen([*COMMAND, path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    while not (run.output_dir / "metrics.jsonl").exists() or (run.output_dir / "metrics.jsonl").read_text().count("\n") < 2:
+    while (
+        not (run.output_dir / "metrics.jsonl").exists()
+        or (run.output_dir / "metrics.jsonl").read_text().count("\n") < 2
+    ):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
@@ -141,17 +159,21 @@ def test_a_signal_saves_and_ends_well(number, config, tmp_path):
 
 
 def test_a_nan_stops_and_names_the_last_good_checkpoint(config, monkeypatch):
-    from chats_train.training.run import train
+    from chats_train.training.train import train
 
-    run = config(training_method="full", learning_rate=1e30, lr_warmup_steps=0, max_grad_norm=0.0, checkpointing_steps=1)
-    with pytest.raises(UserError, match=r"step \d+: the loss is .*; go on from .*step-0000000\d, with a lower `learning_rate`"):
+    run = config(
+        training_method="full", learning_rate=1e30, lr_warmup_steps=0, max_grad_norm=0.0, checkpointing_steps=1
+    )
+    with pytest.raises(
+        UserError, match=r"step \d+: the loss is .*; go on from .*step-0000000\d, with a lower `learning_rate`"
+    ):
         train(run)
     good = checkpoint.find_checkpoint(run.output_dir / "checkpoints", "latest")
     assert all(tensor.isfinite().all() for tensor in load_file(good / "members.safetensors").values())
 
 
 def test_a_damaged_checkpoint_is_never_used(config):
-    from chats_train.training.run import train
+    from chats_train.training.train import train
 
     run = config(max_train_steps=4, checkpointing_steps=1, checkpoints_total_limit=2)
     train(run)
@@ -159,7 +181,9 @@ def test_a_damaged_checkpoint_is_never_used(config):
     newest = folder / "step-00000004"
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-00000004"]
     content = (newest / "members.safetensors").read_bytes()
-    (newest / "members.safetensors").write_bytes(content[:-1] + b"\x00" if content[-1:] != b"\x00" else content[:-1] + b"\x01")
+    (newest / "members.safetensors").write_bytes(
+        content[:-1] + b"\x00" if content[-1:] != b"\x00" else content[:-1] + b"\x01"
+    )
     assert checkpoint.find_checkpoint(folder, "latest") == folder / "step-00000003"
     with pytest.raises(UserError, match=r"members.safetensors is not as it was written"):
         checkpoint.load_checkpoint(newest)
@@ -169,18 +193,26 @@ def test_a_damaged_checkpoint_is_never_used(config):
 
 
 def test_a_checkpoint_that_cannot_be_read_names_the_option_that_chose_it(config):
-    from chats_train.training.run import export, sample, train
+    from chats_train.training.train import export, sample, train
 
     run = config(max_train_steps=1, checkpointing_steps=1, validation_pairs=0, network_rank=2)
     train(run)
-    with pytest.raises(UserError, match=r"nowhere cannot be used: manifest.json is missing; name another with `--checkpoint`"):
+    with pytest.raises(
+        UserError, match=r"nowhere cannot be used: manifest.json is missing; name another with `--checkpoint`"
+    ):
         export(run, "nowhere")
     other = run.model_copy(update={"network_rank": 4})
     with pytest.raises(UserError, match=r"of another model than this run; .*, or name another with `--checkpoint`"):
         sample(other, "latest", ["a b"], "proxy")
-    with pytest.raises(UserError, match=r"of another model than this run; .* or set `resume_from_checkpoint` to another, or to null"):
+    with pytest.raises(
+        UserError, match=r"of another model than this run; .* or set `resume_from_checkpoint` to another, or to null"
+    ):
         train(other.model_copy(update={"resume_from_checkpoint": "latest", "max_train_steps": 2}))
-    with pytest.raises(UserError, match=r"has no whole checkpoint; train first, or name one's folder with `--checkpoint`"):
+    with pytest.raises(
+        UserError, match=r"has no whole checkpoint; train first, or name one's folder with `--checkpoint`"
+    ):
         export(run.model_copy(update={"output_dir": run.output_dir / "nowhere"}), "latest")
-    with pytest.raises(UserError, match=r"`training_method` is full, but the checkpoint .* was trained with lora; set it to that"):
+    with pytest.raises(
+        UserError, match=r"`training_method` is full, but the checkpoint .* was trained with lora; set it to that"
+    ):
         export(run.model_copy(update={"training_method": "full"}), "latest")

@@ -1,4 +1,5 @@
-"""The headless sampler: CFG against diffusers' pipeline, the pair against the equations. Against ComfyUI: tests/comfy/test_export.py."""
+"""The headless sampler: CFG against diffusers' pipeline, the pair against the equations. Against ComfyUI:
+tests/comfy/test_export.py."""
 
 import diffusers
 import pytest
@@ -7,7 +8,14 @@ import torch
 from PIL import Image
 
 from chats_train.families import FAMILIES, load_family
-from chats_train.sampling import SamplingSettings, initial_noise, picture_grid, sample_cfg, sample_pair, to_images
+from chats_train.sampling.sampler import (
+    SamplingSettings,
+    initial_noise,
+    picture_grid,
+    sample_cfg,
+    sample_pair,
+    to_images,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +41,9 @@ def test_cfg_is_diffusers_euler(families):
     with torch.no_grad():
         for t in scheduler.timesteps:
             z = scheduler.scale_model_input(x, t)
-            cond, uncond = (unet(z, t, encoder_hidden_states=c["tokens"].expand(2, -1, -1)).sample for c in (prompt, null))
+            cond, uncond = (
+                unet(z, t, encoder_hidden_states=c["tokens"].expand(2, -1, -1)).sample for c in (prompt, null)
+            )
             x = scheduler.step(uncond + 3.0 * (cond - uncond), t, x).prev_sample
     torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-3)
 
@@ -48,13 +58,16 @@ def test_a_pair_of_equal_members_is_cfg(families, name):
     exact = sample_pair(family, denoiser, denoiser, prompt, null, noise, settings)
     plain = sample_cfg(family, denoiser, prompt, null, noise, SamplingSettings(steps=3, guidance_scale=3.0))
     torch.testing.assert_close(exact, plain, rtol=1e-3, atol=1e-3)
-    proxy = sample_pair(family, denoiser, denoiser, prompt, null, noise, SamplingSettings(steps=3, guidance_scale=3.0, alpha=0.0))
+    proxy = sample_pair(
+        family, denoiser, denoiser, prompt, null, noise, SamplingSettings(steps=3, guidance_scale=3.0, alpha=0.0)
+    )
     torch.testing.assert_close(proxy, plain, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("form", ["proxy", "exact"])
 def test_each_pass_goes_to_its_model_with_its_prompt(families, form):
-    # The members answer with the mean of the prompt they were given, ten times over for the preferred, so one step is arithmetic.
+    # The members answer with the mean of the prompt they were given, ten times over for the preferred, so one step is
+    # arithmetic.
     family = families["sd15"]
     calls = []
 
@@ -69,7 +82,8 @@ def test_each_pass_goes_to_its_model_with_its_prompt(families, form):
     noise = initial_noise(family, 1, 16, 16, seed=0)
     settings = SamplingSettings(steps=1, guidance_scale=2.0, alpha=0.5, form=form)
     x = sample_pair(family, member("+", 10.0), member("-", 1.0), prompt, null, noise, settings)
-    # Eq. 16: 3 · 10 + 0.5 · 2 · 1 − 1.5 · 2 · 0.25 = 30.25; the members are linear in the prompt, so Eq. 17 gives the same.
+    # Eq. 16: 3 · 10 + 0.5 · 2 · 1 − 1.5 · 2 · 0.25 = 30.25; the members are linear in the prompt, so Eq. 17 gives the
+    # same.
     sigma = family.schedule.sigmas[-1]
     torch.testing.assert_close(x, noise * (1 + sigma**2).sqrt() - sigma * 30.25, rtol=1e-4, atol=1e-3)
     assert calls == (["+", "-"] if form == "proxy" else ["+", "-", "-"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chats_train.families.schedule import DiffusionSchedule, FlowSchedule
-from chats_train.sampling import noise_levels
+from chats_train.sampling.sampler import noise_levels
 
 LATENTS = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
 NOISE = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(1))
@@ -28,8 +28,12 @@ def test_diffusion_noise_and_velocity_are_diffusers(zero_terminal_snr):
     timesteps = torch.tensor([0, 400, 999])
     # At the last step of a zero-SNR schedule ᾱ is 4.9e-8 here and 0 there, so √ᾱ differs by 2e-4.
     close = {"atol": 1e-3 if zero_terminal_snr else 1e-5, "rtol": 1e-4}
-    torch.testing.assert_close(ours.add_noise(LATENTS, NOISE, timesteps), theirs.add_noise(LATENTS, NOISE, timesteps), **close)
-    torch.testing.assert_close(ours.target(LATENTS, NOISE, timesteps), theirs.get_velocity(LATENTS, NOISE, timesteps), **close)
+    torch.testing.assert_close(
+        ours.add_noise(LATENTS, NOISE, timesteps), theirs.add_noise(LATENTS, NOISE, timesteps), **close
+    )
+    torch.testing.assert_close(
+        ours.target(LATENTS, NOISE, timesteps), theirs.get_velocity(LATENTS, NOISE, timesteps), **close
+    )
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -41,17 +45,25 @@ def test_a_perfect_prediction_denoises_to_the_latent(name):
         sigma = schedule.sigmas[timesteps[0]] if name != "flow" else timesteps[0]
         x = LATENTS + sigma * NOISE if name != "flow" else (1 - sigma) * LATENTS + sigma * NOISE
         assert torch.equal(schedule.timestep(sigma), timesteps[0])
-        torch.testing.assert_close(schedule.scale_input(x, sigma), schedule.add_noise(LATENTS, NOISE, timesteps), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            schedule.scale_input(x, sigma), schedule.add_noise(LATENTS, NOISE, timesteps), atol=1e-4, rtol=1e-4
+        )
         prediction = schedule.target(LATENTS, NOISE, timesteps)
         torch.testing.assert_close(schedule.denoised(prediction, x, sigma), LATENTS, atol=1e-4, rtol=1e-4)
 
 
 def test_diffusion_timesteps_are_uniform():
-    assert DiffusionSchedule("epsilon").sample_timesteps(torch.tensor([0.0, 0.0005, 0.5, 0.99999999])).tolist() == [0, 0, 500, 999]
+    assert DiffusionSchedule("epsilon").sample_timesteps(torch.tensor([0.0, 0.0005, 0.5, 0.99999999])).tolist() == [
+        0,
+        0,
+        500,
+        999,
+    ]
 
 
 def test_flow_timesteps_are_logit_normal_and_shifted():
-    # Φ(−1) = 0.158655, so that uniform number falls on sigmoid(−1) = 0.268941; shifted by 3: 3·0.268941 / (1 + 2·0.268941) = 0.524633.
+    # Φ(−1) = 0.158655, so that uniform number falls on sigmoid(−1) = 0.268941; shifted by 3: 3·0.268941 / (1 +
+    # 2·0.268941) = 0.524633.
     uniform = torch.tensor([0.0, 0.158655, 0.5, 1.0])
     plain = FlowSchedule(shift=3.0, training_shift=1.0).sample_timesteps(uniform)
     shifted = FlowSchedule(shift=3.0, training_shift=3.0).sample_timesteps(uniform)

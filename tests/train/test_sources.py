@@ -1,4 +1,5 @@
-"""Where a base comes from: folders, hub repositories, single checkpoints; what is refused, and that nothing goes online unasked."""
+"""Where a base comes from: folders, hub repositories, single checkpoints; what is refused, and that nothing goes online
+unasked."""
 
 import json
 import shutil
@@ -52,7 +53,9 @@ def test_pickled_weights_in_a_folder_are_refused(bases, tmp_path):
 
 def test_a_half_precision_variant_is_taken_where_there_is_nothing_else(bases, tmp_path):
     copy = shutil.copytree(bases["sd15"], tmp_path / "copy")
-    (copy / "unet" / "diffusion_pytorch_model.safetensors").rename(copy / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    (copy / "unet" / "diffusion_pytorch_model.safetensors").rename(
+        copy / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    )
     (copy / "text_encoder" / "model.safetensors").rename(copy / "text_encoder" / "model.fp16.safetensors")
     ours, theirs = load_family("sd15", str(copy)), load_family("sd15", str(bases["sd15"]))
     assert torch.equal(ours.load_denoiser().conv_in.weight, theirs.load_denoiser().conv_in.weight)
@@ -64,7 +67,9 @@ def test_nothing_goes_online(bases, tmp_path):
     tokenizer = tiny_pipelines.save_clip_tokenizer(tmp_path / "tokenizer")
     for name in ("sd15", "sdxl"):
         save_file(tiny_pipelines.native_checkpoint(name, bases[name]), tmp_path / f"{name}.safetensors")
-        sources.append((name, str(tmp_path / f"{name}.safetensors"), {"configs": str(bases[name]), "tokenizer": str(tokenizer)}))
+        sources.append(
+            (name, str(tmp_path / f"{name}.safetensors"), {"configs": str(bases[name]), "tokenizer": str(tokenizer)})
+        )
     # Any look at the network, even one that is caught and retried, is counted.
     code = f"""
 import socket
@@ -111,7 +116,10 @@ def test_of_a_hub_repository_only_what_is_read_is_fetched():
 
 
 def test_importing_the_families_is_light():
-    code = "import sys, chats_train.families; print([m for m in ('diffusers', 'transformers', 'accelerate') if m in sys.modules])"
+    code = (
+        "import sys, chats_train.families; print([m for m in ('diffusers', 'transformers', 'accelerate') if m "
+        "in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -148,14 +156,19 @@ def test_a_checkpoint_is_the_same_base_as_its_folder(bases, tmp_path, name):
 )
 def test_a_checkpoint_that_is_not_whole_is_refused(bases, tmp_path, dropped, message):
     tensors = tiny_pipelines.native_checkpoint("sd15", bases["sd15"])
-    save_file({key: value for key, value in tensors.items() if not key.startswith(dropped)}, tmp_path / "base.safetensors")
+    save_file(
+        {key: value for key, value in tensors.items() if not key.startswith(dropped)}, tmp_path / "base.safetensors"
+    )
     family = load_family("sd15", str(tmp_path / "base.safetensors"), configs=str(bases["sd15"]))
     with pytest.raises(SourceError, match=message):
         family.load_denoiser(), family.vae, family.text_encoders
 
 
 def test_markers_of_a_checkpoint_tell_its_prediction(bases, tmp_path):
-    tensors = tiny_pipelines.native_checkpoint("sdxl", bases["sdxl"]) | {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
+    tensors = tiny_pipelines.native_checkpoint("sdxl", bases["sdxl"]) | {
+        "v_pred": torch.tensor([]),
+        "ztsnr": torch.tensor([]),
+    }
     save_file(tensors, tmp_path / "v.safetensors")
     family = load_family("sdxl", str(tmp_path / "v.safetensors"), configs=str(bases["sdxl"]))
     assert (family.prediction_type, family.schedule.zero_terminal_snr) == ("v_prediction", True)
@@ -174,7 +187,10 @@ def test_a_missing_tokenizer_says_where_to_find_one(bases, tmp_path, monkeypatch
 PUBLISHED = {
     # Keys of the UNet as published, and parameters of each part.
     "sd15": (686, {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}),
-    "sdxl": (1680, {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840}),
+    "sdxl": (
+        1680,
+        {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840},
+    ),
 }
 
 
@@ -182,7 +198,7 @@ PUBLISHED = {
 def test_the_bundled_configs_are_those_of_the_published_models(name):
     from accelerate import init_empty_weights
 
-    from chats_train.families.checkpoint import CONFIGS
+    from chats_train.families.single_file import CONFIGS
 
     classes, (unet_keys, counts) = FAMILIES[name].part_classes(), PUBLISHED[name]
     for part, count in counts.items():

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import trainer_of
 
+from chats.draws import draw, held_out, step_pairs
 from chats.objective import OBJECTIVES
 from chats_train.data import open_dataset
-from chats_train.errors import UserError
-from chats_train.training.checkpoint import State, flatten_optimizer, load_checkpoint, save_checkpoint, unflatten_optimizer
-from chats_train.training.draws import draw, held_out, step_pairs
+from chats_train.runs.checkpoint import State, flatten_optimizer, load_checkpoint, save_checkpoint, unflatten_optimizer
+from chats_train.runs.members import make_members
+from chats_train.runs.processes import Processes
+from chats_train.support.errors import UserError
 from chats_train.training.gradients import Gradients, make_batch
-from chats_train.training.members import make_members
 from chats_train.training.optimizer import learning_rate, make_optimizer, stochastic_round
-from chats_train.training.processes import Processes
 from chats_train.training.trainer import NotFinite, micro_batches
 
 
@@ -28,12 +28,15 @@ def batch_of(trainer, seed=0):
     """The first micro-batch of the first step."""
     picked = micro_batches(step_pairs(trainer.samples, seed, 0, 4), 2)[0]
     pairs = [trainer.encodings.pair(sample) for _, sample in picked]
-    draws = [draw(seed, epoch, sample.id, pair.chosen.shape) for (epoch, sample), pair in zip(picked, pairs, strict=True)]
+    draws = [
+        draw(seed, epoch, sample.id, pair.chosen.shape) for (epoch, sample), pair in zip(picked, pairs, strict=True)
+    ]
     return make_batch(trainer.family, pairs, draws, trainer.null, 0.5, torch.device("cpu"))
 
 
 def moved(trainer):
-    """The members a little away from the base, each its own way, so that Δ and the gate are not at their first values."""
+    """The members a little away from the base, each its own way, so that Δ and the gate are not at their first
+    values."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in trainer.parameters.values():
@@ -66,14 +69,20 @@ def joint_gradient(trainer, batch) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("memory", ["normal", "low"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_gradient_is_the_joint_one(method, memory, checkpointing, config):
-    settings = dict(training_method=method, memory=memory, gradient_checkpointing=checkpointing, beta=20.0, network_rank=4)
+    settings = dict(
+        training_method=method, memory=memory, gradient_checkpointing=checkpointing, beta=20.0, network_rank=4
+    )
     trainer = moved(trainer_of(config(**settings)))
     batch = batch_of(trainer)
     trainer.gradients.backward(batch, 1.0)
     actual = {name: parameter.grad for name, parameter in trainer.parameters.items()}
     expected = joint_gradient(trainer, batch)
-    assert {name for name, gradient in expected.items() if gradient is not None} == {n for n, g in actual.items() if g is not None}
-    vectors = [torch.cat([g.flatten() for g in gradients.values() if g is not None]) for gradients in (expected, actual)]
+    assert {name for name, gradient in expected.items() if gradient is not None} == {
+        n for n, g in actual.items() if g is not None
+    }
+    vectors = [
+        torch.cat([g.flatten() for g in gradients.values() if g is not None]) for gradients in (expected, actual)
+    ]
     assert torch.linalg.vector_norm(vectors[0] - vectors[1]) / torch.linalg.vector_norm(vectors[0]) < 1e-6
     for member in trainer.members.names:
         assert any(g is not None and g.any() for name, g in actual.items() if name.startswith(f"{member}."))
@@ -110,7 +119,7 @@ WORKER = """
 import json, sys
 sys.path[:0] = [{root!r}, {here!r}]
 from tiny_runs import trainer_of
-from chats_train.config_file import parse_config
+from chats_train.settings.config_file import parse_config
 trainer = trainer_of(parse_config(json.loads(sys.argv[1])))
 report = trainer.train_step()
 if trainer.processes.is_main:
@@ -124,7 +133,7 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "
 AGREEING = """
 import json, pathlib, sys
 sys.path.insert(0, {root!r})
-from chats_train.training.processes import Processes
+from chats_train.runs.processes import Processes
 processes = Processes()
 assert processes.count == 2
 answers = [processes.agree(3), processes.agree(processes.index)]
@@ -136,7 +145,9 @@ def test_processes_know_whether_they_agree(tmp_path):
     root = str(Path(__file__).resolve().parents[2])
     (tmp_path / "worker.py").write_text(AGREEING.format(root=root))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*LAUNCH, tmp_path / "worker.py", tmp_path], capture_output=True, text=True, env=environment, check=False)
+    result = subprocess.run(
+        [*LAUNCH, tmp_path / "worker.py", tmp_path], capture_output=True, text=True, env=environment, check=False
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     assert [json.loads((tmp_path / index).read_text()) for index in "01"] == [[True, False]] * 2
 
@@ -151,7 +162,9 @@ def test_two_processes_have_the_gradients_of_one(method, config, tmp_path):
     (tmp_path / "worker.py").write_text(WORKER.format(root=root, here=str(Path(__file__).parent)))
     run = config(training_method=method, gradient_accumulation_steps=2, max_grad_norm=0.0).model_dump(mode="json")
     command = [*LAUNCH, tmp_path / "worker.py", json.dumps(run), tmp_path / "gradients.safetensors"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    result = subprocess.run(
+        command, capture_output=True, text=True, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     actual = load_file(tmp_path / "gradients.safetensors")
     assert set(actual) == set(expected)
@@ -163,7 +176,9 @@ def test_two_processes_have_the_gradients_of_one(method, config, tmp_path):
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
 def test_sharding_is_refused(variable, monkeypatch):
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(UserError, match=r"asks for (FSDP|DeepSpeed).*each process holds the whole pair; launch plainly .*--multi_gpu"):
+    with pytest.raises(
+        UserError, match=r"asks for (FSDP|DeepSpeed).*each process holds the whole pair; launch plainly .*--multi_gpu"
+    ):
         Processes()
 
 
@@ -171,8 +186,20 @@ def test_a_process_that_was_to_have_peers_is_refused(pairs, bases, tmp_path):
     """accelerate's own launcher, which starts one process here, however many it was asked for."""
     path = tmp_path / "run.yaml"
     path.write_text(json.dumps(tiny_runs.run_settings("sd15", bases("sd15"), pairs, tmp_path)))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "-m", "chats_train", "train", path]
-    result = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes=2",
+        "-m",
+        "chats_train",
+        "train",
+        path,
+    ]
+    result = subprocess.run(
+        launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
     assert result.returncode != 0
     assert "error: `accelerate launch` was asked for several processes and started one alone" in result.stderr
     assert not (tmp_path / "run").exists()
@@ -216,7 +243,10 @@ def test_fp16_gives_up_where_no_scale_helps(config):
 def test_nested_and_shared_optimizer_state_is_saved(tmp_path):
     """As bitsandbytes has it: a dict in a parameter's state, and one table for all parameters."""
     table = torch.arange(4.0)
-    states = {0: {"step": 3, "quantised": {"state1": torch.ones(2), "qmap1": table}}, 1: {"quantised": {"qmap1": table}}}
+    states = {
+        0: {"step": 3, "quantised": {"state1": torch.ones(2), "qmap1": table}},
+        1: {"quantised": {"qmap1": table}},
+    }
     tensors, values = flatten_optimizer({"state": states, "param_groups": []})
     loaded = load_checkpoint(save_checkpoint(tmp_path, State(1, {"optimizer": tensors}, {"optimizer": values}), None))
     state = unflatten_optimizer(loaded.tensors["optimizer"], loaded.values["optimizer"], [])["state"]

@@ -1,6 +1,8 @@
-"""Tiny random base models of every family, saved as diffusers folders: random encoders and denoisers, tokenizers of single letters.
+"""Tiny random base models of every family, saved as diffusers folders: random encoders and denoisers, tokenizers of
+single letters.
 
-The denoisers are small in every width that only diffusers sees. `comfy=True` gives the widths that real ComfyUI knows a family by.
+The denoisers are small in every width that only diffusers sees. `comfy=True` gives the widths that real ComfyUI knows a
+family by.
 """
 
 import json
@@ -16,7 +18,14 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 # "!" is token 0 in CLIP's vocabulary, which OpenCLIP pads with.
 LETTERS = "!abcdefghijklmnopqrstuvwxyz"
@@ -25,7 +34,8 @@ T5_WIDTH = 80
 
 
 def randomised(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Normal weights scaled by fan-in, and no bias or norm left at its default: a swapped or forgotten one must show."""
+    """Normal weights scaled by fan-in, and no bias or norm left at its default: a swapped or forgotten one must
+    show."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in module.named_parameters():
         noise = torch.empty(value.shape).normal_(generator=generator)
@@ -40,8 +50,15 @@ def save_clip_tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> Path:
     words = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": pad_token}
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}))
+    special = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": pad_token,
+    }
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special})
+    )
     return folder
 
 
@@ -54,7 +71,9 @@ def save_t5_tokenizer(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
 
 
 def clip(width: int, projection: bool, seed: int) -> torch.nn.Module:
@@ -167,7 +186,9 @@ def _flux(comfy: bool) -> torch.nn.Module:
     )
 
 
-def save_pipeline(family: str, folder: Path, prediction_type: str = "epsilon", zero_terminal_snr: bool = False, seed: int = 0) -> Path:
+def save_pipeline(
+    family: str, folder: Path, prediction_type: str = "epsilon", zero_terminal_snr: bool = False, seed: int = 0
+) -> Path:
     """A whole tiny base in diffusers' arrangement."""
     part = "unet" if family in ("sd15", "sdxl") else "transformer"
     denoiser(family, seed).save_pretrained(folder / part)
@@ -195,17 +216,22 @@ def save_pipeline(family: str, folder: Path, prediction_type: str = "epsilon", z
 
 
 def native_checkpoint(family: str, root: Path) -> dict[str, torch.Tensor]:
-    """A tiny base as one SD1.5 or SDXL checkpoint: VAE and CLIP renamed here, by hand, as the published files name them."""
-    from chats_train.export.layout import to_native
-    from chats_train.export.unet import unet_layout
+    """A tiny base as one SD1.5 or SDXL checkpoint: VAE and CLIP renamed here, by hand, as the published files name
+    them."""
+    from chats_train.layouts.places import to_native
+    from chats_train.layouts.unet import unet_layout
 
     unet = UNet2DConditionModel.from_pretrained(root / "unet").state_dict()
     tensors = {f"model.diffusion_model.{key}": value for key, value in to_native(unet, unet_layout(unet)).items()}
     vae_state = AutoencoderKL.from_pretrained(root / "vae").state_dict()
-    tensors |= {f"first_stage_model.{_native_vae_key(key)}": _native_vae_value(key, value) for key, value in vae_state.items()}
+    tensors |= {
+        f"first_stage_model.{_native_vae_key(key)}": _native_vae_value(key, value) for key, value in vae_state.items()
+    }
     first = CLIPTextModel.from_pretrained(root / "text_encoder").state_dict()
     prefix = "cond_stage_model" if family == "sd15" else "conditioner.embedders.0"
-    tensors |= {f"{prefix}.transformer.text_model.{key.removeprefix('text_model.')}": value for key, value in first.items()}
+    tensors |= {
+        f"{prefix}.transformer.text_model.{key.removeprefix('text_model.')}": value for key, value in first.items()
+    }
     if family == "sdxl":
         second = CLIPTextModelWithProjection.from_pretrained(root / "text_encoder_2").state_dict()
         tensors |= {f"conditioner.embedders.1.model.{key}": value for key, value in _open_clip(second).items()}
@@ -251,7 +277,9 @@ def _open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for layer in range(3):
         ours, theirs = f"encoder.layers.{layer}", f"transformer.resblocks.{layer}"
         for end in ("weight", "bias"):
-            native[f"{theirs}.attn.in_proj_{end}"] = torch.cat([state[f"{ours}.self_attn.{p}_proj.{end}"] for p in "qkv"])
+            native[f"{theirs}.attn.in_proj_{end}"] = torch.cat(
+                [state[f"{ours}.self_attn.{p}_proj.{end}"] for p in "qkv"]
+            )
             native[f"{theirs}.attn.out_proj.{end}"] = state[f"{ours}.self_attn.out_proj.{end}"]
             native[f"{theirs}.mlp.c_fc.{end}"] = state[f"{ours}.mlp.fc1.{end}"]
             native[f"{theirs}.mlp.c_proj.{end}"] = state[f"{ours}.mlp.fc2.{end}"]

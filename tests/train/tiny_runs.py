@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from chats_train.cache import CachedEncodings, fill_cache
-from chats_train.config import RunConfig
 from chats_train.data import open_dataset
-from chats_train.training.processes import Processes
+from chats_train.encodings.cache import CachedEncodings, fill_cache
+from chats_train.runs.opening import open_family
+from chats_train.runs.processes import Processes
+from chats_train.settings.config import RunConfig
 from chats_train.training.trainer import Trainer
-from chats_train.wiring import open_family
 
 PAIRS = 12
 SETTINGS = {
@@ -43,7 +43,9 @@ def write_pairs(folder: Path) -> Path:
     return folder
 
 
-def run_settings(family: str, base: Path, pairs: Path, folder: Path, output: str = "run", **settings: Any) -> dict[str, Any]:
+def run_settings(
+    family: str, base: Path, pairs: Path, folder: Path, output: str = "run", **settings: Any
+) -> dict[str, Any]:
     """A run's YAML; its output and cache go below ``folder``."""
     raw = {"version": 1, "family": family, "pretrained_model": str(base), "data": {"path": str(pairs)}, **SETTINGS}
     return {**raw, "output_dir": str(folder / output), "cache_dir": str(folder / f"cache-{family}"), **settings}

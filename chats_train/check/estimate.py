@@ -1,0 +1,99 @@
+"""What a run will take, before anything heavy: memory of weights, gradients and optimizer, and room on the disk. Pure
+arithmetic."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from chats.objective import OBJECTIVES
+
+from ..data.dataset import PairDataset
+from ..settings.config import RunConfig
+
+# Bytes of optimizer state per trained parameter: AdamW's two moments in the weights' dtype, in 8 bits, and Adafactor's
+# row and column sums, which are next to nothing.
+MOMENTS = {"adamw": 2, "adamw8bit": 2, "adafactor": 0}
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "no": 4}
+# Numbers in the embeddings of one caption: tokens × width, and the pooled one.
+EMBEDDING_NUMBERS = {
+    "sd15": 77 * 768,
+    "sdxl": 77 * 2048 + 1280,
+    "sd3": (77 + 256) * 4096 + 2048,
+    "flux": 512 * 4096 + 768,
+}
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Parameters of the denoiser, and of one member's adapter on it; how its latents look."""
+
+    denoiser: int
+    adapter: int
+    latent_channels: int
+    pixels_per_latent: int
+
+
+def adapter_parameters(shapes: Mapping[str, tuple[int, ...]], targets: tuple[str, ...], rank: int) -> int:
+    """Parameters of a LoRA: rank · (inputs + outputs) for each targeted layer; ``shapes`` by key, of the denoiser."""
+    keys = [key for key in shapes if key.endswith(tuple(f"{target}.weight" for target in targets))]
+    return sum(rank * (shapes[key][0] + math.prod(shapes[key][1:])) for key in keys)
+
+
+def memory_bytes(config: RunConfig, size: ModelSize, method: str, weight_dtype: str) -> int:
+    """Bytes on the GPU of all weights, gradients and optimizer states of one method; activations come on top.
+
+    full: each trained member has weights, gradients and states, and the reference stays as a frozen copy. lora: one
+    frozen base, which is the reference too, and each member's adapter in fp32.
+    """
+    objective = OBJECTIVES[config.objective]
+    frozen = BYTES[weight_dtype if weight_dtype == "bf16" else config.mixed_precision]
+    if method == "lora":
+        return size.denoiser * BYTES[config.mixed_precision] + objective.models * size.adapter * _trained_bytes(
+            config, 4
+        )
+    reference = size.denoiser * frozen if objective.needs_reference else 0
+    return objective.models * size.denoiser * _trained_bytes(config, BYTES[weight_dtype]) + reference
+
+
+def checkpoint_bytes(config: RunConfig, size: ModelSize) -> int:
+    """Bytes of one checkpoint: members, their optimizer states and averages."""
+    members = OBJECTIVES[config.objective].models
+    if config.training_method == "lora":
+        return members * size.adapter * (_trained_bytes(config, 4) - 4)
+    width = BYTES[config.weight_dtype]
+    return members * size.denoiser * (_trained_bytes(config, width) - width)
+
+
+def cache_bytes(config: RunConfig, size: ModelSize, dataset: PairDataset) -> int:
+    """Bytes of all latents (fp32) and prompt embeddings of a data set."""
+    images = {(image.sha256, sample.bucket) for sample in dataset.samples for image in (sample.chosen, sample.rejected)}
+    areas = sum(
+        (bucket.width // size.pixels_per_latent) * (bucket.height // size.pixels_per_latent) for _, bucket in images
+    )
+    prompts = {sample.prompt for sample in dataset.samples}
+    return (
+        areas * size.latent_channels * 4
+        + (len(prompts) + 1) * EMBEDDING_NUMBERS[config.family] * BYTES[config.mixed_precision]
+    )
+
+
+def disk_of(folder: Path) -> tuple[int, int]:
+    """The number of the disk that a folder is on, or will be, and the bytes free there."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    return there.stat().st_dev, shutil.disk_usage(there).free
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder and below; 0 when it is not there."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _trained_bytes(config: RunConfig, width: int) -> int:
+    """Bytes per trained parameter, its weight being ``width`` wide: weight, gradient, moments and, where kept, the fp32
+    average."""
+    moments = MOMENTS[config.optimizer] * (1 if config.optimizer == "adamw8bit" else width)
+    return width + width + moments + (4 if config.ema_decay is not None else 0)

@@ -1,0 +1,60 @@
+"""What `check` says of memory and disk, before anything heavy."""
+
+from __future__ import annotations
+
+import torch
+
+from ..data import PairDataset
+from ..families import Family
+from ..inspection import bytes_text
+from ..settings.config import RunConfig
+from ..support.errors import UserError
+from .estimate import ModelSize, adapter_parameters, cache_bytes, checkpoint_bytes, disk_of, folder_bytes, memory_bytes
+
+
+def model_size(config: RunConfig, family: Family) -> ModelSize:
+    """The sizes that a run's memory and disk follow from, from headers alone."""
+    shapes = family.source.shapes(family.denoiser_part)
+    targets = tuple(config.network_target_modules or family.lora_targets)
+    adapter = adapter_parameters(shapes, targets, config.network_rank)
+    denoiser = family.parameter_counts()[family.denoiser_part]
+    return ModelSize(denoiser, adapter, family.latent_channels, family.vae_scale_factor)
+
+
+def print_memory(config: RunConfig, size: ModelSize) -> None:
+    """What each training method would take, and what this machine's GPU has."""
+    print(f"memory of weights, gradients and {config.optimizer}, activations on top:")
+    for method, weight_dtype in (("lora", "fp32"), ("full", "fp32"), ("full", "bf16")):
+        chosen = method == config.training_method and (method == "lora" or weight_dtype == config.weight_dtype)
+        name = "lora" if method == "lora" else f"full, weight_dtype {weight_dtype}"
+        print(
+            f"  {name}: {bytes_text(memory_bytes(config, size, method, weight_dtype))}{' (this run)' if chosen else ''}"
+        )
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        print(f"  this GPU has {bytes_text(total)}, {bytes_text(free)} of it free")
+
+
+def print_disk(config: RunConfig, size: ModelSize, dataset: PairDataset) -> None:
+    """Room wanted beyond what is there already, and room free; UserError where it cannot suffice."""
+    # One more than are kept: the new one is whole before the oldest goes. Where all are kept, all of the run's.
+    checkpoints = 1 + (config.checkpoints_total_limit or config.max_train_steps // config.checkpointing_steps)
+    wanted = {
+        "cache_dir": cache_bytes(config, size, dataset),
+        "output_dir": checkpoint_bytes(config, size) * checkpoints,
+    }
+    cached = folder_bytes(config.cache_dir)
+    saved = folder_bytes(config.output_dir) - (cached if config.cache_dir.is_relative_to(config.output_dir) else 0)
+    present = {"cache_dir": cached, "output_dir": saved}
+    missing: dict[int, float] = {}
+    for setting, bytes_wanted in wanted.items():
+        folder = getattr(config, setting)
+        disk, free = disk_of(folder)
+        # The two folders may share a disk, and then their wants add up.
+        missing[disk] = missing.get(disk, 0) + max(0, bytes_wanted - present[setting])
+        print(f"disk: `{setting}` {folder} takes up to {bytes_text(bytes_wanted)}, {bytes_text(free)} are free")
+        if missing[disk] > free:
+            raise UserError(
+                f"`{setting}` is {folder}, which lacks {bytes_text(missing[disk] - free)}; make room or choose another "
+                "disk"
+            )

@@ -1,0 +1,1 @@
+"""Pairs as latents and prompt embeddings, made once and kept."""

@@ -1,0 +1,180 @@
+"""Pictures to compare: each is drawn once and kept under a key, a digest of everything it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+from tqdm import tqdm
+
+from ..families import Family
+from ..runs.members import Members
+from ..sampling.sampler import initial_noise, to_images
+from ..settings.config import RunConfig
+from ..support.files import replacing
+from .conditions import Condition, sample_condition
+from .prompts import EvaluationPrompt
+
+# Part of every key: raise it when the same inputs would give other pictures than before.
+PICTURE_VERSION = 1
+PICTURES_FOLDER = "pictures"
+# PNG's own keyword for free text.
+PNG_KEYWORD = "Comment"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of one prompt from one seed under one condition, drawn or yet to be drawn at ``path``."""
+
+    condition: Condition
+    prompt: EvaluationPrompt
+    seed: int
+    key: str
+    path: Path
+
+    @property
+    def drawn(self) -> bool:
+        return self.path.exists()
+
+
+def noise_seed(prompt: str, seed: int) -> int:
+    """The seed of :func:`chats_train.sampling.sampler.initial_noise` for a picture: the same in every condition, and
+    another for every prompt, so that prompts are independent of each other. 32 bits."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {prompt}".encode()).digest()[:4], "big")
+
+
+def plan_pictures(
+    folder: Path,
+    config: RunConfig,
+    family: Family,
+    weights: str,
+    conditions: Sequence[Condition],
+    prompts: Sequence[EvaluationPrompt],
+    seeds: Sequence[int],
+    steps: int,
+) -> list[Picture]:
+    """Every picture of an evaluation, by prompt, seed and condition.
+
+    Args:
+        folder: of the evaluation.
+        weights: digest of the members' weights.
+        steps: of the sampler.
+    """
+    common = _common(config, family, steps)
+    # The base is the same whatever was trained on it.
+    shared = {
+        "weights": weights,
+        **{name: getattr(config, name) for name in ("training_method", "network_alpha", "network_rank")},
+    }
+    found = []
+    for prompt in prompts:
+        for seed in seeds:
+            for condition in conditions:
+                depends = {**common, **condition.weights, "prompt": prompt.text, "seed": noise_seed(prompt.text, seed)}
+                key = digest(depends if condition.models == "base" else {**depends, **shared})
+                found.append(
+                    Picture(condition, prompt, seed, key, folder / PICTURES_FOLDER / condition.folder / f"{key}.png")
+                )
+    return found
+
+
+def draw_pictures(
+    pictures: Sequence[Picture],
+    config: RunConfig,
+    family: Family,
+    members: Members,
+    steps: int,
+    batch_size: int,
+    progress: bool = True,
+) -> int:
+    """Draws those that are not there yet, and returns how many they were.
+
+    Prompt by prompt, all conditions of each, so that what an interruption leaves can be compared.
+
+    Args:
+        batch_size: pictures of one condition that are sampled at once.
+    """
+    missing = [picture for picture in pictures if not picture.drawn]
+    null = family.null_prompt()
+    with tqdm(total=len(missing), unit="picture", disable=not progress or not missing) as bar:
+        for chunk in _chunks(missing, batch_size):
+            embedded = family.encode_prompt([picture.prompt.text for picture in chunk])
+            noise = _noise(chunk, config, family).to(family.device)
+            latents = sample_condition(chunk[0].condition, family, members, embedded, null, noise, steps)
+            for picture, one in zip(chunk, latents, strict=True):
+                _save(picture, to_images(family.decode_image(one[None]))[0], steps)
+            bar.update(len(chunk))
+    return len(missing)
+
+
+def _chunks(pictures: Sequence[Picture], batch_size: int) -> Iterator[list[Picture]]:
+    """Batches of one condition each, in about the pictures' order."""
+    waiting: dict[Condition, list[Picture]] = {}
+    for picture in pictures:
+        batch = waiting.setdefault(picture.condition, [])
+        batch.append(picture)
+        if len(batch) == batch_size:
+            yield waiting.pop(picture.condition)
+    yield from waiting.values()
+
+
+def _noise(pictures: Sequence[Picture], config: RunConfig, family: Family) -> Tensor:
+    side = config.resolution
+    return torch.cat(
+        [initial_noise(family, 1, side, side, noise_seed(picture.prompt.text, picture.seed)) for picture in pictures]
+    )
+
+
+def _save(picture: Picture, image: Image.Image, steps: int) -> None:
+    """Writes a picture that says of itself how it was made."""
+    made = {
+        **picture.condition.weights,
+        "prompt": picture.prompt.text,
+        "noise_seed": noise_seed(picture.prompt.text, picture.seed),
+    }
+    information = PngInfo()
+    information.add_itxt(PNG_KEYWORD, json.dumps({**made, "steps": steps}, ensure_ascii=False))
+    with replacing(picture.path) as temporary:
+        image.save(temporary, format="png", pnginfo=information)
+
+
+def _common(config: RunConfig, family: Family, steps: int) -> dict[str, Any]:
+    """What every picture depends on beside its prompt, noise and condition."""
+    return {
+        "version": PICTURE_VERSION,
+        "encoders": family.fingerprint,
+        "denoiser": family.base_sha256,
+        "dtype": str(family.dtype),
+        "device": family.device.type,
+        "prediction_type": family.prediction_type,
+        "noise_levels": hashlib.sha256(family.schedule.sigmas.numpy().tobytes()).hexdigest(),
+        "null_prompt": family.null_prompt_kind,
+        "resolution": config.resolution,
+        "steps": steps,
+    }
+
+
+def digest(values: dict[str, Any]) -> str:
+    """A short digest of settings, hexadecimal; 128 bits."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def picture_row(picture: Picture, folder: Path) -> dict[str, Any]:
+    """What results.jsonl says of a picture."""
+    return {
+        "picture": picture.path.relative_to(folder).as_posix(),
+        "condition": picture.condition.name,
+        **asdict(picture.condition),
+        "prompt": picture.prompt.text,
+        "group": picture.prompt.group,
+        "seed": picture.seed,
+        "noise_seed": noise_seed(picture.prompt.text, picture.seed),
+    }

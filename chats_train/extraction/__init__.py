@@ -1,0 +1,1 @@
+"""From whole members to LoRAs."""

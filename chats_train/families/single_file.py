@@ -1,0 +1,242 @@
+"""One native .safetensors checkpoint as a source of parts, read offline with the small configs bundled here.
+
+The denoiser comes through the same layout that export writes, so what is exported can be trained on. What the file
+lacks (SD3's and Flux's VAE and text encoders, every tokenizer) comes from beside it: a diffusers folder, or for CLIP's
+tokenizer the one that ComfyUI ships.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from chats.words import shown_error
+
+from ..layouts.formats import file_format
+from ..layouts.places import LayoutError, from_native
+from .sources import FolderSource, Shapes, Source, SourceError, TensorReader, file_digest, read_json
+
+CONFIGS = Path(__file__).parent / "configs"
+# CLIP's tokenizer as ComfyUI ships it, below ComfyUI's folder.
+COMFYUI_TOKENIZER = Path("comfy", "sd1_tokenizer")
+
+
+@dataclass(frozen=True)
+class CheckpointLayout:
+    """How a family's checkpoint is cut into parts.
+
+    ``prefixes`` gives the key prefix of each part that the file holds, the denoiser first. ``denoiser_config`` tells
+    the denoiser's configuration from the shapes of the native weights, where the family has several sizes; None takes
+    the bundled one.
+    """
+
+    family: str
+    prefixes: dict[str, str]
+    denoiser_config: Callable[[Shapes], dict[str, Any]] | None = None
+
+
+class CheckpointSource(Source):
+    """A checkpoint file, or a file with nothing but the denoiser.
+
+    Args:
+        path: the .safetensors file.
+        layout: how the family's files are cut.
+        encoders: a diffusers folder for every part but the denoiser; needed where the file does not hold them.
+        tokenizer: a folder with CLIP's `vocab.json` and `merges.txt`; by default ComfyUI's, where one is found.
+        configs: a folder of configurations in diffusers' arrangement; by default the bundled ones.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        layout: CheckpointLayout,
+        encoders: FolderSource | None = None,
+        tokenizer: Path | None = None,
+        configs: Path | None = None,
+    ):
+        self.path, self.layout, self.encoders = path, layout, encoders
+        self.tokenizer_folder = tokenizer
+        self.configs = configs or CONFIGS / layout.family
+        self.denoiser_part = next(iter(layout.prefixes))
+        self._keys = self._read_keys()
+
+    def config(self, part: str) -> dict[str, Any]:
+        if part == self.denoiser_part and self.layout.denoiser_config:
+            return self.layout.denoiser_config(self._native_shapes(part))
+        if self._borrowed(part):
+            return self.encoders.config(part)
+        return read_json(self.configs / part / "config.json")
+
+    def module(self, part: str, cls: type, dtype: torch.dtype) -> nn.Module:
+        if part == self.denoiser_part:
+            return self._denoiser(cls, dtype)
+        if self._borrowed(part):
+            return self.encoders.module(part, cls, dtype)
+        prefix = self.layout.prefixes[part]
+        tensors = {prefix + key: tensor.to(dtype) for key, tensor in self._tensors(part).items()}
+        module = _converted(cls, tensors, self.configs, part)
+        if module is None:
+            raise SourceError(
+                f"{self.path.name} lacks weights of its {part}; download it again, or set `encoders` to a diffusers "
+                "folder"
+            )
+        return module.eval()
+
+    def tokenizer(self, part: str) -> Any:
+        if self.encoders is not None:
+            return self.encoders.tokenizer(part)
+        from transformers import CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(self._clip_tokenizer(), local_files_only=True, model_max_length=77)
+
+    def shapes(self, part: str) -> Shapes:
+        if part == self.denoiser_part:
+            return {key: tuple(value.shape) for key, value in self._empty_denoiser().state_dict().items()}
+        return self.encoders.shapes(part) if self._borrowed(part) else self._native_shapes(part)
+
+    def digest(self, parts: Iterable[str]) -> str:
+        total = hashlib.sha256()
+        for part in parts:
+            total.update(f"{part}:{self._part_digest(part)}\n".encode())
+        return total.hexdigest()
+
+    @property
+    def noise(self) -> dict[str, Any]:
+        marked = {"prediction_type": "v_prediction"} if "v_pred" in self._keys else {}
+        return marked | ({"rescale_betas_zero_snr": True} if "ztsnr" in self._keys else {})
+
+    @property
+    def zeros_for_empty_prompt(self) -> bool:
+        return True if self.encoders is None else self.encoders.zeros_for_empty_prompt
+
+    def _read_keys(self) -> set[str]:
+        if self.path.suffix != ".safetensors":
+            raise SourceError(
+                f"{self.path.name} is a file that can run code when it is opened; convert it to .safetensors first"
+            )
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                return set(file.keys())
+        except SafetensorError as error:
+            raise SourceError(
+                f"{self.path.name} is not a whole safetensors file ({shown_error(error)}); download it again"
+            ) from error
+
+    def _borrowed(self, part: str) -> bool:
+        """Whether a part comes from the diffusers folder beside the file."""
+        if self.encoders is not None:
+            return True
+        if part not in self.layout.prefixes or not any(
+            key.startswith(self.layout.prefixes[part]) for key in self._keys
+        ):
+            raise SourceError(
+                f"`pretrained_model` {self.path.name} holds no `{part}`; set `encoders` to a diffusers folder of the "
+                "family that has one"
+            )
+        return False
+
+    def _prefix(self, part: str) -> str:
+        """A file with nothing but the denoiser often has no prefix."""
+        prefix = self.layout.prefixes[part]
+        return prefix if part != self.denoiser_part or any(key.startswith(prefix) for key in self._keys) else ""
+
+    def _native_shapes(self, part: str) -> Shapes:
+        prefix = self._prefix(part)
+        with safe_open(self.path, framework="pt") as file:
+            return {
+                key[len(prefix) :]: tuple(file.get_slice(key).get_shape())
+                for key in self._keys
+                if key.startswith(prefix)
+            }
+
+    def _tensors(self, part: str) -> dict[str, Tensor]:
+        prefix = self._prefix(part)
+        with safe_open(self.path, framework="pt") as file:
+            return {key[len(prefix) :]: file.get_tensor(key) for key in sorted(self._keys) if key.startswith(prefix)}
+
+    def _empty_denoiser(self, cls: type | None = None) -> nn.Module:
+        import diffusers
+        from accelerate import init_empty_weights
+
+        config = self.config(self.denoiser_part)
+        with init_empty_weights(include_buffers=True):
+            return (cls or getattr(diffusers, config["_class_name"])).from_config(config)
+
+    def _denoiser(self, cls: type, dtype: torch.dtype) -> nn.Module:
+        module = self._empty_denoiser(cls)
+        shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+        places = file_format(self.layout.family).layout(shapes)
+        try:
+            tensors = from_native(self._tensors(self.denoiser_part), places, shapes)
+        except LayoutError as error:
+            raise SourceError(f"`pretrained_model` {self.path.name}: {error}") from error
+        # Copies, so that the module does not keep the whole file mapped and fused tensors alive.
+        module.load_state_dict(
+            {key: tensor.to(dtype, copy=True) for key, tensor in tensors.items()}, strict=True, assign=True
+        )
+        return module.requires_grad_(True).eval()
+
+    def _clip_tokenizer(self) -> Path:
+        candidates = (
+            [self.tokenizer_folder]
+            if self.tokenizer_folder
+            else [folder / COMFYUI_TOKENIZER for folder in _comfyui_folders()]
+        )
+        for folder in candidates:
+            if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+                return folder
+        raise SourceError(
+            f"{self.path.name} holds no tokenizer, and no ComfyUI was found to lend its own (looked in "
+            f"{', '.join(map(str, candidates))}); "
+            "set `tokenizer` to a folder with CLIP's vocab.json and merges.txt, or `encoders` to a diffusers folder"
+        )
+
+    def _part_digest(self, part: str) -> str:
+        if part != self.denoiser_part and self.encoders is not None:
+            return self.encoders.digest([part])
+        total = hashlib.sha256()
+        if part.startswith("tokenizer"):
+            folder = self._clip_tokenizer()
+            return hashlib.sha256(
+                "".join(file_digest(folder / name) for name in ("vocab.json", "merges.txt")).encode()
+            ).hexdigest()
+        prefix, reader = self._prefix(part), TensorReader(self.path)
+        for name in sorted(key for key in self._keys if key.startswith(prefix)):
+            key, tensor = name[len(prefix) :], reader.read(name)
+            total.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            total.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        return total.hexdigest()
+
+
+def _comfyui_folders() -> list[Path]:
+    """Where a ComfyUI may be: COMFYUI_PATH, else above `custom_nodes/` that holds this package, else comfy-cli's
+    place."""
+    if stated := os.environ.get("COMFYUI_PATH"):
+        return [Path(stated)]
+    root = Path(__file__).resolve().parents[2]
+    above = [root.parent.parent] if root.parent.name == "custom_nodes" else []
+    return [*above, Path.home() / "comfy" / "ComfyUI"]
+
+
+def _converted(cls: type, tensors: dict[str, Tensor], configs: Path, part: str) -> nn.Module | None:
+    """VAE or CLIP through diffusers' own converters, which stay offline when ``configs`` is local; None when a weight
+    is missing."""
+    from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+
+    where = {"config": str(configs), "subfolder": part, "local_files_only": True}
+    if not hasattr(cls, "from_single_file"):
+        module = create_diffusers_clip_model_from_ldm(cls, checkpoint=tensors, **where)
+        return None if any(tensor.is_meta for tensor in module.state_dict(keep_vars=True).values()) else module
+    try:
+        return cls.from_single_file(tensors, **where)
+    except NotImplementedError:
+        # torch's word for a weight that is still on the meta device when the module is moved.
+        return None

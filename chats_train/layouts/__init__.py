@@ -1,0 +1,1 @@
+"""What one model's weights are called: by diffusers, by its authors, in LoRA files; both ways."""

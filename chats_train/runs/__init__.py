@@ -1,0 +1,1 @@
+"""A run's folder and its parts: opening, members, checkpoints, the pair's files."""

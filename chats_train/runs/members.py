@@ -1,0 +1,176 @@
+"""What trains: the preferred and the dispreferred model, and the frozen reference beside them.
+
+Two methods. ``full``: two copies of the denoiser, and a third as the reference. ``lora``: ONE denoiser with two
+adapters, which is the reference while both are off.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..families import Denoiser, Family
+from ..settings.config import RunConfig
+from ..support.errors import UserError
+from .checkpoint import RESUME_FROM_ANOTHER
+
+PREFERRED, DISPREFERRED = "preferred", "dispreferred"
+
+
+class Members(ABC):
+    """The models of a run.
+
+    Attributes:
+        names: the members that train: both, or the preferred alone for an objective of one model.
+        interleaves: whether the graphs of both members can be alive at once.
+    """
+
+    interleaves: bool
+
+    def __init__(self, names: Iterable[str]):
+        self.names = tuple(names)
+
+    @abstractmethod
+    def denoiser(self, name: str) -> Denoiser:
+        """A member, to be called until another is asked for. Its activations may be computed anew in the backward pass,
+        so unless ``interleaves``, a graph is to be gone before the next member is asked for."""
+
+    @abstractmethod
+    def reference(self) -> Denoiser:
+        """The frozen base, to be called without gradients."""
+
+    @abstractmethod
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """What trains in a member, by name, always in the same order."""
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """All that trains, as `<member>.<name>`."""
+        return {
+            f"{member}.{name}": parameter
+            for member in self.names
+            for name, parameter in self.parameters(member).items()
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a checkpoint needs of the members, by :meth:`named_parameters`' names."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters().items()}
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Tensor], way_out: str = RESUME_FROM_ANOTHER) -> None:
+        """Puts a checkpoint's weights in place; an error ends in ``way_out``.
+
+        Raises:
+            UserError: when they are not those of this run's members.
+        """
+        mine = self.named_parameters()
+        shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (state, mine)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"the checkpoint is of another model than this run; bring back the old settings, or {way_out}"
+            )
+        for name, parameter in mine.items():
+            parameter.copy_(state[name])
+
+
+class FullMembers(Members):
+    """Whole models, each of its own; fp32 masters, or bf16 to be updated with stochastic rounding."""
+
+    interleaves = True
+
+    def __init__(
+        self, config: RunConfig, family: Family, names: Iterable[str], device: torch.device, with_reference: bool
+    ):
+        super().__init__(names)
+        self.modules = {name: _prepared(family, device, config) for name in self.names}
+        self._reference = _prepared(family, device, config).requires_grad_(False) if with_reference else None
+
+    def denoiser(self, name: str) -> nn.Module:
+        return self.modules[name]
+
+    def reference(self) -> nn.Module:
+        return self._reference
+
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        return dict(self.modules[name].named_parameters())
+
+
+class LoRAMembers(Members):
+    """Two adapters on one frozen denoiser (PEFT).
+
+    PEFT switches adapters on the module itself, and with gradient checkpointing the backward pass computes with
+    whichever is on (https://github.com/huggingface/peft/issues/2832): hence one graph at a time there.
+    """
+
+    def __init__(self, config: RunConfig, family: Family, names: Iterable[str], device: torch.device):
+        from peft import LoraConfig
+
+        super().__init__(names)
+        self.interleaves = not config.gradient_checkpointing
+        self.module = _prepared(family, torch.device("cpu"), config).requires_grad_(False)
+        targets = list(config.network_target_modules or family.lora_targets)
+        settings = LoraConfig(
+            r=config.network_rank, lora_alpha=config.network_alpha, target_modules=targets, lora_dropout=0.0
+        )
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # the second adapter is meant
+            torch.manual_seed(config.seed)  # the factors' first values
+            for name in self.names:
+                try:
+                    self.module.add_adapter(settings, adapter_name=name)
+                except ValueError as error:
+                    raise UserError(
+                        f"`network_target_modules` is {targets}, which names no layer of the base; see `inspect`"
+                    ) from error
+        self.module.to(device)
+        for parameter in self.named_parameters().values():
+            parameter.data = parameter.data.float()
+
+    def denoiser(self, name: str) -> nn.Module:
+        self.module.enable_adapters()
+        self.module.set_adapter(name)
+        if self.interleaves:
+            # PEFT freezes the other adapter, whose graph may be alive
+            # (https://github.com/huggingface/peft/issues/2759).
+            for parameter in self.named_parameters().values():
+                parameter.requires_grad_()
+        return self.module
+
+    def reference(self) -> nn.Module:
+        self.module.disable_adapters()
+        return self.module
+
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        return {
+            key: parameter for key, parameter in self.module.named_parameters() if f".{name}." in key and "lora_" in key
+        }
+
+
+def make_members(config: RunConfig, family: Family, models: int, with_reference: bool, device: torch.device) -> Members:
+    """The members that an objective of ``models`` models trains, on ``device``, equal to the base."""
+    names = (PREFERRED, DISPREFERRED)[:models]
+    if config.training_method == "lora":
+        return LoRAMembers(config, family, names, device)
+    return FullMembers(config, family, names, device, with_reference)
+
+
+def adapter_weights(state: dict[str, Tensor], member: str) -> dict[str, Tensor]:
+    """A member's weights in a state of :meth:`Members.state`, by the names that export takes (without the adapter's
+    name)."""
+    prefix = f"{member}."
+    return {
+        key.removeprefix(prefix).replace(f".{member}.", "."): value
+        for key, value in state.items()
+        if key.startswith(prefix)
+    }
+
+
+def _prepared(family: Family, device: torch.device, config: RunConfig) -> Any:
+    module = family.load_denoiser().to(device)
+    if config.gradient_checkpointing:
+        module.enable_gradient_checkpointing()
+    return module

@@ -1,0 +1,104 @@
+"""Several processes as one: which share of a step is whose, and sums over all. One process needs none of
+torch.distributed.
+
+``accelerate launch --multi_gpu`` (or torchrun) starts the processes and states their number in the environment;
+accelerate joins them. Gradients are summed by hand, once for each optimizer step: exact whatever the graphs were, and
+the modules stay unwrapped. Each process holds all of the models, so what accelerate's config says of sharding them
+cannot be done, and is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..support.errors import UserError
+
+Item = TypeVar("Item")
+# What accelerate's launcher sets where its config shards the models.
+SHARDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+
+
+class Processes:
+    """This process among its peers.
+
+    Raises:
+        UserError: when they were launched in a way that cannot be followed.
+    """
+
+    def __init__(self) -> None:
+        from accelerate import PartialState
+
+        _refuse_sharding()
+        # Without an accelerator, accelerate takes several processes for several lone ones, unless it is told to use the
+        # CPU.
+        state = PartialState(cpu=not torch.accelerator.is_available())
+        self.index, self.count, self.device = state.process_index, state.num_processes, state.device
+        self._state = state
+        _refuse_a_lone_process(self.count)
+
+    @property
+    def is_main(self) -> bool:
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self._state.wait_for_everyone()
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The items of this process; each item is one process's."""
+        return items[self.index :: self.count]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.count > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sums the gradients over all processes; a parameter that had no part in a process counts as zero there."""
+        if self.count == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+
+    def any(self, value: bool) -> bool:
+        """Whether it holds in any process."""
+        if self.count == 1:
+            return value
+        return bool(self.sum(torch.tensor(float(value), device=self.device)).item())
+
+    def agree(self, number: int) -> bool:
+        """Whether a number is the same in all processes."""
+        total = self.sum(torch.tensor(number, device=self.device)).item()
+        return not self.any(total != number * self.count)
+
+
+def _refuse_sharding() -> None:
+    for variable, name in SHARDING.items():
+        if os.environ.get(variable, "").lower() in ("true", "1"):
+            raise UserError(
+                f"accelerate's config asks for {name}, but here each process holds the whole pair; launch plainly "
+                "(`accelerate launch --multi_gpu --num_processes N -m chats_train …`), and where memory is short set "
+                "`training_method: lora`, or `memory: low` with `weight_dtype: bf16`"
+            )
+
+
+def _refuse_a_lone_process(count: int) -> None:
+    """With --cpu, accelerate's launcher starts one process whatever --num_processes says, unless mpirun starts them; on
+    two machines these would be two runs in one folder. It then states where they should meet, but not who is who."""
+    if count == 1 and "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
+        raise UserError(
+            "`accelerate launch` was asked for several processes and started one alone, as it does with `--cpu`; "
+            "launch with `--multi_gpu --num_processes N` (also where there is no GPU), or with torchrun"
+        )

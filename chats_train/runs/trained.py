@@ -1,0 +1,136 @@
+"""From weights in training to what people use: pictures of a preview, and the pair's two files."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from chats.pair import PairMetadata
+
+from ..families import Denoiser, Family, Prompt
+from ..sampling.sampler import (
+    Form,
+    SamplingSettings,
+    enlarged,
+    initial_noise,
+    picture_grid,
+    sample_cfg,
+    sample_pair,
+    to_images,
+)
+from ..settings.config import RunConfig
+from .members import DISPREFERRED, PREFERRED, Members, adapter_weights
+from .pair_files import export_full, export_lora
+
+EXPORT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# Smaller pictures are enlarged to about this side in pixels, or their titles would not fit.
+PREVIEW_SIDE = 192
+
+
+def preview(
+    config: RunConfig,
+    family: Family,
+    members: Members,
+    prompts: Sequence[tuple[Prompt, Prompt]],
+    device: torch.device,
+    form: Form = "proxy",
+) -> Image.Image:
+    """A grid with a row for each prompt: the base with CFG and the pair with CHATS, from the same noise.
+
+    Args:
+        prompts: embeddings of each prompt and of the null prompt, batches of 1.
+    """
+    settings = SamplingSettings(
+        steps=config.sample_steps, guidance_scale=config.guidance_scale, alpha=config.alpha, form=form
+    )
+    both = len(members.names) == 2
+    rows = []
+    for index, (prompt, null) in enumerate(prompts):
+        noise = initial_noise(family, 1, config.resolution, config.resolution, config.seed + index).to(device)
+        base = sample_cfg(family, members.reference(), prompt, null, noise, settings)
+        if both:
+            pair = [late(members, name) for name in (PREFERRED, DISPREFERRED)]
+            trained = sample_pair(family, *pair, prompt, null, noise, settings)
+        else:
+            trained = sample_cfg(family, members.denoiser(PREFERRED), prompt, null, noise, settings)
+        rows.append([enlarged(to_images(family.decode_image(latents))[0], PREVIEW_SIDE) for latents in (base, trained)])
+    return picture_grid(rows, titles=["base, CFG", f"pair, CHATS ({form})" if both else "trained, CFG"])
+
+
+def export_pair(
+    config: RunConfig,
+    family: Family,
+    weights: dict[str, Tensor],
+    step: int,
+    fingerprint: str,
+    folder: Path,
+    dtype: str = "fp16",
+    probe: Mapping[str, float] = MappingProxyType({}),
+) -> list[Path]:
+    """Writes the members as files that ComfyUI loads, with metadata that says they belong together.
+
+    Args:
+        weights: by `<member>.<name>`, a checkpoint's members or averages.
+        step: optimizer steps trained.
+        fingerprint: of the data set.
+        dtype: fp32, fp16 or bf16, of the files.
+        probe: fields of the metadata, what the probe of the proxy form measured.
+
+    Returns:
+        the files.
+    """
+    members = sorted({key.split(".", 1)[0] for key in weights}, reverse=True)
+    # The same weights make the same pair, however often they are exported.
+    pair_id = uuid.uuid5(uuid.NAMESPACE_URL, f"{family.base_sha256} {config.sha256()} {fingerprint} {step}").hex
+    paths = []
+    for member in members:
+        metadata = PairMetadata(
+            member,
+            pair_id=pair_id,
+            base_name=Path(config.pretrained_model).name,
+            base_sha256=family.base_sha256,
+            prediction_type=family.prediction_type,
+            null_prompt=family.null_prompt_kind,
+            null_prompt_prob=config.null_prompt_prob,
+            alpha=config.alpha,
+            guidance_scale=config.guidance_scale,
+            beta=config.beta,
+            resolution=config.resolution,
+            step=step,
+            config_sha256=config.sha256(),
+            dataset_fingerprint=fingerprint,
+            **probe,
+        )
+        path = folder / f"{config.output_dir.name}_{member}.safetensors"
+        title = f"{config.output_dir.name} {member}"
+        own = adapter_weights(weights, member)
+        if config.training_method == "lora":
+            shapes = family.source.shapes(family.denoiser_part)
+            export_lora(
+                path, family.name, own, config.network_alpha, shapes, metadata, title=title, dtype=EXPORT_DTYPES[dtype]
+            )
+        else:
+            # A file is the whole state, also what does not train (SD3's table of positions is a buffer).
+            whole = {**family.load_denoiser().state_dict(), **own}
+            zero_snr = getattr(family.schedule, "zero_terminal_snr", False)
+            export_full(
+                path, family.name, whole, metadata, title=title, dtype=EXPORT_DTYPES[dtype], zero_terminal_snr=zero_snr
+            )
+        paths.append(path)
+    return paths
+
+
+def late(members: Members, name: str) -> Callable[..., object]:
+    """A member that is switched to at each call: adapters of one module take turns."""
+
+    def call(*args: object, **kwargs: object) -> object:
+        denoiser: Denoiser = members.denoiser(name)
+        return denoiser(*args, **kwargs)
+
+    return call

@@ -1,0 +1,1 @@
+"""The headless sampler, and what its pictures are put into."""

@@ -1,0 +1,1 @@
+"""Sampling with a pair: the mechanism, and the nodes that use it."""

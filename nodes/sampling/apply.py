@@ -1,0 +1,52 @@
+"""CHATS Apply: two models in, one MODEL out that samples with both in every sampler node."""
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..inputs import interval_inputs, model_inputs, require_models
+from .compatibility import check_models
+from .pairing import pair_models
+
+
+def apply_pair(
+    preferred: ModelPatcher, dispreferred: ModelPatcher, start_percent: float, end_percent: float
+) -> ModelPatcher:
+    """The pair as one model, after the checks; see :func:`.pairing.pair_models`.
+
+    Raises:
+        ValueError: when the two cannot be sampled together, or the interval is empty.
+    """
+    require_models(preferred=preferred, dispreferred=dispreferred)
+    if start_percent > end_percent:
+        raise ValueError(
+            f"`start_percent` is {start_percent:g} and `end_percent` {end_percent:g}; the start must not be after the "
+            "end"
+        )
+    check_models(preferred, dispreferred)
+    return pair_models(preferred, dispreferred, start_percent, end_percent)
+
+
+class CHATSApply(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CHATSApply",
+            display_name="CHATS Apply",
+            category="model_patches/CHATS",
+            description="Joins a preferred and a dispreferred model into one MODEL. Whatever sampler it is connected "
+            "to runs the positive "
+            "pass on the preferred and the negative pass on the dispreferred model. LoRAs and patches added after this "
+            "node act on both. "
+            "Two LoRAs on one base share its weights, and both passes run as one batch.",
+            inputs=[*model_inputs(), *interval_inputs()],
+            outputs=[io.Model.Output(display_name="MODEL", tooltip="For any sampler node.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, preferred: ModelPatcher, dispreferred: ModelPatcher, start_percent: float, end_percent: float
+    ) -> io.NodeOutput:
+        return io.NodeOutput(apply_pair(preferred, dispreferred, start_percent, end_percent))
+
+
+NODES = [CHATSApply]

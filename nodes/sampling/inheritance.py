@@ -1,0 +1,184 @@
+"""What other nodes put on a pair's MODEL after the two models were joined, and handing it on to the dispreferred model.
+
+A LoRA or an attention patch that is added after *CHATS Apply* is meant for the model as a user sees it: both members.
+What the preferred model carried before stays its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, MethodType
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP, copy_nested_dicts, merge_nested_dicts
+
+
+@dataclass
+class Baseline:
+    """The preferred model as it was when the two were joined."""
+
+    patches_uuid: uuid.UUID
+    patch_counts: dict[str, int]  # patches by weight key; nodes only ever append
+    object_patches: dict[str, object]
+    injections: frozenset[str]
+    options: dict
+
+    @classmethod
+    def of(cls, model: ModelPatcher) -> Baseline:
+        return cls(
+            patches_uuid=model.patches_uuid,
+            patch_counts={key: len(patches) for key, patches in model.patches.items()},
+            object_patches=model.object_patches.copy(),
+            injections=frozenset(model.injections),
+            options=_sampling_options(model),
+        )
+
+    def hand_on(self, model: ModelPatcher, dispreferred: ModelPatcher) -> tuple[ModelPatcher, dict]:
+        """A clone of ``dispreferred`` with the patches that ``model`` got since, and its model options with the options
+        it got."""
+        clone = self.with_later_patches(model, dispreferred)
+        for name, value in model.object_patches.items():
+            if name not in self.object_patches or not _same_after_clones(value, self.object_patches[name]):
+                clone.add_object_patch(name, value)
+        for name in set(model.injections) - self.injections:
+            logging.warning(
+                "CHATS: `%s` was put on the model after CHATS Apply and acts on the preferred only; put it before, on "
+                "each of the two",
+                name,
+            )
+        later = later_options(_sampling_options(model), self.options, same=_same_after_clones)
+        return clone, merged_options(clone.model_options, later)
+
+    def with_later_patches(self, model: ModelPatcher, dispreferred: ModelPatcher) -> ModelPatcher:
+        """A clone of ``dispreferred`` with the weight patches that ``model`` got since."""
+        clone = dispreferred.clone()
+        if model.patches_uuid != self.patches_uuid:
+            for key, patches in model.patches.items():
+                clone.patches.setdefault(key, []).extend(patches[self.patch_counts.get(key, 0) :])
+            # The same two sets of patches get the same identity in every run, so the weights are not patched anew each
+            # time.
+            clone.patches_uuid = uuid.uuid5(dispreferred.patches_uuid, str(model.patches_uuid))
+        return clone
+
+    def order_wrappers(self, model_options: dict, key: str) -> None:
+        """Puts the wrappers of a run in the order that the pair, under ``key``, needs; ``model_options`` are the run's
+        own.
+
+        CALC_COND_BATCH: first what was added after the pair, once around both models; then the pair, where it routes to
+        a second model; then the preferred's own. PREDICT_NOISE: the pair last, so that it sees the guidance that others
+        set.
+        """
+        wrappers = model_options["transformer_options"]["wrappers"]
+        others = {name: added for name, added in wrappers[WrappersMP.PREDICT_NOISE].items() if name != key}
+        wrappers[WrappersMP.PREDICT_NOISE] = {**others, key: wrappers[WrappersMP.PREDICT_NOISE][key]}
+        if key not in wrappers.get(WrappersMP.CALC_COND_BATCH, {}):
+            return
+        before = self.options["transformer_options"]["wrappers"][WrappersMP.CALC_COND_BATCH]
+        now = wrappers[WrappersMP.CALC_COND_BATCH]
+        after = later_options(now, before, same=_same_after_clones)
+        wrappers[WrappersMP.CALC_COND_BATCH] = {
+            "after": [wrapper for added in after.values() for wrapper in added],
+            key: now[key],
+            "before": [wrapper for name, own in before.items() if name != key for wrapper in own],
+        }
+
+
+def option_difference(one: ModelPatcher, other: ModelPatcher) -> str | None:
+    """The first thing in which two clones of a model differ beside their weight patches, as a dotted name; None where
+    there is nothing."""
+    for name in sorted({*one.object_patches, *other.object_patches}):
+        if not _same_object(one.object_patches.get(name), other.object_patches.get(name)):
+            return name
+    if injections := set(one.injections) ^ set(other.injections):
+        return min(injections)
+    options = [_sampling_options(model) for model in (one, other)]
+    for now, before in (options, options[::-1]):
+        path, found = [], later_options(now, before, same=_same_after_clones)
+        while isinstance(found, dict) and found:
+            name, found = next(iter(found.items()))
+            path.append(str(name))
+        if path:
+            return ".".join(path)
+    return None
+
+
+def _same_object(one: object, other: object) -> bool:
+    """Whether two object patches do the same; model sampling nodes make a new object, of a new class, each time."""
+    if one is other:
+        return True
+    if not (isinstance(one, torch.nn.Module) and isinstance(other, torch.nn.Module)):
+        return False
+    if [base.__qualname__ for base in type(one).__mro__] != [base.__qualname__ for base in type(other).__mro__]:
+        return False
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def later_options(
+    now: dict, before: dict, leave_out: tuple[str, ...] = (), same: Callable[[object, object], bool] = operator.is_
+) -> dict:
+    """What ``now`` has that ``before`` has not, in nested dicts: new keys, replaced values, and what was added to
+    lists.
+
+    CALC_COND_BATCH wrappers are not among it: they run once, around both models.
+    """
+    later = {}
+    for name, value in now.items():
+        if name in leave_out:
+            continue
+        if name not in before:
+            later[name] = value
+        elif isinstance(value, dict) and isinstance(before[name], dict):
+            skip = (WrappersMP.CALC_COND_BATCH,) if name == "wrappers" else ()
+            if inner := later_options(value, before[name], skip, same):
+                later[name] = inner
+        elif isinstance(value, list) and isinstance(before[name], list):
+            old = before[name]
+            if added := [item for index, item in enumerate(value) if index >= len(old) or not same(item, old[index])]:
+                later[name] = added
+        elif not same(value, before[name]):
+            later[name] = value
+    return later
+
+
+def merged_options(options: dict, later: dict) -> dict:
+    """``options`` with ``later`` on top, in nested dicts; neither is changed. (ComfyUI's own merge lets the older value
+    win in 0.3.64.)"""
+    merged = dict(options)
+    for name, value in later.items():
+        own = options.get(name)
+        if isinstance(own, dict) and isinstance(value, dict):
+            merged[name] = merged_options(own, value)
+        elif isinstance(own, list) and isinstance(value, list):
+            merged[name] = [*own, *value]
+        else:
+            merged[name] = value
+    return merged
+
+
+def _sampling_options(model: ModelPatcher) -> dict:
+    """The model's options with its wrappers and callbacks merged in, as ComfyUI has them while sampling."""
+    options = copy_nested_dicts(model.model_options)
+    transformer_options = options.setdefault("transformer_options", {})
+    for name in ("wrappers", "callbacks"):
+        transformer_options[name] = merge_nested_dicts(transformer_options.get(name, {}), getattr(model, name))
+    return options
+
+
+def _same_after_clones(value: object, before: object) -> bool:
+    """Whether an option is still what it was. ComfyUI up to 0.8 copies callable objects deeply each time it clones a
+    model."""
+    if value is before:
+        return True
+    if type(value) is not type(before) or isinstance(value, (FunctionType, BuiltinFunctionType)):
+        return False
+    if isinstance(value, MethodType):
+        return value.__func__ is before.__func__
+    if isinstance(value, (bool, int, float, str, tuple)):
+        return value == before
+    return True
