@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="command", required=True)
 
     init = commands.add_parser("init", help="write a commented config to start from")
-    init.add_argument("family", help="the kind of the base model: sd15, sdxl, sd3 or flux")
+    init.add_argument("family", help="the kind of the base model, such as sdxl; any other word lists them")
     init.add_argument("--output", type=Path, default=Path("run.yaml"), help="the file to write (default: %(default)s)")
     init.set_defaults(run=_init)
 
@@ -318,8 +318,8 @@ def _read_config(args: argparse.Namespace) -> RunConfig:
 
 
 def _open_family(config: RunConfig) -> Family:
-    from .inspection import count_text
     from .runs.opening import open_family
+    from .support.amounts import count_text
 
     family = open_family(config)
     parts = family.parameter_counts()

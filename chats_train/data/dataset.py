@@ -20,7 +20,7 @@ from ..support.parallel import ordered_map
 from .buckets import Bucket, make_buckets, pair_bucket, place
 from .folders import METADATA, metadata_folder, two_folders
 from .images import decode
-from .pairs import ImageBytes, PairImage, PairSample, Problem, RawPair, Source, pair_id
+from .pairs import ImageBytes, PairImage, PairSample, PairSource, Problem, RawPair, pair_id
 from .tables import hub, parquet
 
 LISTED_PROBLEMS = 10
@@ -93,7 +93,7 @@ def open_dataset(config: RunConfig, progress: bool = True) -> PairDataset:
     return dataset
 
 
-def _open_source(config: RunConfig) -> Source:
+def _open_source(config: RunConfig) -> PairSource:
     """The source that the settings name, cut to ``max_pairs``."""
     data = config.data
     if data.path is None:
@@ -115,11 +115,11 @@ def _open_source(config: RunConfig) -> Source:
                 f"`data.path` is {path}, which has none of {METADATA}, chosen/ and rejected/, or .parquet files; "
                 "bring the pairs into one of these forms"
             )
-    return Source(source.name, source.pairs[: data.max_pairs], source.problems, source.ties)
+    return PairSource(source.name, source.pairs[: data.max_pairs], source.problems, source.ties)
 
 
 def _checked(
-    source: Source, config: RunConfig, verdicts: Verdicts
+    source: PairSource, config: RunConfig, verdicts: Verdicts
 ) -> Iterator[tuple[PairSample | None, list[Problem]]]:
     """Each pair as a sample, or None where it is not usable, with its problems; fills ``verdicts``."""
     if config.enable_bucket:

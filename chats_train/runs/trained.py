@@ -111,7 +111,7 @@ def export_pair(
         title = f"{config.output_dir.name} {member}"
         own = adapter_weights(weights, member)
         if config.training_method == "lora":
-            shapes = family.source.shapes(family.denoiser_part)
+            shapes = family.source.shapes(family.facts.denoiser_part)
             export_lora(
                 path, family.name, own, config.network_alpha, shapes, metadata, title=title, dtype=EXPORT_DTYPES[dtype]
             )

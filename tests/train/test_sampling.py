@@ -7,7 +7,7 @@ import tiny_pipelines
 import torch
 from PIL import Image
 
-from chats_train.families import FAMILIES, load_family
+from chats_train.families import load_family
 from chats_train.sampling.sampler import (
     SamplingSettings,
     initial_noise,
@@ -16,6 +16,7 @@ from chats_train.sampling.sampler import (
     sample_pair,
     to_images,
 )
+from chats_train.settings.facts import FAMILIES
 
 
 @pytest.fixture(scope="module")
