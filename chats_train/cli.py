@@ -209,8 +209,9 @@ def _with_checkpoint(command: argparse.ArgumentParser) -> argparse.ArgumentParse
 
 
 def _init(args: argparse.Namespace) -> None:
+    from chats.files import write_text
+
     from .settings.config_file import config_template
-    from .support.files import write_text
 
     if args.output.exists():
         raise UserError(f"`--output` is {args.output}, which is there already; remove it or choose another name")
@@ -250,7 +251,8 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
-    from .support.files import replacing
+    from chats.files import replacing
+
     from .training.train import sample
 
     picture = sample(_read_config(args), args.checkpoint, args.prompt, args.form)
@@ -330,8 +332,9 @@ def _open_family(config: RunConfig) -> Family:
 
 def _open_dataset(config: RunConfig) -> PairDataset:
     """The run's pairs; what is wrong with them is printed, and listed whole in a file of the run."""
+    from chats.files import write_text
+
     from .data import open_dataset
-    from .support.files import write_text
 
     dataset = open_dataset(config)
     print("\n".join(["data: " + dataset.report()[0], *dataset.report()[1:]]))

@@ -29,7 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from chats_train.support.files import write_text
+from chats.files import write_text
 
 from . import sides
 

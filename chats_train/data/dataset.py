@@ -13,9 +13,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from chats.files import write_text
+
 from ..settings.config import RunConfig
 from ..support.errors import UserError
-from ..support.files import write_text
 from ..support.parallel import ordered_map
 from .buckets import Bucket, make_buckets, pair_bucket, place
 from .folders import METADATA, metadata_folder, two_folders

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import yaml
 
+from chats.files import replacing, write_text
+
 from ..families import Family
 from ..runs.members import DISPREFERRED, PREFERRED
 from ..runs.opening import open_family
@@ -17,7 +19,6 @@ from ..sampling.sampler import Form, SamplingSettings
 from ..settings.config import CONFIG_VERSION, RunConfig
 from ..settings.config_file import load_config
 from ..support.errors import UserError
-from ..support.files import replacing, write_text
 from ..training.reports import PLOT_FILE
 from ..training.train import PREVIEWS, train, trained_members
 from .make_pairs import draw_pairs

@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from chats.files import write_text
 from chats.objective import squared_error
 
 from ..families import Family, load_family
 from ..families.sources import read_json
 from ..sampling.sampler import SamplingSettings
 from ..support.errors import UserError
-from ..support.files import write_text
 from .base_parts import make_scheduler, make_text_encoder, make_unet, make_vae, save_tokenizer
 from .detector import THINGS, judge
 from .samplers import base_sampler, sample_pictures

@@ -11,8 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from chats.files import replacing
+
 from ..support.errors import UserError
-from ..support.files import replacing
 from ..support.tensor_files import read_tensors
 
 SHARD_BYTES = 256 * 2**20

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from chats.files import write_text
 from chats.objective import OBJECTIVES
 
 from ..families import Family
@@ -22,7 +23,6 @@ from ..runs.processes import Processes
 from ..sampling.sampler import Form
 from ..settings.config import RunConfig
 from ..support.errors import UserError
-from ..support.files import write_text
 from ..support.locks import locked
 from ..training.train import CHECKPOINTS, LOCK, trained_members
 from .conditions import Condition, make_conditions

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from chats.files import write_text
 from chats.lowrank import factorize, relative_error, weight_difference
 from chats.pair import Member, PairError, PairMetadata, check_files, read_header, write_member
 from chats.words import shown
@@ -28,7 +29,6 @@ from ..runs.pair_files import check_equal, modelspec
 from ..settings.facts import FAMILIES
 from ..support.dtypes import TORCH_DTYPES
 from ..support.errors import UserError
-from ..support.files import write_text
 from .denoiser_file import DenoiserFile
 from .table import NOT_CARRIED, Layer, table_text
 

@@ -18,8 +18,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from chats.files import sync
+
 from ..support.errors import UserError
-from ..support.files import sync
 
 CHECKPOINT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from chats.draws import VALIDATION_EPOCH, draw
+from chats.files import write_text
 
 from ..evaluation.probe import PROBED_PROMPTS, probe_proxy
 from ..runs.members import DISPREFERRED
 from ..runs.trained import late
-from ..support.files import write_text
 from .trainer import Trainer
 
 FILE = "proxy_probe.json"

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from chats.files import replacing
 from chats.objective import OBJECTIVES
 from chats.words import shown_error
 
@@ -26,7 +27,6 @@ from ..sampling.sampler import Form
 from ..settings.config import RunConfig
 from ..settings.config_file import save_resolved
 from ..support.errors import UserError
-from ..support.files import replacing
 from ..support.locks import locked
 from .last_probe import probe_trained, read_probe
 from .reports import HELD_OUT, Reports
