@@ -78,7 +78,8 @@ def open_dataset(config: RunConfig, progress: bool = True) -> PairDataset:
     source = _open_source(config)
     verdicts = _load_verdicts(config.cache_dir / VERDICTS_FILE)
     known = len(verdicts)
-    samples, problems = {}, list(source.problems)
+    samples: dict[str, PairSample] = {}
+    problems = list(source.problems)
     for sample, found in tqdm(
         _checked(source, config, verdicts), "checking pairs", len(source.pairs), unit="pair", disable=not progress
     ):
@@ -97,9 +98,10 @@ def open_dataset(config: RunConfig, progress: bool = True) -> PairDataset:
 def _open_source(config: RunConfig) -> PairSource:
     """The source that the settings name, cut to ``max_pairs``."""
     data = config.data
-    if data.path is None:
-        source = hub(data)
+    if data.hub_id is not None:
+        source = hub(data.hub_id, data)
     else:
+        assert data.path is not None, "the config has one of the two"
         path = data.path.expanduser()
         if not path.exists():
             raise UserError(

@@ -33,12 +33,12 @@ def metadata_folder(folder: Path, columns: Columns) -> PairSource:
         if not line.strip():
             continue
         row = _json_object(line, number, folder)
-        files = {side: row.get(keys[side]) for side in SIDES}
-        missing = [keys[side] for side, file in files.items() if not isinstance(file, str) or not file]
-        if missing:
-            problems.append(Problem("no partner", f"{METADATA} line {number}", f"no `{missing[0]}`"))
+        files = [name for side in SIDES if isinstance(name := row.get(keys[side]), str) and name]
+        if len(files) < len(SIDES):
+            missing = next(keys[side] for side in SIDES if row.get(keys[side]) not in files)
+            problems.append(Problem("no partner", f"{METADATA} line {number}", f"no `{missing}`"))
             continue
-        chosen, rejected = (FileImage(folder / files[side]) for side in SIDES)
+        chosen, rejected = (FileImage(folder / name) for name in files)
         pairs.append(RawPair(f"{METADATA} line {number}", row.get(keys["prompt"]), chosen, rejected))
     if problems and not pairs:
         raise UserError(
@@ -74,9 +74,9 @@ def two_folders(folder: Path) -> PairSource:
 
     Pairs are in the order of their names.
     """
-    found, problems = {}, []
+    found: dict[str, dict[str, Path]] = {side: {} for side in SIDES}
+    problems = []
     for side in SIDES:
-        found[side] = {}
         for path in sorted((folder / side).iterdir()):
             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
                 if path.stem in found[side]:

@@ -67,7 +67,7 @@ def parquet(path: Path, columns: Columns, cache_dir: Path) -> PairSource:
     return table_source(table, path.name, columns, path if path.is_dir() else path.parent)
 
 
-def hub(config: DataConfig) -> PairSource:
+def hub(hub_id: str, config: DataConfig) -> PairSource:
     """A data set of the hub, fetched to the hub's own cache.
 
     Raises:
@@ -76,13 +76,13 @@ def hub(config: DataConfig) -> PairSource:
     import datasets
 
     try:
-        table = datasets.load_dataset(config.hub_id, name=config.subset, split=config.split, revision=config.revision)
+        table = datasets.load_dataset(hub_id, name=config.subset, split=config.split, revision=config.revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            f"`data.hub_id` is {config.hub_id}, which could not be fetched ({shown_error(error)}); "
+            f"`data.hub_id` is {hub_id}, which could not be fetched ({shown_error(error)}); "
             "check the id and the connection, or fetch it yourself and set `data.path`"
         ) from error
-    return table_source(table, config.hub_id, config.columns, None)
+    return table_source(table, hub_id, config.columns, None)
 
 
 def table_source(table: datasets.Dataset, name: str, columns: Columns, folder: Path | None) -> PairSource:

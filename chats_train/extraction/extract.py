@@ -110,7 +110,7 @@ def extract(
     _, warnings = check_files(preferred, dispreferred)
     if base is not None:
         _check_base(base, preferred, dispreferred)
-    files = {
+    files: dict[Member, DenoiserFile] = {
         "preferred": DenoiserFile(preferred, "preferred"),
         "dispreferred": DenoiserFile(dispreferred, "dispreferred"),
     }
@@ -253,9 +253,9 @@ def _carry(key: str, carrier: Carrier | None, difference: Tensor, truncation: Tr
         stored = difference.float()
         return Carried(carrier.form, {carrier.name: stored}, 0, 1.0, _norm(stored - difference) / _norm(difference))
     factors = factorize(difference, truncation.rank, truncation.energy)
-    pointwise = factors.up.reshape(
-        *factors.up.shape, *[1] * (difference.ndim - 2)
-    )  # as LoRA files hold a convolution's
+    assert factors is not None
+    # As LoRA files hold a convolution's.
+    pointwise = factors.up.reshape(*factors.up.shape, *[1] * (difference.ndim - 2))
     up, down = (factor.to(TORCH_DTYPES[truncation.dtype]).contiguous() for factor in (pointwise, factors.down))
     error = relative_error(difference, up, down)
     if not math.isfinite(error):

@@ -121,13 +121,15 @@ class Family(ABC):
         return self.source.module(part, self.part_classes()[part], self.dtype)
 
     @cached_property
-    def vae(self) -> nn.Module:
+    def vae(self) -> Any:
+        """diffusers' VAE, in float32."""
         return (
             self.source.module("vae", self.part_classes()["vae"], torch.float32).requires_grad_(False).to(self.device)
         )
 
     @cached_property
-    def text_encoders(self) -> list[nn.Module]:
+    def text_encoders(self) -> list[Any]:
+        """transformers' encoders, in the order of their parts."""
         classes = self.part_classes()
         loaded = [self.source.module(part, classes[part], self.encoder_dtype) for part in self.facts.text_parts]
         return [encoder.requires_grad_(False).to(self.device) for encoder in loaded]
@@ -234,7 +236,7 @@ class Family(ABC):
             )
 
 
-def last_hidden_but_one(encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+def last_hidden_but_one(encoder: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
     """What SDXL and SD3 take from a CLIP text encoder with projection: the hidden states before the last layer
     [batch, tokens, dim], and the projected pooled text [batch, dim]."""
     output = encoder(ids, output_hidden_states=True)

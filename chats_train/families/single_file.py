@@ -59,15 +59,15 @@ class CheckpointSource(Source):
         told = self.denoiser_config(self._native_shapes(part)) if part == self.facts.denoiser_part else None
         if told is not None:
             return told
-        if self._borrowed(part):
-            return self.encoders.config(part)
+        if (lender := self._lender(part)) is not None:
+            return lender.config(part)
         return read_json(self.configs / part / "config.json")
 
-    def module(self, part: str, cls: type, dtype: torch.dtype) -> nn.Module:
+    def module(self, part: str, cls: Any, dtype: torch.dtype) -> nn.Module:
         if part == self.facts.denoiser_part:
             return self._denoiser(cls, dtype)
-        if self._borrowed(part):
-            return self.encoders.module(part, cls, dtype)
+        if (lender := self._lender(part)) is not None:
+            return lender.module(part, cls, dtype)
         prefix = self.facts.prefixes[part]
         tensors = {prefix + key: tensor.to(dtype) for key, tensor in self._tensors(part).items()}
         module = _converted(cls, tensors, self.configs, part)
@@ -88,7 +88,8 @@ class CheckpointSource(Source):
     def shapes(self, part: str) -> Shapes:
         if part == self.facts.denoiser_part:
             return {key: tuple(value.shape) for key, value in self._empty_denoiser().state_dict().items()}
-        return self.encoders.shapes(part) if self._borrowed(part) else self._native_shapes(part)
+        lender = self._lender(part)
+        return self._native_shapes(part) if lender is None else lender.shapes(part)
 
     def digest(self, parts: Iterable[str]) -> str:
         total = hashlib.sha256()
@@ -112,16 +113,16 @@ class CheckpointSource(Source):
             )
         return read_tensors(self.path, SourceError)
 
-    def _borrowed(self, part: str) -> bool:
-        """Whether a part comes from the diffusers folder beside the file."""
+    def _lender(self, part: str) -> FolderSource | None:
+        """The diffusers folder beside the file, where a part comes from it."""
         if self.encoders is not None:
-            return True
+            return self.encoders
         if part not in self.facts.prefixes or not any(key.startswith(self.facts.prefixes[part]) for key in self._held):
             raise SourceError(
                 f"`pretrained_model` {self.path.name} holds no `{part}`; set `encoders` to a diffusers folder of the "
                 "family that has one"
             )
-        return False
+        return None
 
     def _prefix(self, part: str) -> str:
         """A file with nothing but the denoiser often has no prefix."""
@@ -137,7 +138,7 @@ class CheckpointSource(Source):
         with safe_open(self.path, framework="pt") as file:
             return {key[len(prefix) :]: file.get_tensor(key) for key in sorted(self._held) if key.startswith(prefix)}
 
-    def _empty_denoiser(self, cls: type | None = None) -> nn.Module:
+    def _empty_denoiser(self, cls: Any = None) -> nn.Module:
         import diffusers
         from accelerate import init_empty_weights
 
@@ -145,7 +146,7 @@ class CheckpointSource(Source):
         with init_empty_weights(include_buffers=True):
             return (cls or getattr(diffusers, config["_class_name"])).from_config(config)
 
-    def _denoiser(self, cls: type, dtype: torch.dtype) -> nn.Module:
+    def _denoiser(self, cls: Any, dtype: torch.dtype) -> nn.Module:
         module = self._empty_denoiser(cls)
         shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
         places = file_format(self.facts.name).layout(shapes)
@@ -187,7 +188,7 @@ class CheckpointSource(Source):
         for name in sorted(key for key in self._held if key.startswith(prefix)):
             key, tensor = name[len(prefix) :], reader.read(name)
             total.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            total.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+            total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
         return total.hexdigest()
 
 
@@ -201,7 +202,7 @@ def _comfyui_folders() -> list[Path]:
     return [*above, Path.home() / "comfy" / "ComfyUI"]
 
 
-def _converted(cls: type, tensors: dict[str, Tensor], configs: Path, part: str) -> nn.Module | None:
+def _converted(cls: Any, tensors: dict[str, Tensor], configs: Path, part: str) -> nn.Module | None:
     """VAE or CLIP through diffusers' own converters, which stay offline when ``configs`` is local; None when a weight
     is missing."""
     from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm

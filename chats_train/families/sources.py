@@ -41,8 +41,8 @@ class Source(ABC):
         """The part's configuration."""
 
     @abstractmethod
-    def module(self, part: str, cls: type, dtype: torch.dtype) -> nn.Module:
-        """The part as a fresh module of ``cls`` in eval mode, on the CPU.
+    def module(self, part: str, cls: Any, dtype: torch.dtype) -> nn.Module:
+        """The part as a fresh module of ``cls``, a class of diffusers or transformers, in eval mode on the CPU.
 
         Raises:
             SourceError: when the part is missing or not whole.
@@ -89,14 +89,15 @@ class FolderSource(Source):
     def config(self, part: str) -> dict[str, Any]:
         return read_json(self._folder(part) / "config.json")
 
-    def module(self, part: str, cls: type, dtype: torch.dtype) -> nn.Module:
+    def module(self, part: str, cls: Any, dtype: torch.dtype) -> nn.Module:
         files = self._weights(part)
-        options = {"local_files_only": True, "use_safetensors": True}
+        options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
         if variant := re.search(r"\.(fp16|bf16)\b", files[0].name):
             options["variant"] = variant.group(1)
         # diffusers and transformers spell this option differently.
         options["torch_dtype" if cls.__module__.startswith("diffusers.") else "dtype"] = dtype
-        return cls.from_pretrained(self.root, subfolder=part, **options).eval()
+        module: nn.Module = cls.from_pretrained(self.root, subfolder=part, **options)
+        return module.eval()
 
     def tokenizer(self, part: str) -> Any:
         from transformers import AutoTokenizer

@@ -49,7 +49,7 @@ def denoiser_kind(tensors: Tensors) -> DenoiserKind | None:
         if (key := next(keys, None)) is not None:
             width = tensors[key].shape[-1]
             family = _unet_of(width)
-            return DenoiserKind(unet_title(width, "UNet"), family and family.name, layout)
+            return DenoiserKind(unet_title(width, "UNet"), family.name if family else None, layout)
     return None
 
 
