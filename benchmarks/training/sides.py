@@ -57,7 +57,7 @@ LORA_RANK = 16
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured on: a folder for base, pairs and cache, and ``training.py``'s arguments."""
+    """What is measured on: a folder for base, pairs and cache, and the benchmark's arguments."""
 
     folder: Path
     layout: str
