@@ -1,6 +1,7 @@
 """The rules of the house: which room may import what. Each room is imported where the forbidden modules cannot be."""
 
 import ast
+import graphlib
 import importlib.util
 import subprocess
 import sys
@@ -12,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server"}
 TRAINING = {"diffusers", "accelerate", "datasets", "transformers", "peft"}
+# What stands in nodes/, lowest first: each imports only itself and what is before it.
+ORDER_OF_NODES = ["inputs", "advice", "loading", "sampling"]
 BLOCKER = """
 import sys
 class Blocker:
@@ -27,10 +30,31 @@ def import_without(forbidden: set[str], modules: list[str]) -> subprocess.Comple
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def modules_of(package: str) -> list[str]:
+def files_of(package: str) -> dict[str, Path]:
+    """The files of a package by their dotted names."""
     files = sorted((ROOT / package).rglob("*.py"))
-    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
-    return [name.removesuffix(".__init__") for name in names]
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+def modules_of(package: str) -> list[str]:
+    return list(files_of(package))
+
+
+def imports_within(package: str) -> dict[str, set[str]]:
+    """Which files of a package each of them imports, by dotted names: relatively, as all do (`nodes` alone is a file of
+    ComfyUI's). Imports under TYPE_CHECKING count."""
+    files, found = files_of(package), {}
+    for name, file in files.items():
+        folder = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
+        names = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                above = folder[: len(folder) + 1 - node.level]
+                origin = ".".join([*above, *filter(None, [node.module])])
+                members = {f"{origin}.{alias.name}" for alias in node.names}
+                names |= members & files.keys() or {origin}
+        found[name] = names & files.keys()
+    return found
 
 
 def imported_names(file: Path) -> set[str]:
@@ -61,10 +85,24 @@ def test_the_blocker_blocks():
     assert import_without({"json"}, ["json"]).returncode != 0
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "nodes").rglob("*.py")), ids=lambda file: file.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("file", files_of("nodes").values(), ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_nodes_need_only_comfyui_and_chats(file):
     # numpy and torch come with ComfyUI; so does everything in `allowed`, and nothing of the trainer's is among it.
     allowed = COMFYUI | {"torch", "nodes", "__future__", "..chats", "...chats", "..inputs", "..advice"}
     names = {name for name in imported_names(file) if not (name.startswith(".") and not name.startswith(".."))}
     foreign = names - allowed - set(sys.stdlib_module_names)
     assert not foreign
+
+
+def test_nodes_import_only_what_is_below_them():
+    imports = imports_within("nodes")
+    assert "nodes.sampling.run" in imports["nodes.sampling.wrappers"]  # it does see them
+    rooms = {name: "" if name == "nodes" else name.split(".")[1] for name in imports}
+    assert set(rooms.values()) == {*ORDER_OF_NODES, ""}
+    height = {room: index for index, room in enumerate([*ORDER_OF_NODES, ""])}  # nodes/__init__.py is above all
+    upward = {(name, at) for name in imports for at in imports[name] if height[rooms[at]] > height[rooms[name]]}
+    assert not upward
+
+
+def test_no_files_of_nodes_import_each_other_in_a_circle():
+    graphlib.TopologicalSorter(imports_within("nodes")).prepare()  # raises CycleError, which names the circle
