@@ -20,11 +20,11 @@ from chats_train.demo.detector import judge
 from chats_train.demo.make_pairs import draw_pairs
 from chats_train.demo.samplers import Sampler, base_sampler, pair_sampler, sample_pictures
 from chats_train.demo.world import CATEGORIES, RESOLUTION, ScenePrompt, balanced_prompts, split_prompts
-from chats_train.evaluation.probe import probe_proxy
 from chats_train.families import Denoiser, Family, load_family
 from chats_train.runs.checkpoint import find_checkpoint
 from chats_train.runs.members import DISPREFERRED, PREFERRED, Members
 from chats_train.runs.trained import late
+from chats_train.sampling.probe import probe_proxy
 from chats_train.sampling.sampler import SamplingSettings, initial_noise
 from chats_train.settings.config import CONFIG_VERSION, RunConfig
 from chats_train.settings.config_file import parse_config
@@ -287,8 +287,4 @@ def probed(family: Family, members: Members | None, method: Method) -> dict[str,
     noise: Tensor = initial_noise(family, len(prompts), RESOLUTION, RESOLUTION, DEV_SEED + 1)
     embedded = family.encode_prompt([prompt.text for prompt in prompts])
     dispreferred = denoiser if members is None else late(members, DISPREFERRED)
-    result = probe_proxy(family, dispreferred, latents, noise, embedded, family.null_prompt(), ALPHA)
-    return {
-        name: sum(values) / len(values)
-        for name, values in (("cosine", result.cosine), ("relative_error", result.relative_error))
-    }
+    return probe_proxy(family, dispreferred, latents, noise, embedded, family.null_prompt(), ALPHA).means

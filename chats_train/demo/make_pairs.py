@@ -12,7 +12,8 @@ import torch
 
 from ..data.folders import METADATA, SIDES
 from ..families import Denoiser, Family
-from ..sampling.sampler import SamplingSettings, to_images
+from ..sampling.pictures import to_images
+from ..sampling.sampler import SamplingSettings
 from ..support.files import write_text
 from .detector import judge, score
 from .samplers import base_sampler, sample_pictures

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from ..families import Family
 from ..runs.members import Members
-from ..sampling.sampler import initial_noise, to_images
+from ..sampling.pictures import to_images
+from ..sampling.sampler import initial_noise
 from ..settings.config import RunConfig
 from ..support.files import replacing
 from .conditions import Condition, sample_condition

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..runs.checkpoint import MANIFEST, find_checkpoint
 from ..runs.members import Members
 from ..runs.opening import open_family
 from ..runs.processes import Processes
+from ..sampling.probe import ProbeResult
 from ..sampling.sampler import Form
 from ..settings.config import RunConfig
 from ..support.errors import UserError
@@ -28,7 +29,7 @@ from ..training.train import CHECKPOINTS, LOCK, trained_members
 from .conditions import Condition, make_conditions
 from .drawing import Picture, draw_pictures, picture_row, plan_pictures
 from .plots import draw_alpha_curve, draw_grid
-from .probe import ProbeResult, probe_pair, probe_table
+from .probing import PROBE_FILE, probe_pair, probe_table, probe_verdicts, write_probe
 from .prompts import EvaluationPrompt, read_prompts
 from .report import (
     FAIRNESS,
@@ -39,12 +40,11 @@ from .report import (
     compute_figures,
     group_table,
     overall_table,
-    without_nan,
 )
 from .scorers import Scorer, open_scorers
 
 RESULTS_FILE, SUMMARY_FILE, REPORT_FILE, SCORES_FILE = "results.jsonl", "summary.json", "report.md", "scores.jsonl"
-GRID_FILE, CURVE_FILE, PROBE_FILE = "grid.png", "alpha.png", "probe.json"
+GRID_FILE, CURVE_FILE = "grid.png", "alpha.png"
 SCORING_BATCH = 8
 
 
@@ -264,7 +264,7 @@ def _markdown(
     lines += [FAIRNESS, ""] if figures else ["Nothing was scored.", ""]
     if probed:
         lines += ["## The proxy prompt", "", *as_markdown(probe_table(probed)), ""]
-        lines += [*(f"- α = {each.alpha:g}: {each.verdict}" for each in probed), ""]
+        lines += [*(f"- {line}" for line in probe_verdicts(probed)), ""]
     if curve:
         lines += [f"![scores over α]({CURVE_FILE})", ""]
     return [
@@ -289,19 +289,14 @@ def _probe(
 ) -> list[ProbeResult]:
     """The probe, written to probe.json."""
     results = probe_pair(config, family, members, prompts, alphas, settings.steps)
-    said = {"weights_sha256": weights, "alphas": [{**asdict(each), "verdict": each.verdict} for each in results]}
-    write_text(folder / PROBE_FILE, json.dumps(without_nan(said), ensure_ascii=False, indent=1) + "\n")
+    write_probe(folder, weights, results)
     return results
 
 
 def _probe_text(probed: Sequence[ProbeResult]) -> list[str]:
     if not probed:
         return []
-    return [
-        "the proxy prompt",
-        *as_text(probe_table(probed)),
-        *(f"  α = {each.alpha:g}: {each.verdict}" for each in probed),
-    ]
+    return ["the proxy prompt", *as_text(probe_table(probed)), *(f"  {line}" for line in probe_verdicts(probed))]
 
 
 def _weights_digest(checkpoint: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from ..sampling.sampler import picture_grid
+from ..sampling.pictures import picture_grid
 from ..support.files import replacing
 from .drawing import Picture
 from .prompts import EvaluationPrompt

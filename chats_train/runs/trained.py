@@ -14,16 +14,8 @@ from torch import Tensor
 from chats.pair import PairMetadata
 
 from ..families import Denoiser, Family, Prompt
-from ..sampling.sampler import (
-    Form,
-    SamplingSettings,
-    enlarged,
-    initial_noise,
-    picture_grid,
-    sample_cfg,
-    sample_pair,
-    to_images,
-)
+from ..sampling.pictures import enlarged, picture_grid, to_images
+from ..sampling.sampler import Form, SamplingSettings, initial_noise, sample_cfg, sample_pair
 from ..settings.config import RunConfig
 from .members import DISPREFERRED, PREFERRED, Members, adapter_weights
 from .pair_files import export_full, export_lora

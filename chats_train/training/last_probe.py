@@ -11,9 +11,9 @@ import torch
 
 from chats.draws import VALIDATION_EPOCH, draw
 
-from ..evaluation.probe import PROBED_PROMPTS, probe_proxy
 from ..runs.members import DISPREFERRED
 from ..runs.trained import late
+from ..sampling.probe import PROBED_PROMPTS, probe_proxy
 from ..support.files import write_text
 from .trainer import Trainer
 
@@ -43,8 +43,8 @@ def probe_trained(trainer: Trainer) -> None:
     result = probe_proxy(
         trainer.family, late(trainer.members, DISPREFERRED), latents, noise, prompts, trainer.null, alpha
     )
-    means = {"cosine": _mean(result.cosine), "relative_error": _mean(result.relative_error)}
-    write_text(trainer.config.output_dir / FILE, json.dumps({"step": trainer.step, "alpha": alpha, **means}) + "\n")
+    said = {"step": trainer.step, "alpha": alpha, **result.means}
+    write_text(trainer.config.output_dir / FILE, json.dumps(said) + "\n")
 
 
 def read_probe(output_dir: Path, step: int) -> dict[str, float]:
@@ -55,7 +55,3 @@ def read_probe(output_dir: Path, step: int) -> dict[str, float]:
     if found.get("step") != step or not all(math.isfinite(found[name]) for name in ("cosine", "relative_error")):
         return {}
     return {f"proxy_{name}": round(found[name], 4) for name in ("cosine", "relative_error")}
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

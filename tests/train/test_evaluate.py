@@ -16,7 +16,6 @@ from chats_train.cli import main
 from chats_train.evaluation import drawing as drawing
 from chats_train.evaluation.conditions import make_conditions
 from chats_train.evaluation.evaluate import read_rows, score_pictures
-from chats_train.evaluation.probe import PROBED_SHARES, probe_proxy
 from chats_train.evaluation.prompts import EvaluationPrompt
 from chats_train.evaluation.scorers import open_scorers
 from chats_train.families import load_family
@@ -24,7 +23,9 @@ from chats_train.runs.checkpoint import State, save_checkpoint
 from chats_train.runs.members import make_members
 from chats_train.runs.opening import open_family
 from chats_train.runs.trained import late
-from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_cfg, sample_pair, to_images
+from chats_train.sampling.pictures import to_images
+from chats_train.sampling.probe import PROBED_SHARES, probe_proxy
+from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_cfg, sample_pair
 from chats_train.settings.config_file import load_config
 from chats_train.support.errors import UserError
 from chats_train.support.locks import locked

@@ -8,14 +8,8 @@ import torch
 from PIL import Image
 
 from chats_train.families import FAMILIES, load_family
-from chats_train.sampling.sampler import (
-    SamplingSettings,
-    initial_noise,
-    picture_grid,
-    sample_cfg,
-    sample_pair,
-    to_images,
-)
+from chats_train.sampling.pictures import picture_grid, to_images
+from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_cfg, sample_pair
 
 
 @pytest.fixture(scope="module")
