@@ -23,7 +23,6 @@ from chats_train.demo.world import CATEGORIES, RESOLUTION, ScenePrompt, balanced
 from chats_train.families import Denoiser, Family, load_family
 from chats_train.runs.checkpoint import find_checkpoint
 from chats_train.runs.members import DISPREFERRED, PREFERRED, Members
-from chats_train.runs.trained import late
 from chats_train.sampling.probe import probe_proxy
 from chats_train.sampling.sampler import SamplingSettings, initial_noise
 from chats_train.settings.config import CONFIG_VERSION, RunConfig
@@ -268,7 +267,7 @@ def sampler_of(family: Family, members: Members | None, condition: str, scale: f
         return base_sampler(family, denoiser, SamplingSettings(steps, guidance_scale=scale))
     alpha, form = (0.0, "proxy") if condition == "alpha0" else (ALPHA, condition)
     settings = SamplingSettings(steps, guidance_scale=scale, alpha=alpha, form=form)
-    return pair_sampler(family, late(members, PREFERRED), late(members, DISPREFERRED), settings)
+    return pair_sampler(family, members.denoiser(PREFERRED), members.denoiser(DISPREFERRED), settings)
 
 
 @torch.no_grad()
@@ -286,5 +285,5 @@ def probed(family: Family, members: Members | None, method: Method) -> dict[str,
     )
     noise: Tensor = initial_noise(family, len(prompts), RESOLUTION, RESOLUTION, DEV_SEED + 1)
     embedded = family.encode_prompt([prompt.text for prompt in prompts])
-    dispreferred = denoiser if members is None else late(members, DISPREFERRED)
+    dispreferred = denoiser if members is None else members.denoiser(DISPREFERRED)
     return probe_proxy(family, dispreferred, latents, noise, embedded, family.null_prompt(), ALPHA).means

@@ -12,7 +12,6 @@ import yaml
 from ..families import Family
 from ..runs.members import DISPREFERRED, PREFERRED
 from ..runs.opening import open_family
-from ..runs.trained import late
 from ..sampling.sampler import Form, SamplingSettings
 from ..settings.config import CONFIG_VERSION, RunConfig
 from ..settings.config_file import load_config
@@ -171,7 +170,7 @@ def _count(config: RunConfig, family: Family, settings: DemoSettings) -> None:
     pair: list[Count] = []
     for scale in settings.guidance_scales:
         sampling = SamplingSettings(settings.sample_steps, guidance_scale=scale, alpha=config.alpha, form=settings.form)
-        chats = pair_sampler(family, late(members, PREFERRED), late(members, DISPREFERRED), sampling)
+        chats = pair_sampler(family, members.denoiser(PREFERRED), members.denoiser(DISPREFERRED), sampling)
         base.append(count(family, base_sampler(family, members.reference(), sampling), scale, prompts, seed))
         pair.append(count(family, chats, scale, prompts, seed))
     print("\n".join(table(base, pair, f"pair, CHATS ({form})")))

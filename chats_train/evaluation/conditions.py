@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..families import Family, Prompt
 from ..runs.members import DISPREFERRED, PREFERRED, Members
-from ..runs.trained import late
 from ..sampling.sampler import Form, SamplingSettings, sample_cfg, sample_pair
 from ..support.errors import UserError
 
@@ -100,5 +99,5 @@ def sample_condition(
     if condition.models == "preferred":
         return sample_cfg(family, members.denoiser(PREFERRED), prompt, null, noise, settings)
     settings = SamplingSettings(steps, "normal", condition.guidance_scale, condition.alpha, condition.form)
-    pair = [late(members, name) for name in (PREFERRED, DISPREFERRED)]
+    pair = members.denoiser(PREFERRED), members.denoiser(DISPREFERRED)
     return sample_pair(family, *pair, prompt, null, noise, settings)

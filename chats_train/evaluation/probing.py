@@ -11,7 +11,6 @@ import torch
 
 from ..families import Family
 from ..runs.members import DISPREFERRED, Members
-from ..runs.trained import late
 from ..sampling.probe import PROBED_PROMPTS, ProbeResult, probe_proxy
 from ..sampling.sampler import initial_noise
 from ..settings.config import RunConfig
@@ -53,7 +52,7 @@ def probe_pair(
         latents.append(sample_condition(exact, family, members, embedding, null, start, steps))
         noises.append(noise)
     batch = {name: torch.cat([embedding[name] for embedding in embedded]) for name in null}
-    dispreferred = late(members, DISPREFERRED)
+    dispreferred = members.denoiser(DISPREFERRED)
     return [
         probe_proxy(family, dispreferred, torch.cat(latents), torch.cat(noises), batch, null, alpha) for alpha in alphas
     ]

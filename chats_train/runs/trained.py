@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chats.pair import PairMetadata
 
-from ..families import Denoiser, Family, Prompt
+from ..families import Family, Prompt
 from ..sampling.pictures import enlarged, picture_grid, to_images
 from ..sampling.sampler import Form, SamplingSettings, initial_noise, sample_cfg, sample_pair
 from ..settings.config import RunConfig
@@ -47,7 +47,7 @@ def preview(
         noise = initial_noise(family, 1, config.resolution, config.resolution, config.seed + index).to(device)
         base = sample_cfg(family, members.reference(), prompt, null, noise, settings)
         if both:
-            pair = [late(members, name) for name in (PREFERRED, DISPREFERRED)]
+            pair = members.denoiser(PREFERRED), members.denoiser(DISPREFERRED)
             trained = sample_pair(family, *pair, prompt, null, noise, settings)
         else:
             trained = sample_cfg(family, members.denoiser(PREFERRED), prompt, null, noise, settings)
@@ -116,13 +116,3 @@ def export_pair(
             )
         paths.append(path)
     return paths
-
-
-def late(members: Members, name: str) -> Callable[..., object]:
-    """A member that is switched to at each call: adapters of one module take turns."""
-
-    def call(*args: object, **kwargs: object) -> object:
-        denoiser: Denoiser = members.denoiser(name)
-        return denoiser(*args, **kwargs)
-
-    return call

@@ -12,7 +12,6 @@ import torch
 from chats.draws import VALIDATION_EPOCH, draw
 
 from ..runs.members import DISPREFERRED
-from ..runs.trained import late
 from ..sampling.probe import PROBED_PROMPTS, probe_proxy
 from ..support.files import write_text
 from .trainer import Trainer
@@ -40,9 +39,8 @@ def probe_trained(trainer: Trainer) -> None:
         torch.stack(each).to(trainer.device, torch.float32) for each in ([pair.rejected for pair in pairs], noises)
     )
     prompts = {name: torch.stack([pair.prompt[name] for pair in pairs]).to(trainer.device) for name in trainer.null}
-    result = probe_proxy(
-        trainer.family, late(trainer.members, DISPREFERRED), latents, noise, prompts, trainer.null, alpha
-    )
+    dispreferred = trainer.members.denoiser(DISPREFERRED)
+    result = probe_proxy(trainer.family, dispreferred, latents, noise, prompts, trainer.null, alpha)
     said = {"step": trainer.step, "alpha": alpha, **result.means}
     write_text(trainer.config.output_dir / FILE, json.dumps(said) + "\n")
 

@@ -66,7 +66,6 @@ class Trainer:
             objective,
             config.beta,
             self.device,
-            one_graph=config.memory == "low",
             mixed_precision=config.mixed_precision,
         )
         self.optimizer = make_optimizer(config, self.parameters.values())

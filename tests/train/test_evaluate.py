@@ -22,7 +22,6 @@ from chats_train.families import load_family
 from chats_train.runs.checkpoint import State, save_checkpoint
 from chats_train.runs.members import make_members
 from chats_train.runs.opening import open_family
-from chats_train.runs.trained import late
 from chats_train.sampling.pictures import to_images
 from chats_train.sampling.probe import PROBED_SHARES, probe_proxy
 from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_cfg, sample_pair
@@ -124,7 +123,7 @@ def test_pictures_are_the_samplers(run, method):
     prompt, null = family.encode_prompt(["a dog"]), family.null_prompt()
     noise = initial_noise(family, 1, 32, 32, rows["base, CFG, s=2"]["noise_seed"])
     settings = SamplingSettings(steps=STEPS, guidance_scale=2.0)
-    pair = [late(members, name) for name in ("preferred", "dispreferred")]
+    pair = [members.denoiser(name) for name in ("preferred", "dispreferred")]
     expected = [
         sample_cfg(family, members.reference(), prompt, null, noise, settings),
         sample_cfg(family, members.denoiser("preferred"), prompt, null, noise, settings),

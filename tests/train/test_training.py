@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,10 @@ def joint_gradient(trainer, batch) -> dict[str, torch.Tensor]:
     members, family = trainer.members, trainer.family
 
     def error(denoiser, side):
-        for parameter in trainer.parameters.values():
-            parameter.requires_grad_()  # PEFT turns it off for the adapter that is not active
         prediction = family.predict(denoiser, side.noisy, side.timesteps, side.prompt, side.sizes)
         return (side.target - prediction).square().mean(dim=(1, 2, 3))
 
-    for module in {id(m): m for m in (members.denoiser(name) for name in members.names)}.values():
+    for module in members.modules:
         module.disable_gradient_checkpointing()
     with torch.no_grad():
         references = [error(members.reference(), side) for side in (batch.chosen, batch.rejected)]
@@ -86,6 +85,53 @@ def test_the_gradient_is_the_joint_one(method, memory, checkpointing, config):
     assert torch.linalg.vector_norm(vectors[0] - vectors[1]) / torch.linalg.vector_norm(vectors[0]) < 1e-6
     for member in trainer.members.names:
         assert any(g is not None and g.any() for name, g in actual.items() if name.startswith(f"{member}."))
+
+
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [
+        ({"training_method": "full"}, {"preferred": 1, "dispreferred": 1}),
+        ({"training_method": "full", "gradient_checkpointing": True}, {"preferred": 1, "dispreferred": 1}),
+        ({"training_method": "full", "memory": "low"}, {"preferred": 1, "dispreferred": 2}),
+        ({"training_method": "lora"}, {"preferred": 1, "dispreferred": 1}),
+        ({"training_method": "lora", "gradient_checkpointing": True}, {"preferred": 1, "dispreferred": 2}),
+        ({"training_method": "lora", "memory": "low"}, {"preferred": 1, "dispreferred": 2}),
+    ],
+)
+def test_one_graph_at_a_time_costs_one_more_pass(settings, passes, config, monkeypatch):
+    trainer = trainer_of(config(**settings))
+    batch, called, denoiser = batch_of(trainer), Counter(), trainer.members.denoiser
+
+    def counted(name):
+        called[name] += 1
+        return denoiser(name)
+
+    monkeypatch.setattr(trainer.members, "denoiser", counted)
+    trainer.gradients.backward(batch, 1.0)
+    assert called == passes
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_each_call_is_of_its_own_model(method, config):
+    """Whatever was asked for or called in between."""
+    trainer = moved(trainer_of(config(training_method=method)))
+    members, side = trainer.members, batch_of(trainer).chosen
+    models = {"base": members.reference(), **{name: members.denoiser(name) for name in members.names}}
+
+    def predicted(name):
+        with torch.no_grad():
+            return trainer.family.predict(models[name], side.noisy, side.timesteps, side.prompt, side.sizes)
+
+    first = {name: predicted(name) for name in models}
+    for name in ("dispreferred", "base", "preferred", "base", "dispreferred", "preferred"):
+        assert torch.equal(predicted(name), first[name])
+    with torch.no_grad():
+        untrained = trainer.family.predict(
+            trainer.family.load_denoiser(), side.noisy, side.timesteps, side.prompt, side.sizes
+        )
+    assert torch.equal(first["base"], untrained)
+    assert not torch.equal(first["preferred"], first["dispreferred"])
+    assert not torch.equal(first["preferred"], first["base"])
 
 
 def test_the_reference_is_the_base_for_both_methods(config):
