@@ -21,14 +21,16 @@ from chats_train.demo.make_pairs import draw_pairs
 from chats_train.demo.samplers import Sampler, base_sampler, pair_sampler, sample_pictures
 from chats_train.demo.world import CATEGORIES, RESOLUTION, ScenePrompt, balanced_prompts, split_prompts
 from chats_train.families import Denoiser, Family, load_family
-from chats_train.runs.checkpoint import find_checkpoint
+from chats_train.runs.checkpoint import has_checkpoint
+from chats_train.runs.folder import CHECKPOINTS
 from chats_train.runs.members import DISPREFERRED, PREFERRED, Members
+from chats_train.runs.trained import open_trained, trained_members
 from chats_train.sampling.probe import probe_proxy
 from chats_train.sampling.sampler import SamplingSettings, initial_noise
 from chats_train.settings.config import CONFIG_VERSION, RunConfig
 from chats_train.settings.config_file import parse_config
 from chats_train.support.files import write_text
-from chats_train.training.train import CHECKPOINTS, train, trained_members
+from chats_train.training.train import train
 
 ALPHA = 0.5
 PAIR_SEED, DEV_SEED, TEST_SEED = 0, 5000, 9000
@@ -232,7 +234,7 @@ def trained(folder: Path, plan: Plan, training: Training) -> tuple[Family, Membe
     if not training.method.pairs:
         return family, None
     config = run_config(folder, plan, training)
-    if find_checkpoint(config.output_dir / CHECKPOINTS, "latest") is None:
+    if not has_checkpoint(config.output_dir / CHECKPOINTS):
         config.output_dir.mkdir(parents=True, exist_ok=True)
         with (
             open(config.output_dir / LOG, "a", encoding="utf-8") as log,
@@ -240,7 +242,7 @@ def trained(folder: Path, plan: Plan, training: Training) -> tuple[Family, Membe
             contextlib.redirect_stderr(log),
         ):
             train(config)
-    return family, trained_members(config, family, "latest")
+    return family, trained_members(config, family, open_trained(config, "latest"))
 
 
 def counted(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..families import Denoiser, Family
 from ..settings.config import RunConfig
 from ..support.errors import UserError
-from .checkpoint import RESUME_FROM_ANOTHER
+from .checkpoint import RESUME
 
 PREFERRED, DISPREFERRED = "preferred", "dispreferred"
 
@@ -65,7 +65,7 @@ class Members(ABC):
         return {name: parameter.detach() for name, parameter in self.named_parameters().items()}
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, Tensor], way_out: str = RESUME_FROM_ANOTHER) -> None:
+    def load_state(self, state: dict[str, Tensor], way_out: str = RESUME.way_out) -> None:
         """Puts a checkpoint's weights in place; an error ends in ``way_out``.
 
         Raises:

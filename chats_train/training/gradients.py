@@ -21,8 +21,7 @@ from chats.objective import Metrics, Objective, PairErrors, gradient_weights, sq
 from ..encodings.cache import EncodedPair
 from ..families import Denoiser, Family, Prompt
 from ..runs.members import DISPREFERRED, PREFERRED, Members
-
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from ..runs.opening import DTYPES
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Gradients:
         mixed_precision: str = "no",
     ):
         self.family, self.members, self.objective, self.beta, self.device = family, members, objective, beta, device
-        self.autocast_dtype = AUTOCAST_DTYPES.get(mixed_precision)
+        self.autocast_dtype = None if mixed_precision == "no" else DTYPES[mixed_precision]
 
     def measure(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Losses [batch] and metrics, [batch] each, without gradients."""

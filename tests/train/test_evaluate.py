@@ -15,20 +15,21 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPMode
 from chats_train.cli import main
 from chats_train.evaluation import drawing as drawing
 from chats_train.evaluation.conditions import make_conditions
-from chats_train.evaluation.evaluate import read_rows, score_pictures
 from chats_train.evaluation.prompts import EvaluationPrompt
 from chats_train.evaluation.scorers import open_scorers
+from chats_train.evaluation.scoring import score_pictures
 from chats_train.families import load_family
 from chats_train.runs.checkpoint import State, save_checkpoint
 from chats_train.runs.members import make_members
 from chats_train.runs.opening import open_family
+from chats_train.runs.trained import open_trained, trained_members
 from chats_train.sampling.pictures import to_images
 from chats_train.sampling.probe import PROBED_SHARES, probe_proxy
 from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_cfg, sample_pair
 from chats_train.settings.config_file import load_config
 from chats_train.support.errors import UserError
+from chats_train.support.jsonl import read_rows
 from chats_train.support.locks import locked
-from chats_train.training.train import trained_members
 
 STEPS = 2
 
@@ -113,7 +114,7 @@ def test_pictures_are_the_samplers(run, method):
     assert evaluate(path, "--form", "proxy", "exact", "--batch-size", 2) == 0
     config = load_config(path)
     family = open_family(config, "cpu")
-    members = trained_members(config, family, "latest")
+    members = trained_members(config, family, open_trained(config, "latest"))
     rows = {
         row["condition"]: row
         for row in read_rows(config.output_dir / "evaluation" / "results.jsonl")

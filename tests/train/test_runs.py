@@ -14,8 +14,19 @@ from safetensors.torch import load_file
 
 from chats.pair import check_files, read_header
 from chats_train.cli import main
-from chats_train.runs import checkpoint
+from chats_train.runs.checkpoint import READ, RESUME, Checkpoint, open_checkpoint
 from chats_train.support.errors import UserError
+
+
+def newest(run) -> Checkpoint | None:
+    """The checkpoint that the run would go on from."""
+    return open_checkpoint(run.output_dir / "checkpoints", "latest", RESUME)
+
+
+def damage(path):
+    """Changes the last byte."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +98,7 @@ def test_a_probe_that_fails_costs_no_pair(config, monkeypatch, capsys):
 
 
 def test_the_probe_is_of_its_own_step_and_a_number(tmp_path):
-    from chats_train.training.last_probe import FILE, read_probe
+    from chats_train.runs.probe_file import FILE, read_probe
 
     assert read_probe(tmp_path, 6) == {}
     (tmp_path / FILE).write_text('{"step": 6, "alpha": 0.5, "cosine": 0.25, "relative_error": 1.5}')
@@ -155,7 +166,7 @@ def test_a_signal_saves_and_ends_well(number, config, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert output.strip().splitlines()[-1].startswith("stopped after step ")
-    assert checkpoint.find_checkpoint(run.output_dir / "checkpoints", "latest") is not None
+    assert newest(run) is not None
 
 
 def test_a_nan_stops_and_names_the_last_good_checkpoint(config, monkeypatch):
@@ -168,8 +179,7 @@ def test_a_nan_stops_and_names_the_last_good_checkpoint(config, monkeypatch):
         UserError, match=r"step \d+: the loss is .*; go on from .*step-0000000\d, with a lower `learning_rate`"
     ):
         train(run)
-    good = checkpoint.find_checkpoint(run.output_dir / "checkpoints", "latest")
-    assert all(tensor.isfinite().all() for tensor in load_file(good / "members.safetensors").values())
+    assert all(tensor.isfinite().all() for tensor in newest(run).tensors("members").values())
 
 
 def test_a_damaged_checkpoint_is_never_used(config):
@@ -178,22 +188,21 @@ def test_a_damaged_checkpoint_is_never_used(config):
     run = config(max_train_steps=4, checkpointing_steps=1, checkpoints_total_limit=2)
     train(run)
     folder = run.output_dir / "checkpoints"
-    newest = folder / "step-00000004"
+    damaged = folder / "step-00000004"
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-00000004"]
-    content = (newest / "members.safetensors").read_bytes()
-    (newest / "members.safetensors").write_bytes(
-        content[:-1] + b"\x00" if content[-1:] != b"\x00" else content[:-1] + b"\x01"
-    )
-    assert checkpoint.find_checkpoint(folder, "latest") == folder / "step-00000003"
-    with pytest.raises(UserError, match=r"members.safetensors is not as it was written"):
-        checkpoint.load_checkpoint(newest)
-    (newest / "manifest.json").unlink()
+    damage(damaged / "members.safetensors")
+    assert newest(run).path == folder / "step-00000003"
+    for purpose in (RESUME, READ):
+        with pytest.raises(UserError, match=r"members.safetensors is not as it was written"):
+            open_checkpoint(folder, str(damaged), purpose)
+    (damaged / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"manifest.json is missing"):
-        checkpoint.load_checkpoint(newest)
+        open_checkpoint(folder, str(damaged), RESUME)
 
 
 def test_a_checkpoint_that_cannot_be_read_names_the_option_that_chose_it(config):
-    from chats_train.training.train import export, sample, train
+    from chats_train.runs.trained import export, sample
+    from chats_train.training.train import train
 
     run = config(max_train_steps=1, checkpointing_steps=1, validation_pairs=0, network_rank=2)
     train(run)

@@ -16,12 +16,13 @@ from tiny_runs import trainer_of
 from chats.draws import draw, held_out, step_pairs
 from chats.objective import OBJECTIVES
 from chats_train.data import open_dataset
-from chats_train.runs.checkpoint import State, flatten_optimizer, load_checkpoint, save_checkpoint, unflatten_optimizer
+from chats_train.runs.checkpoint import RESUME, Checkpoint, State, save_checkpoint
 from chats_train.runs.members import make_members
 from chats_train.runs.processes import Processes
 from chats_train.support.errors import UserError
 from chats_train.training.gradients import Gradients, make_batch
 from chats_train.training.optimizer import learning_rate, make_optimizer, stochastic_round
+from chats_train.training.optimizer_state import flatten_optimizer, unflatten_optimizer
 from chats_train.training.trainer import NotFinite, micro_batches
 
 
@@ -254,7 +255,7 @@ def test_a_process_that_was_to_have_peers_is_refused(pairs, bases, tmp_path):
 def resumed(trainer, config, tmp_path):
     """A new trainer that goes on from this one's checkpoint."""
     other = trainer_of(config)
-    other.load_state(load_checkpoint(save_checkpoint(tmp_path / "checkpoints", trainer.state(), None)))
+    other.load_state(Checkpoint(save_checkpoint(tmp_path / "checkpoints", trainer.state(), None), RESUME))
     return other
 
 
@@ -294,8 +295,9 @@ def test_nested_and_shared_optimizer_state_is_saved(tmp_path):
         1: {"quantised": {"qmap1": table}},
     }
     tensors, values = flatten_optimizer({"state": states, "param_groups": []})
-    loaded = load_checkpoint(save_checkpoint(tmp_path, State(1, {"optimizer": tensors}, {"optimizer": values}), None))
-    state = unflatten_optimizer(loaded.tensors["optimizer"], loaded.values["optimizer"], [])["state"]
+    saved = save_checkpoint(tmp_path, State(1, {"optimizer": tensors}, {"optimizer": values}), None)
+    loaded = Checkpoint(saved, RESUME)
+    state = unflatten_optimizer(loaded.tensors("optimizer"), loaded.values["optimizer"], [])["state"]
     assert state.keys() == states.keys()
     assert state[0]["step"] == 3
     assert torch.equal(state[0]["quantised"]["state1"], torch.ones(2))
