@@ -1,5 +1,4 @@
-"""Kills a training run with SIGKILL at random moments, each time lets it go on, and compares its end with that of a run
-left alone.
+"""Kills a training run with SIGKILL at random moments, lets it go on, and compares its end with a run left alone.
 
     python benchmarks/kills.py --kills 10 --seed 0
 

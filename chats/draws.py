@@ -1,5 +1,9 @@
-"""What is random in a step, each from a hash of (seed, epoch, pair): the same on any number of processes, and after any
-resume."""
+"""What is random in training, each from a hash of (seed, epoch, pair): the same on any number of processes, and after
+any resume.
+
+The hash is SHA-256, of the parts as text; it seeds torch's generator on the CPU, whose numbers are the same on every
+machine. Nothing is drawn from a generator that lives on from step to step.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-# Draws of the measurements, which are the same each time.
+# No epoch of training: the draws of the measurements, which are the same each time, and the choice of what is held out.
 VALIDATION_EPOCH = -1
 
 
@@ -27,9 +31,12 @@ Pair = TypeVar("Pair", bound=Identified)
 
 @dataclass(frozen=True)
 class Draw:
-    """The random numbers of one pair in one epoch, shared by its two images: noise [channels, height, width] and a
-    uniform number for the timestep; and one for the coin that decides whether the dispreferred model sees the null
-    prompt."""
+    """The random numbers of one pair in one epoch; its two images share noise and timestep.
+
+    ``noise`` is standard normal, fp32, [channels, height, width] as the latents. ``timestep`` is uniform from 0 to 1,
+    which a family turns into a timestep of its own. ``coin`` is uniform from 0 to 1: where it falls below the run's
+    ``null_prompt_prob``, the dispreferred model sees the null prompt.
+    """
 
     noise: Tensor
     timestep: float
@@ -37,18 +44,33 @@ class Draw:
 
 
 def draw(seed: int, epoch: int, pair_id: str, shape: torch.Size) -> Draw:
-    """The draw of one pair; ``shape`` is that of its latents. On the CPU, whose generator is the same on every
-    machine."""
+    """The draw of one pair.
+
+    Args:
+        seed: the run's.
+        epoch: counted from 0, or ``VALIDATION_EPOCH``.
+        pair_id: of the pair's contents.
+        shape: of its latents, [channels, height, width].
+    """
     generator = torch.Generator().manual_seed(_number(seed, epoch, pair_id))
     timestep, coin = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
     return Draw(torch.randn(shape, generator=generator), timestep, coin)
 
 
 def step_pairs(samples: Sequence[Pair], seed: int, step: int, size: int) -> list[tuple[int, Pair]]:
-    """The pairs of one optimizer step (counted from 0) with their epochs, ``size`` of them.
+    """The pairs of one optimizer step with their epochs.
 
     The epochs follow each other without a gap, each in an order of its own, so that a step's pairs follow from its
     number alone.
+
+    Args:
+        samples: the pairs to train on, in any order.
+        seed: the run's.
+        step: counted from 0.
+        size: pairs in a step, over all processes.
+
+    Returns:
+        ``size`` times an epoch, counted from 0, and a pair; a step may reach into the next epoch.
     """
     picked = []
     orders: dict[int, list[Pair]] = {}
@@ -61,12 +83,13 @@ def step_pairs(samples: Sequence[Pair], seed: int, step: int, size: int) -> list
 
 
 def shuffled(samples: Sequence[Pair], seed: int, epoch: int) -> list[Pair]:
-    """The pairs in an order that depends on seed, epoch and the pairs alone, not on the order of their source."""
+    """The pairs in the order of one epoch, which follows from the seed, the epoch and the pairs, not from the order in
+    which they come."""
     return sorted(samples, key=lambda sample: (_number(seed, epoch, "order", sample.id), sample.id))
 
 
 def held_out(samples: Sequence[Pair], seed: int, count: int) -> tuple[list[Pair], list[Pair]]:
-    """The pairs to train on and those to measure on; at most half are held out."""
+    """The pairs to train on and those to measure on: ``count`` of them, at most half of all."""
     order = shuffled(samples, seed, VALIDATION_EPOCH)
     count = min(count, len(order) // 2)
     return order[count:], order[:count]

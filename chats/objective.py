@@ -11,7 +11,7 @@ The equations are the same for epsilon, v-prediction and flow: only the target y
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ def chats_loss(errors: PairErrors, beta: float = DEFAULT_BETA) -> tuple[Tensor, 
     """
     delta_chosen, delta_rejected = _deltas(errors)
     z = -beta * (delta_chosen + delta_rejected)
-    return -functional.logsigmoid(z), error_metrics(errors) | preference_metrics(z)
+    return -functional.logsigmoid(z), preference_metrics(errors, z)
 
 
 def diffusion_dpo_loss(errors: PairErrors, beta: float = DEFAULT_BETA) -> tuple[Tensor, Metrics]:
@@ -73,12 +73,12 @@ def diffusion_dpo_loss(errors: PairErrors, beta: float = DEFAULT_BETA) -> tuple[
     """
     delta_chosen, delta_rejected = _deltas(errors)
     z = -beta * (delta_chosen - delta_rejected)
-    return -functional.logsigmoid(z), error_metrics(errors) | preference_metrics(z)
+    return -functional.logsigmoid(z), preference_metrics(errors, z)
 
 
 def supervised_chosen_loss(errors: PairErrors, beta: float = DEFAULT_BETA) -> tuple[Tensor, Metrics]:
     """Table 4, "single model (preferred data)": L = d_θ(z⁺). No ``beta`` enters."""
-    return errors.chosen, error_metrics(errors)
+    return errors.chosen, {"error_chosen": errors.chosen.detach()}
 
 
 def supervised_all_loss(errors: PairErrors, beta: float = DEFAULT_BETA) -> tuple[Tensor, Metrics]:
@@ -98,25 +98,37 @@ def two_models_without_reference_loss(errors: PairErrors, beta: float = DEFAULT_
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss and what a loop must bring to it.
+    """A loss, what a loop must bring to it, and what it reports.
 
     ``models``: 2 when each image has a model of its own, 1 when one model sees both. ``needs_rejected``,
-    ``needs_reference``: which errors the loss reads beyond ``chosen``.
+    ``needs_reference``: which errors the loss reads beyond ``chosen``. ``metrics``: the names of what the loss returns
+    beside the losses, known before the first batch, so that a process that has none in a step sums the same as the
+    others.
     """
 
     loss: Callable[[PairErrors, float], tuple[Tensor, Metrics]]
     models: int
     needs_rejected: bool
     needs_reference: bool
+    metrics: tuple[str, ...]
 
+
+ERROR_METRICS = ("error_chosen", "error_rejected")
+PREFERENCE_METRICS = (*ERROR_METRICS, "delta_chosen", "delta_rejected", "z", "gate", "implicit_accuracy")
 
 OBJECTIVES: dict[str, Objective] = {
-    "chats": Objective(chats_loss, models=2, needs_rejected=True, needs_reference=True),
-    "diffusion_dpo": Objective(diffusion_dpo_loss, models=1, needs_rejected=True, needs_reference=True),
-    "supervised_chosen": Objective(supervised_chosen_loss, models=1, needs_rejected=False, needs_reference=False),
-    "supervised_all": Objective(supervised_all_loss, models=1, needs_rejected=True, needs_reference=False),
+    "chats": Objective(chats_loss, models=2, needs_rejected=True, needs_reference=True, metrics=PREFERENCE_METRICS),
+    "diffusion_dpo": Objective(
+        diffusion_dpo_loss, models=1, needs_rejected=True, needs_reference=True, metrics=PREFERENCE_METRICS
+    ),
+    "supervised_chosen": Objective(
+        supervised_chosen_loss, models=1, needs_rejected=False, needs_reference=False, metrics=("error_chosen",)
+    ),
+    "supervised_all": Objective(
+        supervised_all_loss, models=1, needs_rejected=True, needs_reference=False, metrics=ERROR_METRICS
+    ),
     "two_models_without_reference": Objective(
-        two_models_without_reference_loss, models=2, needs_rejected=True, needs_reference=False
+        two_models_without_reference_loss, models=2, needs_rejected=True, needs_reference=False, metrics=ERROR_METRICS
     ),
 }
 
@@ -132,52 +144,50 @@ def gradient_weights(
     weights are T σ(−z). They come from autograd on the loss itself, so that they cannot drift from it. The rejected
     weight is None when ``errors.rejected`` is.
     """
-    trained = {name: getattr(errors, name) for name in ("chosen", "rejected")}
-    leaves = {name: error.detach().requires_grad_() for name, error in trained.items() if error is not None}
+    chosen = errors.chosen.detach().requires_grad_()
+    rejected = None if errors.rejected is None else errors.rejected.detach().requires_grad_()
+    leaves = [chosen] if rejected is None else [chosen, rejected]
     with torch.enable_grad():
-        losses, _ = objective.loss(PairErrors(**leaves, **_references(errors)), beta)
-        weights = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
-    by_name = dict(zip(leaves, weights, strict=True))
-    return by_name["chosen"], by_name.get("rejected")
+        losses, _ = objective.loss(replace(errors, chosen=chosen, rejected=rejected), beta)
+        weights = torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
+    return weights[0], None if rejected is None else weights[1]
 
 
-def preference_metrics(z: Tensor) -> Metrics:
-    """What is logged of z, detached, [batch] each: ``z``, ``gate`` = σ(−z), and ``implicit_accuracy``.
+def preference_metrics(errors: PairErrors, z: Tensor) -> Metrics:
+    """What is logged of a comparison with the reference (``PREFERENCE_METRICS``), detached, [batch] each: the errors,
+    Δ⁺ and Δ⁻, ``z``, ``gate`` = σ(−z), and ``implicit_accuracy``.
 
     The gate is the share of the gradient that a pair still gets. The implicit accuracy is 1 where σ(z) > ½, that is
     where the models beat the reference on this pair, and ½ where they equal it, as at the first step.
     """
     z = z.detach()
-    return {"z": z, "gate": torch.sigmoid(-z), "implicit_accuracy": (torch.sign(z) + 1) / 2}
+    delta_chosen, delta_rejected = _deltas(errors)
+    return {
+        **error_metrics(errors),
+        "delta_chosen": delta_chosen.detach(),
+        "delta_rejected": delta_rejected.detach(),
+        "z": z,
+        "gate": torch.sigmoid(-z),
+        "implicit_accuracy": (torch.sign(z) + 1) / 2,
+    }
 
 
 def error_metrics(errors: PairErrors) -> Metrics:
-    """The errors and, where the reference's are known, Δ⁺ (``delta_chosen``) and Δ⁻ (``delta_rejected``), detached,
-    [batch] each."""
-    metrics = {}
-    for side in ("chosen", "rejected"):
-        error, reference = getattr(errors, side), getattr(errors, f"{side}_reference")
-        if error is not None:
-            metrics[f"error_{side}"] = error.detach()
-            if reference is not None:
-                metrics[f"delta_{side}"] = (error - reference).detach()
-    return metrics
+    """The errors of both sides (``ERROR_METRICS``), detached, [batch] each."""
+    return {"error_chosen": errors.chosen.detach(), "error_rejected": _rejected(errors).detach()}
 
 
 def _deltas(errors: PairErrors) -> tuple[Tensor, Tensor]:
-    """Δ⁺ = d_θ⁺(z⁺) − d_ref(z⁺) and Δ⁻ = d_θ⁻(z⁻) − d_ref(z⁻) (Eq. 13), [batch] each."""
+    """Δ⁺ = d_θ⁺(z⁺) − d_ref(z⁺) and Δ⁻ = d_θ⁻(z⁻) − d_ref(z⁻) (Eq. 13), [batch] each.
+
+    The reference's errors are cut from any graph: the reference is frozen.
+    """
     if errors.chosen_reference is None or errors.rejected_reference is None:
         raise ValueError(
             "this objective compares with the reference model: `chosen_reference` and `rejected_reference` are needed"
         )
-    references = _references(errors)
-    return errors.chosen - references["chosen_reference"], _rejected(errors) - references["rejected_reference"]
-
-
-def _references(errors: PairErrors) -> dict[str, Tensor | None]:
-    """The reference's errors, cut from any graph: the reference is frozen."""
-    found = {name: getattr(errors, name) for name in ("chosen_reference", "rejected_reference")}
-    return {name: None if error is None else error.detach() for name, error in found.items()}
+    delta_chosen = errors.chosen - errors.chosen_reference.detach()
+    return delta_chosen, _rejected(errors) - errors.rejected_reference.detach()
 
 
 def _rejected(errors: PairErrors) -> Tensor:

@@ -3,22 +3,24 @@
 Two kinds of header keys belong to a member of a pair: the field's own ``modelspec.*``
 (https://github.com/Stability-AI/ModelSpec) and ``chats.*``, listed in :class:`PairMetadata`. All values are strings, as
 safetensors wants them.
+
+A member is written here, where it is read, and not in the trainer: a node that makes a pair may not import the trainer.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .files import replacing
 from .guidance import cfg_from_guidance_scale
 from .words import shown, shown_error
 
@@ -86,11 +88,13 @@ class PairMetadata:
         if "member" not in stated:
             raise PairError(
                 f"{name} has `chats.*` metadata but no `chats.member`, so it is not known which member of a pair it "
-                "is; "
-                "export it again, or remove the metadata"
+                "is; export it again, or remove the metadata"
             )
         hints = get_type_hints(cls)
-        known = {key: _parse(name, key, value, hints[key]) for key, value in stated.items() if key in hints}
+        # Of the types that the fields state, which only `_parse` sees to.
+        known: dict[str, Any] = {
+            key: _parse(name, key, value, hints[key]) for key, value in stated.items() if key in hints
+        }
         metadata = cls(**known)
         if metadata.format_version > FORMAT_VERSION:
             raise PairError(
@@ -218,10 +222,7 @@ def write_member(
     metadata: PairMetadata,
     modelspec: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes one member of a pair: whole or not at all (a temporary file beside it, synced, then renamed over
-    ``path``).
-
-    The same tensors and metadata give the same bytes.
+    """Writes one member of a pair, whole or not at all; the same tensors and metadata give the same bytes.
 
     Args:
         path: the .safetensors file to write.
@@ -240,26 +241,20 @@ def write_member(
         raise PairError(
             f"`{sorted(reserved)[0]}` cannot be a metadata key, ComfyUI parses it as its own; choose another name"
         )
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with replacing(path) as temporary:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata=header)
-        with open(temporary, "rb+") as file:
-            _sort_metadata(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        _sort_metadata(temporary)
 
 
-def _sort_metadata(file: BinaryIO) -> None:
+def _sort_metadata(path: Path) -> None:
     """Sorts the metadata of a safetensors file in place: they are written in a random order, and equal members are to
     be equal files."""
-    length = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(length))
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    # The same entries in the same notation take the same bytes; the header may end in spaces.
-    encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length)
-    assert len(encoded) == length
-    file.seek(8)
-    file.write(encoded)
+    with open(path, "rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        # The same entries in the same notation take the same bytes; the header may end in spaces.
+        encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length)
+        assert len(encoded) == length
+        file.seek(8)
+        file.write(encoded)

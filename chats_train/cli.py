@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="command", required=True)
 
     init = commands.add_parser("init", help="write a commented config to start from")
-    init.add_argument("family", help="the kind of the base model: sd15, sdxl, sd3 or flux")
+    init.add_argument("family", help="the kind of the base model, such as sdxl; any other word lists them")
     init.add_argument("--output", type=Path, default=Path("run.yaml"), help="the file to write (default: %(default)s)")
     init.set_defaults(run=_init)
 
@@ -209,8 +209,9 @@ def _with_checkpoint(command: argparse.ArgumentParser) -> argparse.ArgumentParse
 
 
 def _init(args: argparse.Namespace) -> None:
+    from chats.files import write_text
+
     from .settings.config_file import config_template
-    from .support.files import write_text
 
     if args.output.exists():
         raise UserError(f"`--output` is {args.output}, which is there already; remove it or choose another name")
@@ -250,8 +251,9 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
+    from chats.files import replacing
+
     from .runs.trained import sample
-    from .support.files import replacing
 
     picture = sample(_read_config(args), args.checkpoint, args.prompt, args.form)
     with replacing(args.output) as temporary:
@@ -318,8 +320,8 @@ def _read_config(args: argparse.Namespace) -> RunConfig:
 
 
 def _open_family(config: RunConfig) -> Family:
-    from .inspection import count_text
     from .runs.opening import open_family
+    from .support.amounts import count_text
 
     family = open_family(config)
     parts = family.parameter_counts()
@@ -330,8 +332,9 @@ def _open_family(config: RunConfig) -> Family:
 
 def _open_dataset(config: RunConfig) -> PairDataset:
     """The run's pairs; what is wrong with them is printed, and listed whole in a file of the run."""
+    from chats.files import write_text
+
     from .data import open_dataset
-    from .support.files import write_text
 
     dataset = open_dataset(config)
     print("\n".join(["data: " + dataset.report()[0], *dataset.report()[1:]]))

@@ -139,6 +139,23 @@ def test_metrics_are_detached_and_the_reference_is_frozen():
     assert errors.chosen_reference.grad is None
 
 
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_a_loss_reports_what_its_objective_names(name):
+    """Processes sum the metrics by these names, also one that had no pair in a step: a name too many or too few and
+    their sums do not match."""
+    spec = OBJECTIVES[name]
+    everything = errors_of([0.5], [0.25], [0.4], [0.3])
+    asked = PairErrors(
+        everything.chosen,
+        everything.rejected if spec.needs_rejected else None,
+        everything.chosen_reference if spec.needs_reference else None,
+        everything.rejected_reference if spec.needs_reference else None,
+    )
+    for errors in (asked, everything):
+        _, metrics = spec.loss(errors, 1.0)
+        assert sorted(metrics) == sorted(spec.metrics)
+
+
 def test_missing_errors_are_named():
     with pytest.raises(ValueError, match="`rejected_reference` are needed"):
         objective.chats_loss(PairErrors(torch.ones(1), torch.ones(1), torch.ones(1)))

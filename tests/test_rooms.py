@@ -61,7 +61,9 @@ def test_the_blocker_blocks():
     assert import_without({"json"}, ["json"]).returncode != 0
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "nodes").rglob("*.py")), ids=lambda file: file.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "nodes").rglob("*.py")), ids=lambda file: file.relative_to(ROOT).as_posix()
+)
 def test_nodes_need_only_comfyui_and_chats(file):
     # numpy and torch come with ComfyUI; so does everything in `allowed`, and nothing of the trainer's is among it.
     allowed = COMFYUI | {"torch", "nodes", "__future__", "..chats", "...chats", "..inputs", "..advice"}

@@ -1,5 +1,4 @@
-"""The paper's claims, measured on a world so small that two cores hold it: base, baselines and CHATS, trained and
-counted alike.
+"""The paper's claims, measured on a world so small that two cores hold it, every method trained and counted alike.
 
     python -m benchmarks.miniature --output FOLDER            # the whole study, two hours or so on two cores
     python -m benchmarks.miniature --quick                    # a reduced table in less than a quarter of an hour

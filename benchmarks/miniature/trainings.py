@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chats.files import write_text
 from chats_train.demo.demo import BASE as BASE_FOLDER
 from chats_train.demo.detector import judge
 from chats_train.demo.make_pairs import draw_pairs
@@ -29,7 +30,6 @@ from chats_train.sampling.probe import probe_proxy
 from chats_train.sampling.sampler import SamplingSettings, initial_noise
 from chats_train.settings.config import CONFIG_VERSION, RunConfig
 from chats_train.settings.config_file import parse_config
-from chats_train.support.files import write_text
 from chats_train.training.train import train
 
 ALPHA = 0.5

@@ -1,5 +1,4 @@
-"""What the trainer's step costs beside the authors' (``authors_step``): time of a pair and memory, in one run on the
-CPU.
+"""What the trainer's step costs beside the authors' (``authors_step``): time of a pair and memory, on the CPU.
 
     python -m benchmarks.training --layout tiny --pixels 64
     python -m benchmarks.training --layout sd15 --pixels 256 --markdown FILE
@@ -29,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from chats_train.support.files import write_text
+from chats.files import write_text
 
 from . import sides
 

@@ -19,7 +19,8 @@ from diffusers import DDIMScheduler
 from torch import nn
 from transformers import CLIPTextConfig
 
-from chats_train.check.estimate import ModelSize, adapter_parameters, memory_bytes
+from chats_train.check.estimate import memory_bytes
+from chats_train.check.readiness import model_size
 from chats_train.data import PairDataset, open_dataset
 from chats_train.data.images import pixels
 from chats_train.encodings.cache import CachedEncodings, fill_cache
@@ -56,7 +57,7 @@ LORA_RANK = 16
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured on: a folder for base, pairs and cache, and ``training.py``'s arguments."""
+    """What is measured on: a folder for base, pairs and cache, and the benchmark's arguments."""
 
     folder: Path
     layout: str
@@ -188,7 +189,7 @@ def our_step(config: RunConfig, family: Family, dataset: PairDataset) -> tuple[S
 
 def share_weights(family: Family) -> None:
     """Makes all denoisers of a family share one set of weights; gradients stay each one's own."""
-    cls, config = family.part_classes()[family.denoiser_part], family.source.config(family.denoiser_part)
+    cls, config = family.part_classes()[family.facts.denoiser_part], family.source.config(family.facts.denoiser_part)
     weights = family.load_denoiser().state_dict()
 
     def load() -> nn.Module:
@@ -227,7 +228,6 @@ def make_resident(modules: Iterable[nn.Module]) -> None:
 def counted_bytes(config: RunConfig, family: Family, whose: str) -> int:
     """Weights, gradients and AdamW's moments of everything that is in memory in a step."""
     parts = family.parameter_counts()
-    adapter = adapter_parameters(family.source.shapes(family.denoiser_part), family.lora_targets, config.network_rank)
-    size = ModelSize(parts[family.denoiser_part], adapter, family.latent_channels, family.vae_scale_factor)
+    size = model_size(config, family)
     encoders = 4 * (sum(parts.values()) - size.denoiser) if whose == "authors" else 0
     return memory_bytes(config, size, config.training_method, "fp32") + encoders

@@ -6,7 +6,6 @@ the energy (the sum of squares) of the singular values that were cut off.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -80,16 +79,14 @@ def relative_error(difference: Tensor, up: Tensor, down: Tensor) -> float:
     matrix = difference.to(torch.float64).flatten(1)
     up, down = up.to(torch.float64).flatten(1), down.to(torch.float64).flatten(1)
     # Some rows at a time: the whole product would be as large as the difference.
-    lost = sum(
-        torch.linalg.vector_norm(u @ down - rows).square()
-        for u, rows in zip(up.split(128), matrix.split(128), strict=True)
-    )
-    return (lost.sqrt() / torch.linalg.vector_norm(matrix)).item()
+    parts = zip(torch.split(up, 128), torch.split(matrix, 128), strict=True)
+    lost = sum((torch.linalg.vector_norm(u @ down - rows).square() for u, rows in parts), start=matrix.new_zeros(()))
+    return float(lost.sqrt() / torch.linalg.vector_norm(matrix))
 
 
 def _rank(eigenvalues: Tensor, total: float, rank: int | None, energy: float | None) -> int:
     """How many of the eigenvalues σ², largest first, to keep."""
-    most = min(len(eigenvalues), rank or math.inf)
+    most = len(eigenvalues) if rank is None else min(rank, len(eigenvalues))
     if energy is None:
         return most
     cumulative = eigenvalues.clamp(min=0).cumsum(0)

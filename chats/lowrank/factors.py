@@ -21,7 +21,7 @@ CONVOLUTIONS = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d
 
 @dataclass(frozen=True)
 class LowRank:
-    """Δ = up · down.
+    """Δ = up · down, [out, in, *kernel] as the weight itself: the product sums over the rank.
 
     ``down`` is [rank, in] for a Linear, [rank, in, *kernel] for a convolution; ``up`` is [out, rank] for both.
     """
@@ -32,10 +32,6 @@ class LowRank:
     @property
     def rank(self) -> int:
         return self.down.shape[0]
-
-    def dense(self) -> Tensor:
-        """Δ itself, [out, in, *kernel]."""
-        return torch.tensordot(self.up, self.down, dims=1)
 
     def placed(self, start: int, rows: int) -> LowRank:
         """The same difference on a weight of which it is a part: its outputs are those from ``start`` on of ``rows`` in

@@ -12,29 +12,26 @@ from pathlib import Path
 from chats.objective import OBJECTIVES
 
 from ..data.dataset import PairDataset
+from ..encodings.cache import NULL_PROMPT
 from ..settings.config import RunConfig
+from ..support.dtypes import TORCH_DTYPES, forward_dtype
 
 # Bytes of optimizer state per trained parameter: AdamW's two moments in the weights' dtype, in 8 bits, and Adafactor's
 # row and column sums, which are next to nothing.
 MOMENTS = {"adamw": 2, "adamw8bit": 2, "adafactor": 0}
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "no": 4}
-# Numbers in the embeddings of one caption: tokens × width, and the pooled one.
-EMBEDDING_NUMBERS = {
-    "sd15": 77 * 768,
-    "sdxl": 77 * 2048 + 1280,
-    "sd3": (77 + 256) * 4096 + 2048,
-    "flux": 512 * 4096 + 768,
-}
+FP32_BYTES = 4
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameters of the denoiser, and of one member's adapter on it; how its latents look."""
+    """Parameters of the denoiser, and of one member's adapter on it; how its latents look, and how many numbers the
+    embeddings of one caption have."""
 
     denoiser: int
     adapter: int
     latent_channels: int
     pixels_per_latent: int
+    prompt_numbers: int
 
 
 def adapter_parameters(shapes: Mapping[str, tuple[int, ...]], targets: tuple[str, ...], rank: int) -> int:
@@ -50,21 +47,22 @@ def memory_bytes(config: RunConfig, size: ModelSize, method: str, weight_dtype: 
     frozen base, which is the reference too, and each member's adapter in fp32.
     """
     objective = OBJECTIVES[config.objective]
-    frozen = BYTES[weight_dtype if weight_dtype == "bf16" else config.mixed_precision]
+    passes = forward_dtype(config.mixed_precision)
     if method == "lora":
-        return size.denoiser * BYTES[config.mixed_precision] + objective.models * size.adapter * _trained_bytes(
-            config, 4
-        )
+        adapters = objective.models * size.adapter * _trained_bytes(config, FP32_BYTES)
+        return size.denoiser * passes.itemsize + adapters
+    width = TORCH_DTYPES[weight_dtype].itemsize
+    frozen = min(width, passes.itemsize)
     reference = size.denoiser * frozen if objective.needs_reference else 0
-    return objective.models * size.denoiser * _trained_bytes(config, BYTES[weight_dtype]) + reference
+    return objective.models * size.denoiser * _trained_bytes(config, width) + reference
 
 
 def checkpoint_bytes(config: RunConfig, size: ModelSize) -> int:
     """Bytes of one checkpoint: members, their optimizer states and averages."""
     members = OBJECTIVES[config.objective].models
     if config.training_method == "lora":
-        return members * size.adapter * (_trained_bytes(config, 4) - 4)
-    width = BYTES[config.weight_dtype]
+        return members * size.adapter * (_trained_bytes(config, FP32_BYTES) - FP32_BYTES)
+    width = TORCH_DTYPES[config.weight_dtype].itemsize
     return members * size.denoiser * (_trained_bytes(config, width) - width)
 
 
@@ -74,11 +72,10 @@ def cache_bytes(config: RunConfig, size: ModelSize, dataset: PairDataset) -> int
     areas = sum(
         (bucket.width // size.pixels_per_latent) * (bucket.height // size.pixels_per_latent) for _, bucket in images
     )
-    prompts = {sample.prompt for sample in dataset.samples}
-    return (
-        areas * size.latent_channels * 4
-        + (len(prompts) + 1) * EMBEDDING_NUMBERS[config.family] * BYTES[config.mixed_precision]
-    )
+    # The null prompt is always among them.
+    prompts = {sample.prompt for sample in dataset.samples} | {NULL_PROMPT}
+    embedding = size.prompt_numbers * forward_dtype(config.mixed_precision).itemsize
+    return areas * size.latent_channels * FP32_BYTES + len(prompts) * embedding
 
 
 def disk_of(folder: Path) -> tuple[int, int]:
@@ -96,4 +93,4 @@ def _trained_bytes(config: RunConfig, width: int) -> int:
     """Bytes per trained parameter, its weight being ``width`` wide: weight, gradient, moments and, where kept, the fp32
     average."""
     moments = MOMENTS[config.optimizer] * (1 if config.optimizer == "adamw8bit" else width)
-    return width + width + moments + (4 if config.ema_decay is not None else 0)
+    return width + width + moments + (FP32_BYTES if config.ema_decay is not None else 0)

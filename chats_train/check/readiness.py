@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..data import PairDataset
 from ..families import Family
-from ..inspection import bytes_text
 from ..settings.config import RunConfig
+from ..support.amounts import bytes_text
 from ..support.errors import UserError
 from .estimate import ModelSize, adapter_parameters, cache_bytes, checkpoint_bytes, disk_of, folder_bytes, memory_bytes
 
 
 def model_size(config: RunConfig, family: Family) -> ModelSize:
     """The sizes that a run's memory and disk follow from, from headers alone."""
-    shapes = family.source.shapes(family.denoiser_part)
-    targets = tuple(config.network_target_modules or family.lora_targets)
+    shapes = family.source.shapes(family.facts.denoiser_part)
+    targets = tuple(config.network_target_modules or family.facts.lora_targets)
     adapter = adapter_parameters(shapes, targets, config.network_rank)
-    denoiser = family.parameter_counts()[family.denoiser_part]
-    return ModelSize(denoiser, adapter, family.latent_channels, family.vae_scale_factor)
+    denoiser = family.parameter_counts()[family.facts.denoiser_part]
+    prompt_numbers = sum(math.prod(shape) for shape in family.prompt_shapes().values())
+    return ModelSize(denoiser, adapter, family.latent_channels, family.vae_scale_factor, prompt_numbers)
 
 
 def print_memory(config: RunConfig, size: ModelSize) -> None:

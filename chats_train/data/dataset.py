@@ -13,14 +13,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from chats.files import write_text
+
 from ..settings.config import RunConfig
 from ..support.errors import UserError
-from ..support.files import write_text
 from ..support.parallel import ordered_map
 from .buckets import Bucket, make_buckets, pair_bucket, place
 from .folders import METADATA, metadata_folder, two_folders
 from .images import decode
-from .pairs import ImageBytes, PairImage, PairSample, Problem, RawPair, Source, pair_id
+from .pairs import ImageBytes, PairImage, PairSample, PairSource, Problem, RawPair, pair_id
 from .tables import hub, parquet
 
 LISTED_PROBLEMS = 10
@@ -77,7 +78,8 @@ def open_dataset(config: RunConfig, progress: bool = True) -> PairDataset:
     source = _open_source(config)
     verdicts = _load_verdicts(config.cache_dir / VERDICTS_FILE)
     known = len(verdicts)
-    samples, problems = {}, list(source.problems)
+    samples: dict[str, PairSample] = {}
+    problems = list(source.problems)
     for sample, found in tqdm(
         _checked(source, config, verdicts), "checking pairs", len(source.pairs), unit="pair", disable=not progress
     ):
@@ -93,12 +95,13 @@ def open_dataset(config: RunConfig, progress: bool = True) -> PairDataset:
     return dataset
 
 
-def _open_source(config: RunConfig) -> Source:
+def _open_source(config: RunConfig) -> PairSource:
     """The source that the settings name, cut to ``max_pairs``."""
     data = config.data
-    if data.path is None:
-        source = hub(data)
+    if data.hub_id is not None:
+        source = hub(data.hub_id, data)
     else:
+        assert data.path is not None, "the config has one of the two"
         path = data.path.expanduser()
         if not path.exists():
             raise UserError(
@@ -115,11 +118,11 @@ def _open_source(config: RunConfig) -> Source:
                 f"`data.path` is {path}, which has none of {METADATA}, chosen/ and rejected/, or .parquet files; "
                 "bring the pairs into one of these forms"
             )
-    return Source(source.name, source.pairs[: data.max_pairs], source.problems, source.ties)
+    return PairSource(source.name, source.pairs[: data.max_pairs], source.problems, source.ties)
 
 
 def _checked(
-    source: Source, config: RunConfig, verdicts: Verdicts
+    source: PairSource, config: RunConfig, verdicts: Verdicts
 ) -> Iterator[tuple[PairSample | None, list[Problem]]]:
     """Each pair as a sample, or None where it is not usable, with its problems; fills ``verdicts``."""
     if config.enable_bucket:

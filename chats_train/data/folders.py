@@ -9,14 +9,14 @@ from chats.words import shown_error
 
 from ..settings.config import Columns
 from ..support.errors import UserError
-from .pairs import FileImage, Problem, RawPair, Source
+from .pairs import FileImage, PairSource, Problem, RawPair
 
 METADATA = "metadata.jsonl"
 SIDES = ("chosen", "rejected")
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 
 
-def metadata_folder(folder: Path, columns: Columns) -> Source:
+def metadata_folder(folder: Path, columns: Columns) -> PairSource:
     """A folder with metadata.jsonl: one JSON object a line, ``chosen_file_name`` and ``rejected_file_name`` (relative
     to the folder) and ``prompt``, or the keys that ``columns`` names.
 
@@ -33,19 +33,19 @@ def metadata_folder(folder: Path, columns: Columns) -> Source:
         if not line.strip():
             continue
         row = _json_object(line, number, folder)
-        files = {side: row.get(keys[side]) for side in SIDES}
-        missing = [keys[side] for side, file in files.items() if not isinstance(file, str) or not file]
-        if missing:
-            problems.append(Problem("no partner", f"{METADATA} line {number}", f"no `{missing[0]}`"))
+        files = [name for side in SIDES if isinstance(name := row.get(keys[side]), str) and name]
+        if len(files) < len(SIDES):
+            missing = next(keys[side] for side in SIDES if row.get(keys[side]) not in files)
+            problems.append(Problem("no partner", f"{METADATA} line {number}", f"no `{missing}`"))
             continue
-        chosen, rejected = (FileImage(folder / files[side]) for side in SIDES)
+        chosen, rejected = (FileImage(folder / name) for name in files)
         pairs.append(RawPair(f"{METADATA} line {number}", row.get(keys["prompt"]), chosen, rejected))
     if problems and not pairs:
         raise UserError(
             f"no line of {folder / METADATA} has `{keys['chosen']}` and `{keys['rejected']}`; "
             "name its keys in `data.columns.chosen` and `data.columns.rejected`"
         )
-    return Source(folder.name, pairs, problems)
+    return PairSource(folder.name, pairs, problems)
 
 
 def _lines(folder: Path) -> list[str]:
@@ -68,15 +68,15 @@ def _json_object(line: str, number: int, folder: Path) -> dict:
     return row
 
 
-def two_folders(folder: Path) -> Source:
+def two_folders(folder: Path) -> PairSource:
     """``chosen/`` and ``rejected/`` with images of equal names (suffixes may differ), the caption in a ``.txt`` of that
     name beside the chosen image, else beside the rejected one, else in ``folder``.
 
     Pairs are in the order of their names.
     """
-    found, problems = {}, []
+    found: dict[str, dict[str, Path]] = {side: {} for side in SIDES}
+    problems = []
     for side in SIDES:
-        found[side] = {}
         for path in sorted((folder / side).iterdir()):
             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
                 if path.stem in found[side]:
@@ -92,7 +92,7 @@ def two_folders(folder: Path) -> Source:
         ]
     both = sorted(found["chosen"].keys() & found["rejected"].keys())
     pairs = [RawPair(stem, _caption(folder, stem), *(FileImage(found[side][stem]) for side in SIDES)) for stem in both]
-    return Source(folder.name, pairs, problems)
+    return PairSource(folder.name, pairs, problems)
 
 
 def _caption(folder: Path, stem: str) -> str | None:

@@ -35,8 +35,8 @@ def decode(encoded: bytes) -> Image.Image:
         OSError: when the bytes are no whole image; the message says why.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            image = ImageOps.exif_transpose(image)
+        with Image.open(io.BytesIO(encoded)) as opened:
+            image: Image.Image = ImageOps.exif_transpose(opened)
             if image.mode == "RGB":
                 image.load()
                 return image

@@ -95,7 +95,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Source:
+class PairSource:
     """All pairs that a folder or table states, the problems found without opening an image, and the ties left out."""
 
     name: str

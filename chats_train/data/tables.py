@@ -11,7 +11,7 @@ from chats.words import shown, shown_error
 
 from ..settings.config import Columns, DataConfig
 from ..support.errors import UserError
-from .pairs import FileImage, RawPair, Source
+from .pairs import FileImage, PairSource, RawPair
 
 if TYPE_CHECKING:
     import datasets
@@ -44,7 +44,7 @@ class TableImage:
         return f"`{self.column.column_names[0]}` of row {self.row}"
 
 
-def parquet(path: Path, columns: Columns, cache_dir: Path) -> Source:
+def parquet(path: Path, columns: Columns, cache_dir: Path) -> PairSource:
     """Local parquet: one file, or all of a folder and the folders below it.
 
     Args:
@@ -67,7 +67,7 @@ def parquet(path: Path, columns: Columns, cache_dir: Path) -> Source:
     return table_source(table, path.name, columns, path if path.is_dir() else path.parent)
 
 
-def hub(config: DataConfig) -> Source:
+def hub(hub_id: str, config: DataConfig) -> PairSource:
     """A data set of the hub, fetched to the hub's own cache.
 
     Raises:
@@ -76,16 +76,16 @@ def hub(config: DataConfig) -> Source:
     import datasets
 
     try:
-        table = datasets.load_dataset(config.hub_id, name=config.subset, split=config.split, revision=config.revision)
+        table = datasets.load_dataset(hub_id, name=config.subset, split=config.split, revision=config.revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            f"`data.hub_id` is {config.hub_id}, which could not be fetched ({shown_error(error)}); "
+            f"`data.hub_id` is {hub_id}, which could not be fetched ({shown_error(error)}); "
             "check the id and the connection, or fetch it yourself and set `data.path`"
         ) from error
-    return table_source(table, config.hub_id, config.columns, None)
+    return table_source(table, hub_id, config.columns, None)
 
 
-def table_source(table: datasets.Dataset, name: str, columns: Columns, folder: Path | None) -> Source:
+def table_source(table: datasets.Dataset, name: str, columns: Columns, folder: Path | None) -> PairSource:
     """The pairs of a table by its columns: chosen, rejected and prompt, or those of Pick-a-Pic v2, whose ties are left
     out.
 
@@ -103,10 +103,10 @@ def table_source(table: datasets.Dataset, name: str, columns: Columns, folder: P
     chosen_images, rejected_images = _images(table, chosen, folder), _images(table, rejected, folder)
     prompts = table.select_columns([prompt])[:][prompt]
     rows = zip(prompts, chosen_images, rejected_images, strict=True)
-    return Source(name, [RawPair(f"row {row}", *cells) for row, cells in enumerate(rows)])
+    return PairSource(name, [RawPair(f"row {row}", *cells) for row, cells in enumerate(rows)])
 
 
-def _labelled(table: datasets.Dataset, name: str, prompt: str, folder: Path | None) -> Source:
+def _labelled(table: datasets.Dataset, name: str, prompt: str, folder: Path | None) -> PairSource:
     _require(table, {"prompt": prompt})
     first, second = _images(table, "jpg_0", folder), _images(table, "jpg_1", folder)
     cells = table.select_columns(["label_0", "label_1", prompt])[:]
@@ -117,7 +117,7 @@ def _labelled(table: datasets.Dataset, name: str, prompt: str, folder: Path | No
             continue
         chosen, rejected = (first, second) if label_0 > label_1 else (second, first)
         pairs.append(RawPair(f"row {row}", text, chosen[row], rejected[row]))
-    return Source(name, pairs, ties=ties)
+    return PairSource(name, pairs, ties=ties)
 
 
 def _images(table: datasets.Dataset, column: str, folder: Path | None) -> list[TableImage]:

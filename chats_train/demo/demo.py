@@ -9,6 +9,8 @@ from pathlib import Path
 
 import yaml
 
+from chats.files import replacing, write_text
+
 from ..families import Family
 from ..runs.folder import PREVIEWS
 from ..runs.members import DISPREFERRED, PREFERRED
@@ -18,7 +20,6 @@ from ..sampling.sampler import Form, SamplingSettings
 from ..settings.config import CONFIG_VERSION, RunConfig
 from ..settings.config_file import load_config
 from ..support.errors import UserError
-from ..support.files import replacing, write_text
 from ..training.reports import PLOT_FILE
 from ..training.train import train
 from .make_pairs import draw_pairs

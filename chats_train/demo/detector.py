@@ -28,7 +28,8 @@ THINGS: tuple[Thing, ...] = tuple(Thing(shape, colour) for shape in SHAPES for c
 @cache
 def _templates() -> tuple[Tensor, int]:
     """Every sprite in every colour as rows [things · variants, values of a cell], and the number of variants."""
-    by_thing = [coloured(sprites(thing.shape), thing.colour).flatten(1) for thing in THINGS]
+    # In the order of THINGS.
+    by_thing = [coloured(sprites(shape), colour).flatten(1) for shape in SHAPES for colour in COLOURS]
     return torch.cat(by_thing), by_thing[0].shape[0]
 
 

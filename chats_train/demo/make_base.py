@@ -14,19 +14,19 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from chats.files import write_text
 from chats.objective import squared_error
 
 from ..families import Family, load_family
 from ..families.sources import read_json
 from ..sampling.sampler import SamplingSettings
 from ..support.errors import UserError
-from ..support.files import write_text
 from .base_parts import make_scheduler, make_text_encoder, make_unet, make_vae, save_tokenizer
 from .detector import THINGS, judge
 from .samplers import base_sampler, sample_pictures
@@ -88,7 +88,7 @@ def _dense_picture(rng: random.Random) -> Tensor:
 
 
 @torch.no_grad()
-def _vae_scores(vae: nn.Module) -> dict[str, float]:
+def _vae_scores(vae: Any) -> dict[str, float]:
     prompts = balanced_prompts(all_prompts(), SCORED_PROMPTS, SEED)
     rng = random.Random(SEED)
     pictures = torch.stack([draw(random_scene(prompt, rng), rng) for prompt in prompts])
@@ -172,7 +172,7 @@ def _follow(average: nn.Module, module: nn.Module, step: int) -> None:
         mine.lerp_(theirs, 1 - decay)
 
 
-def _log(started: float, **values: Iterable) -> None:
+def _log(started: float, **values: float | str) -> None:
     print(json.dumps({**values, "seconds": round(time.monotonic() - started)}), flush=True)
 
 

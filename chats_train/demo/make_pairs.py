@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
+from chats.files import write_text
+
 from ..data.folders import METADATA, SIDES
 from ..families import Denoiser, Family
 from ..sampling.pictures import to_images
 from ..sampling.sampler import SamplingSettings
-from ..support.files import write_text
 from .detector import judge, score
 from .samplers import base_sampler, sample_pictures
 from .world import ScenePrompt

@@ -51,7 +51,7 @@ RADII = (5.5, 6.5)
 
 # (row, column), from the top left.
 Cell = tuple[int, int]
-CELLS: tuple[Cell, ...] = tuple(product(range(GRID), repeat=2))
+CELLS: tuple[Cell, ...] = tuple(product(range(GRID), range(GRID)))
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def shows(scene: Scene, prompt: ScenePrompt) -> bool:
         return False
     return any(
         all(_is(scene[cell], thing) for cell, thing in zip(cells, prompt.things, strict=True))
-        and (prompt.relation is None or related(*cells, prompt.relation))
+        and (prompt.relation is None or related(cells[0], cells[1], prompt.relation))
         for cells in permutations(scene)
     )
 
@@ -149,7 +149,7 @@ def random_scene(prompt: ScenePrompt, rng: random.Random) -> Scene:
     each."""
     while True:
         cells = rng.sample(CELLS, len(prompt.things))
-        if prompt.relation is None or related(*cells, prompt.relation):
+        if prompt.relation is None or related(cells[0], cells[1], prompt.relation):
             break
     shared = rng.choice(list(COLOURS))
     scene = {}
@@ -164,6 +164,7 @@ def draw(scene: Scene, rng: random.Random) -> Tensor:
     picture = torch.full((3, RESOLUTION, RESOLUTION), BACKGROUND)
     for (row, column), thing in scene.items():
         top, left = row * CELL_PIXELS, column * CELL_PIXELS
+        assert thing.colour is not None, "a scene leaves no colour open"
         alphas = sprites(thing.shape)
         picture[:, top : top + CELL_PIXELS, left : left + CELL_PIXELS] = coloured(
             alphas[rng.randrange(len(alphas))], thing.colour

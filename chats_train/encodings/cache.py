@@ -82,9 +82,9 @@ class PairEncodings(ABC):
     def pair(self, sample: PairSample) -> EncodedPair:
         """All that training reads of a pair."""
         sides = (sample.chosen, sample.rejected)
-        latents = [self.latents(image, sample.bucket) for image in sides]
+        chosen, rejected = (self.latents(image, sample.bucket) for image in sides)
         sizes = [size_conditioning((image.width, image.height), sample.bucket) for image in sides]
-        return EncodedPair(sample.id, self.prompt(sample.prompt), *latents, *sizes)
+        return EncodedPair(sample.id, self.prompt(sample.prompt), chosen, rejected, sizes[0], sizes[1])
 
 
 class LiveEncodings(PairEncodings):

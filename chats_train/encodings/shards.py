@@ -11,8 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from chats.files import replacing
+
 from ..support.errors import UserError
-from ..support.files import replacing
+from ..support.tensor_files import read_tensors
 
 SHARD_BYTES = 256 * 2**20
 # What a kill can cost at most: shards are also closed after this time.
@@ -106,9 +108,8 @@ class ShardStore:
 
     def _take_in(self, path: Path) -> None:
         try:
-            with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
-        except SafetensorError:
+            names = list(read_tensors(path))
+        except UserError:
             # Damaged from outside, a copy that was cut off perhaps; its entries are made anew.
             path.unlink(missing_ok=True)
             return

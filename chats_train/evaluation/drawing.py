@@ -15,12 +15,13 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
+from chats.files import replacing
+
 from ..families import Family
 from ..runs.members import Members
 from ..sampling.pictures import to_images
 from ..sampling.sampler import initial_noise
 from ..settings.config import RunConfig
-from ..support.files import replacing
 from .conditions import Condition, sample_condition
 from .prompts import EvaluationPrompt
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from chats.files import replacing
+
 from ..sampling.pictures import picture_grid
-from ..support.files import replacing
 from .drawing import Picture
 from .prompts import EvaluationPrompt
 from .report import Figures

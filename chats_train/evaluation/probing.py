@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
+from chats.files import write_text
+
 from ..families import Family
 from ..runs.members import DISPREFERRED, Members
 from ..sampling.probe import PROBED_PROMPTS, ProbeResult, probe_proxy
 from ..sampling.sampler import initial_noise
 from ..settings.config import RunConfig
-from ..support.files import write_text
 from .conditions import Condition, sample_condition
 from .drawing import noise_seed
 from .prompts import EvaluationPrompt

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from chats.files import write_text
+
 from ..sampling.probe import ProbeResult
-from ..support.files import write_text
 from .conditions import Condition
 from .drawing import Picture, picture_row
 from .plots import draw_alpha_curve, draw_grid

@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..families.sources import HASHED_SUFFIXES, HUB_ID, file_digest
+from ..families.sources import HASHED_SUFFIXES, HUB_ID
+from ..support.digests import file_digest
 from ..support.errors import UserError
 from .prompts import EvaluationPrompt
 

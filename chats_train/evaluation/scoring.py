@@ -9,8 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from chats.files import write_text
+
 from ..support.errors import UserError
-from ..support.files import write_text
 from ..support.jsonl import read_rows
 from .drawing import Picture
 from .scorers import Scorer

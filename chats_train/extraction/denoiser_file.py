@@ -12,14 +12,15 @@ from torch import Tensor
 from chats.pair import read_header
 from chats.words import shown
 
-from ..families import FAMILIES
 from ..families.single_file import CheckpointSource
-from ..families.sources import TensorReader, file_digest
-from ..inspection import DenoiserKind, Tensors, denoiser_kind, is_lora, read_tensors
 from ..layouts.formats import file_format
 from ..layouts.places import Place, to_native
+from ..layouts.recognition import DenoiserKind, denoiser_kind, is_lora
 from ..layouts.unet import unet_layout
+from ..settings.facts import FAMILIES
+from ..support.digests import file_digest
 from ..support.errors import UserError
+from ..support.tensor_files import TensorReader, Tensors, read_tensors
 
 # Where a denoiser begins in a native file, in the order in which ComfyUI looks; a bare one has no prefix.
 PREFIXES = ("model.diffusion_model.", "model.model.", "net.", "model.")
@@ -83,12 +84,11 @@ class DenoiserFile:
     def digest(self) -> str:
         """SHA-256 that says which weights these are: as the trainer computes it of a base where it could train on this
         file, else of the whole file."""
-        family = (
-            FAMILIES.get(self.kind.family) if self.kind and self.kind.family and self.kind.layout == "native" else None
-        )
+        family = self.kind.family if self.kind and self.kind.layout == "native" else None
         if family is None or self.path.suffix != ".safetensors":
             return file_digest(self.path)
-        return CheckpointSource(self.path, family.checkpoint).digest([family.denoiser_part])
+        facts = FAMILIES[family]
+        return CheckpointSource(self.path, facts).digest([facts.denoiser_part])
 
     def __str__(self) -> str:
         return f"{self.path.name} ({self.kind.words if self.kind else 'a model of a kind not known here'})"

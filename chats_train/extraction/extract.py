@@ -19,19 +19,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from chats.files import write_text
 from chats.lowrank import factorize, relative_error, weight_difference
 from chats.pair import Member, PairError, PairMetadata, check_files, read_header, write_member
 from chats.words import shown
 
 from ..layouts.carriers import Carrier, carriers
-from ..layouts.formats import file_format
 from ..runs.pair_files import check_equal, modelspec
+from ..settings.facts import FAMILIES
+from ..support.dtypes import TORCH_DTYPES
 from ..support.errors import UserError
-from ..support.files import write_text
 from .denoiser_file import DenoiserFile
 from .table import NOT_CARRIED, Layer, table_text
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def extract(
     _, warnings = check_files(preferred, dispreferred)
     if base is not None:
         _check_base(base, preferred, dispreferred)
-    files = {
+    files: dict[Member, DenoiserFile] = {
         "preferred": DenoiserFile(preferred, "preferred"),
         "dispreferred": DenoiserFile(dispreferred, "dispreferred"),
     }
@@ -160,7 +159,8 @@ def _plan(
     path = output / f"{stem}_{member}_lora_{'_'.join(truncation.words()).replace(' ', '')}.safetensors"
     metadata = _metadata(member, files, origin)
     family = origin.kind.family if origin.kind else None
-    architecture = target.header.get("modelspec.architecture") or (file_format(family).architecture if family else None)
+    known = FAMILIES[family].architecture if family else None
+    architecture = target.header.get("modelspec.architecture") or known
     spec = modelspec(architecture and f"{architecture}/lora", path.stem, metadata)
     # All that the contents depend on: equal words mean an equal file.
     spec["modelspec.description"] = (
@@ -253,10 +253,10 @@ def _carry(key: str, carrier: Carrier | None, difference: Tensor, truncation: Tr
         stored = difference.float()
         return Carried(carrier.form, {carrier.name: stored}, 0, 1.0, _norm(stored - difference) / _norm(difference))
     factors = factorize(difference, truncation.rank, truncation.energy)
-    pointwise = factors.up.reshape(
-        *factors.up.shape, *[1] * (difference.ndim - 2)
-    )  # as LoRA files hold a convolution's
-    up, down = (factor.to(DTYPES[truncation.dtype]).contiguous() for factor in (pointwise, factors.down))
+    assert factors is not None
+    # As LoRA files hold a convolution's.
+    pointwise = factors.up.reshape(*factors.up.shape, *[1] * (difference.ndim - 2))
+    up, down = (factor.to(TORCH_DTYPES[truncation.dtype]).contiguous() for factor in (pointwise, factors.down))
     error = relative_error(difference, up, down)
     if not math.isfinite(error):
         raise UserError(

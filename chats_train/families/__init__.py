@@ -1,25 +1,30 @@
-"""Model families, one small adapter each. Importing this is light; diffusers and transformers come when a base is
-opened."""
+"""Model families, one small adapter each.
+
+Importing this is light: diffusers and transformers come when a base is opened.
+"""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import torch
 
 from chats.pair import NullPrompt, PredictionType
 
+from ..settings.facts import FAMILIES, FamilyFacts
 from .base import Denoiser, Family, Prompt
-from .flux import Flux
-from .sd3 import SD3
-from .sd15 import SD15
-from .sdxl import SDXL
 from .single_file import CheckpointSource
 from .sources import Source, SourceError, open_folder
 
-FAMILIES: dict[str, type[Family]] = {family.name: family for family in (SD15, SDXL, SD3, Flux)}
+__all__ = ["Denoiser", "Family", "Prompt", "SourceError", "adapter_of", "load_family"]
 
-__all__ = ["FAMILIES", "Denoiser", "Family", "Prompt", "SourceError", "load_family"]
+
+def adapter_of(facts: FamilyFacts) -> type[Family]:
+    """The class that speaks for a family's models."""
+    module, _, name = facts.adapter.partition(":")
+    adapter: type[Family] = getattr(importlib.import_module(f".{module}", __package__), name)
+    return adapter
 
 
 def load_family(
@@ -38,7 +43,7 @@ def load_family(
     """A family over a base model. Nothing is loaded yet but headers and configurations.
 
     Args:
-        name: `sd15`, `sdxl`, `sd3` or `flux`.
+        name: of the family, as in the config.
         pretrained_model: a diffusers folder, a hub id (then its files are fetched), or a .safetensors checkpoint.
         encoders: with a checkpoint, a diffusers folder or hub id for every part but the denoiser.
         tokenizer: with a checkpoint, a folder with CLIP's vocab.json and merges.txt; by default ComfyUI's own.
@@ -50,9 +55,9 @@ def load_family(
     """
     if name not in FAMILIES:
         raise SourceError(f"`family` is `{name}`; known are {', '.join(FAMILIES)}")
-    family = FAMILIES[name]
-    source = _open(family, pretrained_model, encoders, tokenizer, configs)
-    return family(
+    adapter = adapter_of(FAMILIES[name])
+    source = _open(adapter, pretrained_model, encoders, tokenizer, configs)
+    return adapter(
         source,
         dtype=dtype,
         encoder_dtype=encoder_dtype,
@@ -63,15 +68,16 @@ def load_family(
 
 
 def _open(
-    family: type[Family], pretrained_model: str, encoders: str | None, tokenizer: str | None, configs: str | None
+    adapter: type[Family], pretrained_model: str, encoders: str | None, tokenizer: str | None, configs: str | None
 ) -> Source:
-    path = Path(pretrained_model).expanduser()
+    facts, path = adapter.facts, Path(pretrained_model).expanduser()
     if not path.is_file():
-        return open_folder(pretrained_model, "pretrained_model", family.parts())
-    other_parts = [part for part in family.parts() if part != family.denoiser_part]
+        return open_folder(pretrained_model, "pretrained_model", facts.parts)
+    other_parts = [part for part in facts.parts if part != facts.denoiser_part]
     return CheckpointSource(
         path,
-        family.checkpoint,
+        facts,
+        adapter.denoiser_config,
         encoders=open_folder(encoders, "encoders", other_parts) if encoders else None,
         tokenizer=Path(tokenizer).expanduser() if tokenizer else None,
         configs=Path(configs).expanduser() if configs else None,

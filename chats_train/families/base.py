@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from chats.pair import NullPrompt, PredictionType
 
+from ..settings.facts import FamilyFacts
 from .schedule import Schedule
-from .single_file import CheckpointLayout
-from .sources import Source, SourceError, parameter_count
+from .sources import Shapes, Source, SourceError, parameter_count
 
 # Part of every fingerprint: raise it when the same encoders would give other encodings than before.
 ENCODING_VERSION = 1
@@ -43,16 +43,7 @@ class Family(ABC):
         null_prompt: overrides the base's convention; None keeps it.
     """
 
-    name: ClassVar[str]
-    training_methods: ClassVar[tuple[str, ...]] = ("full", "lora")
-    # Attention projections, by the ends of their diffusers names.
-    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    # Latents per side of one patch of the denoiser: pictures come in multiples of its pixels.
-    latent_multiple: ClassVar[int] = 1
-    denoiser_part: ClassVar[str]
-    text_parts: ClassVar[tuple[str, ...]]
-    tokenizer_parts: ClassVar[tuple[str, ...]]
-    checkpoint: ClassVar[CheckpointLayout]
+    facts: ClassVar[FamilyFacts]
 
     def __init__(
         self,
@@ -72,10 +63,10 @@ class Family(ABC):
 
     # What a family says of itself.
 
-    @classmethod
-    def parts(cls) -> tuple[str, ...]:
-        """Every part of the base that training reads."""
-        return (cls.denoiser_part, "vae", *cls.text_parts, *cls.tokenizer_parts)
+    @property
+    def name(self) -> str:
+        """As in the config."""
+        return self.facts.name
 
     @staticmethod
     @abstractmethod
@@ -85,6 +76,17 @@ class Family(ABC):
     @abstractmethod
     def _make_schedule(self, prediction_type: PredictionType | None) -> Schedule:
         """The base's noise schedule."""
+
+    @staticmethod
+    def denoiser_config(native: Shapes) -> dict[str, Any] | None:
+        """The denoiser's configuration, as the shapes of its native weights tell it; None where the family has one
+        size, whose configuration is bundled."""
+        return None
+
+    @abstractmethod
+    def prompt_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor that :meth:`encode_prompt` makes of one prompt, without the batch: from the
+        encoders' configurations alone."""
 
     @abstractmethod
     def encode_prompt(self, prompts: list[str]) -> Prompt:
@@ -115,23 +117,26 @@ class Family(ABC):
 
     def load_denoiser(self) -> nn.Module:
         """A fresh denoiser on the CPU, in ``dtype``, in eval mode with gradients on."""
-        return self.source.module(self.denoiser_part, self.part_classes()[self.denoiser_part], self.dtype)
+        part = self.facts.denoiser_part
+        return self.source.module(part, self.part_classes()[part], self.dtype)
 
     @cached_property
-    def vae(self) -> nn.Module:
+    def vae(self) -> Any:
+        """diffusers' VAE, in float32."""
         return (
             self.source.module("vae", self.part_classes()["vae"], torch.float32).requires_grad_(False).to(self.device)
         )
 
     @cached_property
-    def text_encoders(self) -> list[nn.Module]:
+    def text_encoders(self) -> list[Any]:
+        """transformers' encoders, in the order of their parts."""
         classes = self.part_classes()
-        loaded = [self.source.module(part, classes[part], self.encoder_dtype) for part in self.text_parts]
+        loaded = [self.source.module(part, classes[part], self.encoder_dtype) for part in self.facts.text_parts]
         return [encoder.requires_grad_(False).to(self.device) for encoder in loaded]
 
     @cached_property
     def tokenizers(self) -> list[Any]:
-        return [self.source.tokenizer(part) for part in self.tokenizer_parts]
+        return [self.source.tokenizer(part) for part in self.facts.tokenizer_parts]
 
     def release_encoders(self) -> None:
         """Lets go of VAE and text encoders; they come back when next asked for."""
@@ -172,7 +177,10 @@ class Family(ABC):
 
     def null_prompt(self) -> Prompt:
         """The null prompt ∅ by the base's convention, as a batch of 1."""
-        empty = self.encode_prompt([""])
+        return self.null_of(self.encode_prompt([""]))
+
+    def null_of(self, empty: Prompt) -> Prompt:
+        """The null prompt ∅ by the base's convention, from the empty prompt's embeddings."""
         if self.null_prompt_kind == "encoded_empty":
             return empty
         return {name: torch.zeros_like(tensor) for name, tensor in empty.items()}
@@ -201,33 +209,34 @@ class Family(ABC):
     def fingerprint(self) -> str:
         """SHA-256 over everything that encodings depend on: VAE, text encoders, tokenizers, their precision. Reads each
         file once."""
-        contents = self.source.digest(["vae", *self.text_parts, *self.tokenizer_parts])
+        contents = self.source.digest(["vae", *self.facts.text_parts, *self.facts.tokenizer_parts])
         return hashlib.sha256(f"{ENCODING_VERSION} {self.name} {self.encoder_dtype} {contents}".encode()).hexdigest()
 
     @cached_property
     def base_sha256(self) -> str:
         """SHA-256 over the base's denoiser, `chats.base_sha256` of a pair."""
-        return self.source.digest([self.denoiser_part])
+        return self.source.digest([self.facts.denoiser_part])
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters each part has, from headers alone."""
         return {
-            part: parameter_count(self.source.shapes(part)) for part in (self.denoiser_part, "vae", *self.text_parts)
+            part: parameter_count(self.source.shapes(part))
+            for part in (self.facts.denoiser_part, "vae", *self.facts.text_parts)
         }
 
     def _check_class(self) -> None:
         expected, stated = (
-            self.part_classes()[self.denoiser_part].__name__,
-            self.source.config(self.denoiser_part).get("_class_name"),
+            self.part_classes()[self.facts.denoiser_part].__name__,
+            self.source.config(self.facts.denoiser_part).get("_class_name"),
         )
         if stated != expected:
             raise SourceError(
-                f"`pretrained_model` has a {stated} as its {self.denoiser_part}, `family` {self.name} needs a "
+                f"`pretrained_model` has a {stated} as its {self.facts.denoiser_part}, `family` {self.name} needs a "
                 f"{expected}; correct `family`"
             )
 
 
-def last_hidden_but_one(encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+def last_hidden_but_one(encoder: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
     """What SDXL and SD3 take from a CLIP text encoder with projection: the hidden states before the last layer
     [batch, tokens, dim], and the projected pooled text [batch, dim]."""
     output = encoder(ids, output_hidden_states=True)

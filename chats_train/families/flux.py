@@ -12,14 +12,12 @@ from torch import Tensor
 
 from chats.pair import PredictionType
 
+from ..settings.facts import FAMILIES
 from .base import Denoiser, Family, Prompt, expand
 from .schedule import FlowSchedule, Schedule
 from .sd3 import require_flow
-from .single_file import CheckpointLayout
 from .sources import Shapes, SourceError
 
-# ComfyUI pads to at least 256 and lets longer prompts be longer; diffusers fixes 512. Trained as it will be sampled.
-T5_TOKENS = 256
 # ComfyUI's shift for Flux is mu = 1.15 at every size, e^mu in the terms of `FlowSchedule`.
 SAMPLING_MU = 1.15
 SAMPLING_TABLE_SIZE = 10_000
@@ -27,35 +25,10 @@ SAMPLING_TABLE_SIZE = 10_000
 # ComfyUI.
 EMBEDDED_GUIDANCE = 3.5
 HEAD_DIM = 128
-PATCH = 2
-
-
-def flux_config(native: Shapes) -> dict[str, Any]:
-    """The transformer's configuration, as the shapes of its native weights tell it."""
-    hidden, packed_channels = native["img_in.weight"]
-    return {
-        "_class_name": "FluxTransformer2DModel",
-        "in_channels": packed_channels,
-        "num_layers": len({key.split(".")[1] for key in native if key.startswith("double_blocks.")}),
-        "num_single_layers": len({key.split(".")[1] for key in native if key.startswith("single_blocks.")}),
-        "attention_head_dim": HEAD_DIM,
-        "num_attention_heads": hidden // HEAD_DIM,
-        "joint_attention_dim": native["txt_in.weight"][1],
-        "pooled_projection_dim": native["vector_in.in_layer.weight"][1],
-        "guidance_embeds": "guidance_in.in_layer.weight" in native,
-    }
 
 
 class Flux(Family):
-    name = "flux"
-    # Two copies of 12 billion weights fit nowhere that people have.
-    training_methods = ("lora",)
-    latent_multiple = 2
-    denoiser_part = "transformer"
-    text_parts = ("text_encoder", "text_encoder_2")
-    tokenizer_parts = ("tokenizer", "tokenizer_2")
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-    checkpoint = CheckpointLayout("flux", {"transformer": "model.diffusion_model."}, flux_config)
+    facts = FAMILIES["flux"]
 
     @staticmethod
     def part_classes() -> dict[str, type]:
@@ -78,22 +51,42 @@ class Flux(Family):
         # diffusers' trainer draws Flux's timesteps unshifted.
         return FlowSchedule(shift=math.exp(SAMPLING_MU), training_shift=1.0, table_size=SAMPLING_TABLE_SIZE)
 
+    @staticmethod
+    def denoiser_config(native: Shapes) -> dict[str, Any]:
+        hidden, packed_channels = native["img_in.weight"]
+        return {
+            "_class_name": "FluxTransformer2DModel",
+            "in_channels": packed_channels,
+            "num_layers": len({key.split(".")[1] for key in native if key.startswith("double_blocks.")}),
+            "num_single_layers": len({key.split(".")[1] for key in native if key.startswith("single_blocks.")}),
+            "attention_head_dim": HEAD_DIM,
+            "num_attention_heads": hidden // HEAD_DIM,
+            "joint_attention_dim": native["txt_in.weight"][1],
+            "pooled_projection_dim": native["vector_in.in_layer.weight"][1],
+            "guidance_embeds": "guidance_in.in_layer.weight" in native,
+        }
+
+    def prompt_shapes(self) -> dict[str, tuple[int, ...]]:
+        clip, t5 = (self.source.config(part) for part in self.facts.text_parts)
+        return {"tokens": (self.facts.t5_tokens, t5["d_model"]), "pooled": (clip["hidden_size"],)}
+
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Prompt:
         clip, t5 = self.text_encoders
         clip_ids = self._token_ids(0, prompts, clip.config.max_position_embeddings)
         return {
-            "tokens": t5(self._token_ids(1, prompts, T5_TOKENS)).last_hidden_state,
+            "tokens": t5(self._token_ids(1, prompts, self.facts.t5_tokens)).last_hidden_state,
             "pooled": clip(clip_ids).pooler_output,
         }
 
     def predict(
         self, denoiser: Denoiser, noisy: Tensor, timesteps: Tensor, prompt: Prompt, sizes: Tensor | None = None
     ) -> Tensor:
-        rows, columns = (side // PATCH for side in noisy.shape[-2:])
+        patch = self.facts.patch
+        rows, columns = (side // patch for side in noisy.shape[-2:])
         tokens = expand(prompt["tokens"], noisy)
         packed = denoiser(
-            hidden_states=rearrange(noisy, "b c (h p) (w q) -> b (h w) (c p q)", p=PATCH, q=PATCH),
+            hidden_states=rearrange(noisy, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch),
             # The module multiplies both by 1000 itself.
             timestep=timesteps.to(noisy.device, torch.float32),
             guidance=torch.full((noisy.shape[0],), EMBEDDED_GUIDANCE, device=noisy.device),
@@ -103,7 +96,7 @@ class Flux(Family):
             txt_ids=torch.zeros(tokens.shape[1], 3, device=noisy.device),
             return_dict=False,
         )[0]
-        return rearrange(packed, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, w=columns, p=PATCH, q=PATCH)
+        return rearrange(packed, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, w=columns, p=patch, q=patch)
 
 
 def _image_ids(rows: int, columns: int) -> Tensor:

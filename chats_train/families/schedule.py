@@ -106,7 +106,7 @@ class DiffusionSchedule(Schedule):
     def _mix(self, like: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1−ᾱ_t), [batch, 1, 1, 1]."""
         alphas_bar = self.alphas_bar[timesteps.cpu()]
-        return tuple(_per_sample(part.sqrt(), like) for part in (alphas_bar, 1 - alphas_bar))
+        return _per_sample(alphas_bar.sqrt(), like), _per_sample((1 - alphas_bar).sqrt(), like)
 
     def timestep(self, sigma: Tensor) -> Tensor:
         # The nearest of the 1000, as the network never saw one between.

@@ -7,20 +7,14 @@ from torch import Tensor
 
 from chats.pair import PredictionType
 
+from ..settings.facts import FAMILIES
 from .base import Denoiser, Family, Prompt, expand
 from .schedule import DiffusionSchedule, Schedule
-from .single_file import CheckpointLayout
 from .sources import Source, SourceError
 
 
 class SD15(Family):
-    name = "sd15"
-    denoiser_part = "unet"
-    text_parts = ("text_encoder",)
-    tokenizer_parts = ("tokenizer",)
-    checkpoint = CheckpointLayout(
-        "sd15", {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."}
-    )
+    facts = FAMILIES["sd15"]
 
     @staticmethod
     def part_classes() -> dict[str, type]:
@@ -31,6 +25,10 @@ class SD15(Family):
 
     def _make_schedule(self, prediction_type: PredictionType | None) -> Schedule:
         return diffusion_schedule(self.source, prediction_type)
+
+    def prompt_shapes(self) -> dict[str, tuple[int, ...]]:
+        clip = self.source.config("text_encoder")
+        return {"tokens": (clip["max_position_embeddings"], clip["hidden_size"])}
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Prompt:

@@ -9,52 +9,18 @@ from torch import Tensor
 
 from chats.pair import PredictionType
 
+from ..settings.facts import FAMILIES
 from .base import Denoiser, Family, Prompt, expand, last_hidden_but_one, open_clip_ids
 from .schedule import TRAIN_TIMESTEPS, FlowSchedule, Schedule
-from .single_file import CheckpointLayout
 from .sources import Shapes
 
-# ComfyUI pads T5 to CLIP's 77 for SD3, and diffusers' trainer cuts there: a pair is trained as it will be sampled.
-T5_TOKENS = 77
 # ComfyUI samples every SD3 with it, diffusers' scheduler configs state it, and its trainer draws timesteps with it.
 SHIFT = 3.0
 HEAD_DIM = 64
 
 
-def sd3_config(native: Shapes) -> dict[str, Any]:
-    """The transformer's configuration, as the shapes of its native weights tell it (SD3 medium, SD3.5 medium and large
-    differ)."""
-    hidden, channels, patch, _ = native["x_embedder.proj.weight"]
-    text_width = native["context_embedder.weight"]
-    blocks = {int(key.split(".")[1]) for key in native if key.startswith("joint_blocks.")}
-    return {
-        "_class_name": "SD3Transformer2DModel",
-        "num_layers": len(blocks),
-        "num_attention_heads": hidden // HEAD_DIM,
-        "attention_head_dim": HEAD_DIM,
-        "patch_size": patch,
-        "in_channels": channels,
-        "out_channels": native["final_layer.linear.weight"][0] // patch**2,
-        "joint_attention_dim": text_width[1],
-        "caption_projection_dim": text_width[0],
-        "pooled_projection_dim": native["y_embedder.mlp.0.weight"][1],
-        "pos_embed_max_size": round(native["pos_embed"][1] ** 0.5),
-        "qk_norm": "rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in native else None,
-        "dual_attention_layers": tuple(
-            sorted(block for block in blocks if f"joint_blocks.{block}.x_block.attn2.qkv.weight" in native)
-        ),
-    }
-
-
 class SD3(Family):
-    name = "sd3"
-    latent_multiple = 2
-    denoiser_part = "transformer"
-    text_parts = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    # Both CLIPs read one vocabulary; `open_clip_ids` gives the second one its padding.
-    tokenizer_parts = ("tokenizer", "tokenizer_3")
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-    checkpoint = CheckpointLayout("sd3", {"transformer": "model.diffusion_model."}, sd3_config)
+    facts = FAMILIES["sd3"]
 
     @staticmethod
     def part_classes() -> dict[str, type]:
@@ -73,6 +39,35 @@ class SD3(Family):
         require_flow(prediction_type)
         return FlowSchedule(shift=SHIFT, training_shift=SHIFT)
 
+    @staticmethod
+    def denoiser_config(native: Shapes) -> dict[str, Any]:
+        # SD3 medium, SD3.5 medium and large differ.
+        hidden, channels, patch, _ = native["x_embedder.proj.weight"]
+        text_width = native["context_embedder.weight"]
+        blocks = {int(key.split(".")[1]) for key in native if key.startswith("joint_blocks.")}
+        return {
+            "_class_name": "SD3Transformer2DModel",
+            "num_layers": len(blocks),
+            "num_attention_heads": hidden // HEAD_DIM,
+            "attention_head_dim": HEAD_DIM,
+            "patch_size": patch,
+            "in_channels": channels,
+            "out_channels": native["final_layer.linear.weight"][0] // patch**2,
+            "joint_attention_dim": text_width[1],
+            "caption_projection_dim": text_width[0],
+            "pooled_projection_dim": native["y_embedder.mlp.0.weight"][1],
+            "pos_embed_max_size": round(native["pos_embed"][1] ** 0.5),
+            "qk_norm": "rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in native else None,
+            "dual_attention_layers": tuple(
+                sorted(block for block in blocks if f"joint_blocks.{block}.x_block.attn2.qkv.weight" in native)
+            ),
+        }
+
+    def prompt_shapes(self) -> dict[str, tuple[int, ...]]:
+        clip_l, clip_g, t5 = (self.source.config(part) for part in self.facts.text_parts)
+        tokens = clip_l["max_position_embeddings"] + self.facts.t5_tokens
+        return {"tokens": (tokens, t5["d_model"]), "pooled": (clip_l["projection_dim"] + clip_g["projection_dim"],)}
+
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Prompt:
         clip_l, clip_g, t5 = self.text_encoders
@@ -80,7 +75,7 @@ class SD3(Family):
         hidden_l, pooled_l = last_hidden_but_one(clip_l, ids)
         hidden_g, pooled_g = last_hidden_but_one(clip_g, open_clip_ids(ids, self.tokenizers[0].eos_token_id))
         clip_tokens = torch.cat([hidden_l, hidden_g], dim=-1)
-        t5_tokens = t5(self._token_ids(1, prompts, T5_TOKENS)).last_hidden_state
+        t5_tokens = t5(self._token_ids(1, prompts, self.facts.t5_tokens)).last_hidden_state
         padded = torch.nn.functional.pad(clip_tokens, (0, t5_tokens.shape[-1] - clip_tokens.shape[-1]))
         return {"tokens": torch.cat([padded, t5_tokens], dim=1), "pooled": torch.cat([pooled_l, pooled_g], dim=-1)}
 

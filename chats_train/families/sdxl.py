@@ -7,27 +7,14 @@ from torch import Tensor
 
 from chats.pair import NullPrompt, PredictionType
 
+from ..settings.facts import FAMILIES
 from .base import Denoiser, Family, Prompt, expand, last_hidden_but_one, open_clip_ids
 from .schedule import Schedule
 from .sd15 import diffusion_schedule
-from .single_file import CheckpointLayout
 
 
 class SDXL(Family):
-    name = "sdxl"
-    denoiser_part = "unet"
-    text_parts = ("text_encoder", "text_encoder_2")
-    # Both encoders read one vocabulary; `open_clip_ids` gives the second one its padding.
-    tokenizer_parts = ("tokenizer",)
-    checkpoint = CheckpointLayout(
-        "sdxl",
-        {
-            "unet": "model.diffusion_model.",
-            "vae": "first_stage_model.",
-            "text_encoder": "conditioner.embedders.0.",
-            "text_encoder_2": "conditioner.embedders.1.",
-        },
-    )
+    facts = FAMILIES["sdxl"]
 
     @staticmethod
     def part_classes() -> dict[str, type]:
@@ -46,6 +33,11 @@ class SDXL(Family):
 
     def _null_convention(self) -> NullPrompt:
         return "zeros" if self.source.zeros_for_empty_prompt else "encoded_empty"
+
+    def prompt_shapes(self) -> dict[str, tuple[int, ...]]:
+        first, second = (self.source.config(part) for part in self.facts.text_parts)
+        width = first["hidden_size"] + second["hidden_size"]
+        return {"tokens": (first["max_position_embeddings"], width), "pooled": (second["projection_dim"],)}
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Prompt:

@@ -10,37 +10,23 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
-
-from chats.words import shown_error
 
 from ..layouts.formats import file_format
 from ..layouts.places import LayoutError, from_native
-from .sources import FolderSource, Shapes, Source, SourceError, TensorReader, file_digest, read_json
+from ..settings.facts import FamilyFacts
+from ..support.digests import file_digest
+from ..support.tensor_files import TensorReader, Tensors, read_tensors
+from .sources import FolderSource, Shapes, Source, SourceError, read_json
 
 CONFIGS = Path(__file__).parent / "configs"
 # CLIP's tokenizer as ComfyUI ships it, below ComfyUI's folder.
 COMFYUI_TOKENIZER = Path("comfy", "sd1_tokenizer")
-
-
-@dataclass(frozen=True)
-class CheckpointLayout:
-    """How a family's checkpoint is cut into parts.
-
-    ``prefixes`` gives the key prefix of each part that the file holds, the denoiser first. ``denoiser_config`` tells
-    the denoiser's configuration from the shapes of the native weights, where the family has several sizes; None takes
-    the bundled one.
-    """
-
-    family: str
-    prefixes: dict[str, str]
-    denoiser_config: Callable[[Shapes], dict[str, Any]] | None = None
 
 
 class CheckpointSource(Source):
@@ -48,7 +34,8 @@ class CheckpointSource(Source):
 
     Args:
         path: the .safetensors file.
-        layout: how the family's files are cut.
+        facts: of the family; its ``prefixes`` say how the file is cut into parts.
+        denoiser_config: of the family's adapter, :meth:`.base.Family.denoiser_config`.
         encoders: a diffusers folder for every part but the denoiser; needed where the file does not hold them.
         tokenizer: a folder with CLIP's `vocab.json` and `merges.txt`; by default ComfyUI's, where one is found.
         configs: a folder of configurations in diffusers' arrangement; by default the bundled ones.
@@ -57,30 +44,31 @@ class CheckpointSource(Source):
     def __init__(
         self,
         path: Path,
-        layout: CheckpointLayout,
+        facts: FamilyFacts,
+        denoiser_config: Callable[[Shapes], dict[str, Any] | None] = lambda native: None,
         encoders: FolderSource | None = None,
         tokenizer: Path | None = None,
         configs: Path | None = None,
     ):
-        self.path, self.layout, self.encoders = path, layout, encoders
+        self.path, self.facts, self.denoiser_config, self.encoders = path, facts, denoiser_config, encoders
         self.tokenizer_folder = tokenizer
-        self.configs = configs or CONFIGS / layout.family
-        self.denoiser_part = next(iter(layout.prefixes))
-        self._keys = self._read_keys()
+        self.configs = configs or CONFIGS / facts.name
+        self._held = self._read_header()
 
     def config(self, part: str) -> dict[str, Any]:
-        if part == self.denoiser_part and self.layout.denoiser_config:
-            return self.layout.denoiser_config(self._native_shapes(part))
-        if self._borrowed(part):
-            return self.encoders.config(part)
+        told = self.denoiser_config(self._native_shapes(part)) if part == self.facts.denoiser_part else None
+        if told is not None:
+            return told
+        if (lender := self._lender(part)) is not None:
+            return lender.config(part)
         return read_json(self.configs / part / "config.json")
 
-    def module(self, part: str, cls: type, dtype: torch.dtype) -> nn.Module:
-        if part == self.denoiser_part:
+    def module(self, part: str, cls: Any, dtype: torch.dtype) -> nn.Module:
+        if part == self.facts.denoiser_part:
             return self._denoiser(cls, dtype)
-        if self._borrowed(part):
-            return self.encoders.module(part, cls, dtype)
-        prefix = self.layout.prefixes[part]
+        if (lender := self._lender(part)) is not None:
+            return lender.module(part, cls, dtype)
+        prefix = self.facts.prefixes[part]
         tensors = {prefix + key: tensor.to(dtype) for key, tensor in self._tensors(part).items()}
         module = _converted(cls, tensors, self.configs, part)
         if module is None:
@@ -98,9 +86,10 @@ class CheckpointSource(Source):
         return CLIPTokenizer.from_pretrained(self._clip_tokenizer(), local_files_only=True, model_max_length=77)
 
     def shapes(self, part: str) -> Shapes:
-        if part == self.denoiser_part:
+        if part == self.facts.denoiser_part:
             return {key: tuple(value.shape) for key, value in self._empty_denoiser().state_dict().items()}
-        return self.encoders.shapes(part) if self._borrowed(part) else self._native_shapes(part)
+        lender = self._lender(part)
+        return self._native_shapes(part) if lender is None else lender.shapes(part)
 
     def digest(self, parts: Iterable[str]) -> str:
         total = hashlib.sha256()
@@ -110,72 +99,59 @@ class CheckpointSource(Source):
 
     @property
     def noise(self) -> dict[str, Any]:
-        marked = {"prediction_type": "v_prediction"} if "v_pred" in self._keys else {}
-        return marked | ({"rescale_betas_zero_snr": True} if "ztsnr" in self._keys else {})
+        marked = {"prediction_type": "v_prediction"} if "v_pred" in self._held else {}
+        return marked | ({"rescale_betas_zero_snr": True} if "ztsnr" in self._held else {})
 
     @property
     def zeros_for_empty_prompt(self) -> bool:
         return True if self.encoders is None else self.encoders.zeros_for_empty_prompt
 
-    def _read_keys(self) -> set[str]:
+    def _read_header(self) -> Tensors:
         if self.path.suffix != ".safetensors":
             raise SourceError(
                 f"{self.path.name} is a file that can run code when it is opened; convert it to .safetensors first"
             )
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                return set(file.keys())
-        except SafetensorError as error:
-            raise SourceError(
-                f"{self.path.name} is not a whole safetensors file ({shown_error(error)}); download it again"
-            ) from error
+        return read_tensors(self.path, SourceError)
 
-    def _borrowed(self, part: str) -> bool:
-        """Whether a part comes from the diffusers folder beside the file."""
+    def _lender(self, part: str) -> FolderSource | None:
+        """The diffusers folder beside the file, where a part comes from it."""
         if self.encoders is not None:
-            return True
-        if part not in self.layout.prefixes or not any(
-            key.startswith(self.layout.prefixes[part]) for key in self._keys
-        ):
+            return self.encoders
+        if part not in self.facts.prefixes or not any(key.startswith(self.facts.prefixes[part]) for key in self._held):
             raise SourceError(
                 f"`pretrained_model` {self.path.name} holds no `{part}`; set `encoders` to a diffusers folder of the "
                 "family that has one"
             )
-        return False
+        return None
 
     def _prefix(self, part: str) -> str:
         """A file with nothing but the denoiser often has no prefix."""
-        prefix = self.layout.prefixes[part]
-        return prefix if part != self.denoiser_part or any(key.startswith(prefix) for key in self._keys) else ""
+        prefix = self.facts.prefixes[part]
+        return prefix if part != self.facts.denoiser_part or any(key.startswith(prefix) for key in self._held) else ""
 
     def _native_shapes(self, part: str) -> Shapes:
         prefix = self._prefix(part)
-        with safe_open(self.path, framework="pt") as file:
-            return {
-                key[len(prefix) :]: tuple(file.get_slice(key).get_shape())
-                for key in self._keys
-                if key.startswith(prefix)
-            }
+        return {key[len(prefix) :]: info.shape for key, info in self._held.items() if key.startswith(prefix)}
 
     def _tensors(self, part: str) -> dict[str, Tensor]:
         prefix = self._prefix(part)
         with safe_open(self.path, framework="pt") as file:
-            return {key[len(prefix) :]: file.get_tensor(key) for key in sorted(self._keys) if key.startswith(prefix)}
+            return {key[len(prefix) :]: file.get_tensor(key) for key in sorted(self._held) if key.startswith(prefix)}
 
-    def _empty_denoiser(self, cls: type | None = None) -> nn.Module:
+    def _empty_denoiser(self, cls: Any = None) -> nn.Module:
         import diffusers
         from accelerate import init_empty_weights
 
-        config = self.config(self.denoiser_part)
+        config = self.config(self.facts.denoiser_part)
         with init_empty_weights(include_buffers=True):
             return (cls or getattr(diffusers, config["_class_name"])).from_config(config)
 
-    def _denoiser(self, cls: type, dtype: torch.dtype) -> nn.Module:
+    def _denoiser(self, cls: Any, dtype: torch.dtype) -> nn.Module:
         module = self._empty_denoiser(cls)
         shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-        places = file_format(self.layout.family).layout(shapes)
+        places = file_format(self.facts.name).layout(shapes)
         try:
-            tensors = from_native(self._tensors(self.denoiser_part), places, shapes)
+            tensors = from_native(self._tensors(self.facts.denoiser_part), places, shapes)
         except LayoutError as error:
             raise SourceError(f"`pretrained_model` {self.path.name}: {error}") from error
         # Copies, so that the module does not keep the whole file mapped and fused tensors alive.
@@ -200,7 +176,7 @@ class CheckpointSource(Source):
         )
 
     def _part_digest(self, part: str) -> str:
-        if part != self.denoiser_part and self.encoders is not None:
+        if part != self.facts.denoiser_part and self.encoders is not None:
             return self.encoders.digest([part])
         total = hashlib.sha256()
         if part.startswith("tokenizer"):
@@ -209,10 +185,10 @@ class CheckpointSource(Source):
                 "".join(file_digest(folder / name) for name in ("vocab.json", "merges.txt")).encode()
             ).hexdigest()
         prefix, reader = self._prefix(part), TensorReader(self.path)
-        for name in sorted(key for key in self._keys if key.startswith(prefix)):
+        for name in sorted(key for key in self._held if key.startswith(prefix)):
             key, tensor = name[len(prefix) :], reader.read(name)
             total.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            total.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+            total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
         return total.hexdigest()
 
 
@@ -226,7 +202,7 @@ def _comfyui_folders() -> list[Path]:
     return [*above, Path.home() / "comfy" / "ComfyUI"]
 
 
-def _converted(cls: type, tensors: dict[str, Tensor], configs: Path, part: str) -> nn.Module | None:
+def _converted(cls: Any, tensors: dict[str, Tensor], configs: Path, part: str) -> nn.Module | None:
     """VAE or CLIP through diffusers' own converters, which stay offline when ``configs`` is local; None when a weight
     is missing."""
     from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm

@@ -16,19 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from chats.words import shown_error
 
+from ..support.digests import file_digest
 from ..support.errors import UserError
+from ..support.tensor_files import read_tensors
 
 Shapes = dict[str, tuple[int, ...]]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HASHED_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
-READ_BYTES = 1 << 22
-# Of a file that is open, so much may stay in memory.
-HELD_BYTES = 1 << 24
 
 
 class SourceError(UserError):
@@ -43,8 +41,8 @@ class Source(ABC):
         """The part's configuration."""
 
     @abstractmethod
-    def module(self, part: str, cls: type, dtype: torch.dtype) -> nn.Module:
-        """The part as a fresh module of ``cls`` in eval mode, on the CPU.
+    def module(self, part: str, cls: Any, dtype: torch.dtype) -> nn.Module:
+        """The part as a fresh module of ``cls``, a class of diffusers or transformers, in eval mode on the CPU.
 
         Raises:
             SourceError: when the part is missing or not whole.
@@ -91,14 +89,15 @@ class FolderSource(Source):
     def config(self, part: str) -> dict[str, Any]:
         return read_json(self._folder(part) / "config.json")
 
-    def module(self, part: str, cls: type, dtype: torch.dtype) -> nn.Module:
+    def module(self, part: str, cls: Any, dtype: torch.dtype) -> nn.Module:
         files = self._weights(part)
-        options = {"local_files_only": True, "use_safetensors": True}
+        options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
         if variant := re.search(r"\.(fp16|bf16)\b", files[0].name):
             options["variant"] = variant.group(1)
         # diffusers and transformers spell this option differently.
         options["torch_dtype" if cls.__module__.startswith("diffusers.") else "dtype"] = dtype
-        return cls.from_pretrained(self.root, subfolder=part, **options).eval()
+        module: nn.Module = cls.from_pretrained(self.root, subfolder=part, **options)
+        return module.eval()
 
     def tokenizer(self, part: str) -> Any:
         from transformers import AutoTokenizer
@@ -106,7 +105,9 @@ class FolderSource(Source):
         return AutoTokenizer.from_pretrained(self._folder(part), local_files_only=True)
 
     def shapes(self, part: str) -> Shapes:
-        return {key: shape for file in self._weights(part) for key, shape in tensor_shapes(file).items()}
+        return {
+            key: info.shape for file in self._weights(part) for key, info in read_tensors(file, SourceError).items()
+        }
 
     def digest(self, parts: Iterable[str]) -> str:
         total = hashlib.sha256()
@@ -191,51 +192,6 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise SourceError(
             f"{os.fspath(path)} cannot be read ({shown_error(error)}); the folder is not whole, download it again"
         ) from error
-
-
-def tensor_shapes(path: Path) -> Shapes:
-    """Shapes by key from a safetensors header.
-
-    Raises:
-        SourceError: when it is no whole safetensors file.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
-    except SafetensorError as error:
-        raise SourceError(
-            f"{path} is not a whole safetensors file ({shown_error(error)}); download it again"
-        ) from error
-
-
-class TensorReader:
-    """Reads single tensors of a safetensors file in a memory of a few of them.
-
-    What was read of an open file counts as the process's memory until it is closed, so the file is opened anew now and
-    then.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._file: safe_open | None = None
-        self._held_bytes = 0
-
-    def read(self, key: str) -> torch.Tensor:
-        """One tensor, on the CPU."""
-        if self._file is None or self._held_bytes > HELD_BYTES:
-            self._file, self._held_bytes = safe_open(self.path, framework="pt"), 0
-        tensor = self._file.get_tensor(key)
-        self._held_bytes += tensor.nbytes
-        return tensor
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(READ_BYTES):
-            total.update(chunk)
-    return total.hexdigest()
 
 
 def parameter_count(shapes: Mapping[str, tuple[int, ...]]) -> int:

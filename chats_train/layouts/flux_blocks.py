@@ -61,7 +61,7 @@ def _place(key: str) -> Place | None:
     match = KEY.fullmatch(key)
     if match is None:
         native = rename(key, TOP)
-        return native and Place(native, swapped=key.startswith("norm_out."))
+        return None if native is None else Place(native, swapped=key.startswith("norm_out."))
     single, number, tail = match.groups()
     parent = f"{'single' if single else 'double'}_blocks.{number}"
     module, _, end = tail.rpartition(".")
@@ -69,4 +69,4 @@ def _place(key: str) -> Place | None:
         if module in names:
             return Place(f"{parent}.{fused}.{end}", names.index(module), len(names))
     native = rename(tail, SINGLE if single else DOUBLE)
-    return native and Place(f"{parent}.{native}")
+    return None if native is None else Place(f"{parent}.{native}")

@@ -62,13 +62,15 @@ def _place(key: str, last: int) -> Place | None:
     match = KEY.fullmatch(key)
     if match is None:
         native = rename(key, TOP)
-        return native and Place(native, swapped=key.startswith("norm_out."))
+        return None if native is None else Place(native, swapped=key.startswith("norm_out."))
     parent, tail = f"joint_blocks.{match.group(1)}", match.group(2)
     module, _, end = tail.rpartition(".")
     if module in PARTS:
         fused, part, parts = PARTS[module]
         return Place(f"{parent}.{fused}.{end}", part, parts)
     native = rename(tail, BLOCK)
-    return native and Place(
-        f"{parent}.{native}", swapped=int(match.group(1)) == last and tail.startswith("norm1_context.")
+    return (
+        None
+        if native is None
+        else Place(f"{parent}.{native}", swapped=int(match.group(1)) == last and tail.startswith("norm1_context."))
     )

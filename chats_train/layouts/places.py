@@ -99,7 +99,8 @@ def from_native(
 
 def _starts(places: Mapping[str, Place], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """The row at which each part of a fused tensor begins."""
-    starts, ends = {}, {}
+    starts: dict[str, int] = {}
+    ends: dict[str, int] = {}
     for key, place in sorted(places.items(), key=lambda item: item[1].part):
         starts[key] = ends.get(place.key, 0)
         ends[place.key] = starts[key] + shapes[key][0]

@@ -19,9 +19,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..families.sources import file_digest
+from chats.files import sync
+
+from ..support.digests import file_digest
 from ..support.errors import UserError
-from ..support.files import sync
 
 CHECKPOINT_VERSION = 1
 MANIFEST, STATE_FILE = "manifest.json", "state.json"

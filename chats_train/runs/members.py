@@ -118,7 +118,7 @@ class LoRAMembers(Members):
 
         super().__init__(names, one_graph=config.memory == "low" or config.gradient_checkpointing)
         self.module = _prepared(family, torch.device("cpu"), config).requires_grad_(False)
-        targets = list(config.network_target_modules or family.lora_targets)
+        targets = list(config.network_target_modules or family.facts.lora_targets)
         settings = LoraConfig(
             r=config.network_rank, lora_alpha=config.network_alpha, target_modules=targets, lora_dropout=0.0
         )

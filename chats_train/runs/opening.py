@@ -6,8 +6,7 @@ import torch
 
 from ..families import Family, load_family
 from ..settings.config import RunConfig
-
-DTYPES = {"no": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from ..support.dtypes import TORCH_DTYPES, forward_dtype
 
 
 def open_family(config: RunConfig, device: torch.device | str | None = None) -> Family:
@@ -17,6 +16,7 @@ def open_family(config: RunConfig, device: torch.device | str | None = None) -> 
         config: the run.
         device: of the encoders; by default the GPU where there is one.
     """
+    passes = forward_dtype(config.mixed_precision)
     return load_family(
         config.family,
         config.pretrained_model,
@@ -24,8 +24,8 @@ def open_family(config: RunConfig, device: torch.device | str | None = None) -> 
         tokenizer=config.tokenizer,
         configs=config.configs,
         # A frozen base under adapters needs no more precision than the forward pass has.
-        dtype=DTYPES[config.mixed_precision if config.training_method == "lora" else config.weight_dtype],
-        encoder_dtype=DTYPES[config.mixed_precision],
+        dtype=passes if config.training_method == "lora" else TORCH_DTYPES[config.weight_dtype],
+        encoder_dtype=passes,
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         prediction_type=config.prediction_type,
         null_prompt=config.null_prompt,

@@ -13,8 +13,8 @@ from chats.pair import PairMetadata
 
 from ..families import Family
 from ..settings.config import RunConfig
+from ..support.dtypes import TORCH_DTYPES
 from .members import adapter_weights
-from .opening import DTYPES
 from .pair_files import export_full, export_lora
 
 
@@ -66,16 +66,16 @@ def export_pair(
         title = f"{config.output_dir.name} {member}"
         own = adapter_weights(weights, member)
         if config.training_method == "lora":
-            shapes = family.source.shapes(family.denoiser_part)
+            shapes = family.source.shapes(family.facts.denoiser_part)
             export_lora(
-                path, family.name, own, config.network_alpha, shapes, metadata, title=title, dtype=DTYPES[dtype]
+                path, family.name, own, config.network_alpha, shapes, metadata, title=title, dtype=TORCH_DTYPES[dtype]
             )
         else:
             # A file is the whole state, also what does not train (SD3's table of positions is a buffer).
             whole = {**family.load_denoiser().state_dict(), **own}
             zero_snr = getattr(family.schedule, "zero_terminal_snr", False)
             export_full(
-                path, family.name, whole, metadata, title=title, dtype=DTYPES[dtype], zero_terminal_snr=zero_snr
+                path, family.name, whole, metadata, title=title, dtype=TORCH_DTYPES[dtype], zero_terminal_snr=zero_snr
             )
         paths.append(path)
     return paths

@@ -53,11 +53,11 @@ def export_full(
     places = form.layout(weights)
     require_all(weights, places, family)
     native = {key: tensor.detach().to("cpu", dtype) for key, tensor in to_native(weights, places).items()}
-    if form.has_markers and metadata.prediction_type == "v_prediction":
+    if form.facts.has_markers and metadata.prediction_type == "v_prediction":
         native["v_pred"] = torch.tensor([])
         if zero_terminal_snr:
             native["ztsnr"] = torch.tensor([])
-    write_member(path, native, metadata, modelspec(form.architecture, title, metadata))
+    write_member(path, native, metadata, modelspec(form.facts.architecture, title, metadata))
     with _deleted_on_failure(path):
         check_equal(path, native)
     return len(native)
@@ -97,7 +97,7 @@ def export_lora(
     """
     form = file_format(family)
     names = lora_names(family, base_shapes)
-    down, up = SUFFIXES[form.lora_style]
+    down, up = SUFFIXES[form.facts.lora_style]
     tensors: dict[str, Tensor] = {}
     for key, tensor in lora.items():
         module, side = _split(key)
@@ -108,7 +108,7 @@ def export_lora(
             )
         tensors[f"{names[module]}.{down if side == 'A' else up}"] = tensor.detach().to("cpu", dtype)
         tensors[f"{names[module]}.alpha"] = torch.tensor(float(alpha))
-    write_member(path, tensors, metadata, modelspec(f"{form.architecture}/lora", title, metadata))
+    write_member(path, tensors, metadata, modelspec(f"{form.facts.architecture}/lora", title, metadata))
     with _deleted_on_failure(path):
         check_equal(path, tensors)
         return check_lora(path, family, base_shapes)
@@ -121,7 +121,7 @@ def check_lora(path: str | os.PathLike[str], family: str, base_shapes: Mapping[s
         LayoutError: when nothing maps, when only some of it maps, or when a factor does not fit its weight.
     """
     form = file_format(family)
-    down, up = SUFFIXES[form.lora_style]
+    down, up = SUFFIXES[form.facts.lora_style]
     modules = {name: module for module, name in lora_names(family, base_shapes).items()}
     with safe_open(path, framework="pt") as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping

@@ -6,8 +6,9 @@ import json
 import math
 from pathlib import Path
 
+from chats.files import write_text
+
 from ..sampling.probe import ProbeResult
-from ..support.files import write_text
 
 FILE = "proxy_probe.json"
 

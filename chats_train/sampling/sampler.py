@@ -70,7 +70,7 @@ def initial_noise(family: Family, batch: int, height: int, width: int, seed: int
     Raises:
         ValueError: when the picture does not divide into latents.
     """
-    multiple = family.vae_scale_factor * family.latent_multiple
+    multiple = family.vae_scale_factor * family.facts.patch
     if height % multiple or width % multiple:
         raise ValueError(f"the picture is {width} × {height}; {family.name} needs multiples of {multiple}")
     shape = (batch, family.latent_channels, height // family.vae_scale_factor, width // family.vae_scale_factor)

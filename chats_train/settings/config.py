@@ -7,35 +7,17 @@ comment in ``python -m chats_train init``.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .facts import FAMILIES, FamilyFacts
+
 CONFIG_VERSION = 1
 LORA_LEARNING_RATE = 1e-5
 FULL_LEARNING_RATE = 5e-7
 DEFAULT_BUCKET_STEPS = 64
-
-
-@dataclass(frozen=True)
-class FamilyDefaults:
-    """What a model family brings to a config. ``multiple`` is the pixels that one patch of the denoiser covers."""
-
-    title: str
-    resolution: int
-    multiple: int
-    prediction_types: tuple[str, ...]
-    methods: tuple[str, ...] = ("lora", "full")
-
-
-FAMILIES = {
-    "sd15": FamilyDefaults("SD1.5", 512, 8, ("epsilon", "v_prediction")),
-    "sdxl": FamilyDefaults("SDXL", 1024, 8, ("epsilon", "v_prediction")),
-    "sd3": FamilyDefaults("SD3", 1024, 16, ("flow",)),
-    "flux": FamilyDefaults("Flux", 1024, 16, ("flow",), methods=("lora",)),
-}
 
 Count = Annotated[int, Field(ge=1)]
 OptionalCount = Annotated[int, Field(ge=0)]
@@ -96,7 +78,7 @@ class RunConfig(Section):
     """All settings of one run, with every default filled in."""
 
     version: Literal[1] = Field(description="of this format")
-    family: Literal["sd15", "sdxl", "sd3", "flux"] = Field(description="sd15, sdxl, sd3 (and 3.5) or flux")
+    family: str = Field(description=f"{', '.join(FAMILIES)}; 3.5 is an sd3")
     output_dir: FilePath = Field(description="checkpoints, previews, logs and the finished pair go here")
 
     pretrained_model: str = Field(
@@ -272,7 +254,7 @@ class RunConfig(Section):
 DERIVED = frozenset({"resolution", "min_bucket_reso", "max_bucket_reso", "cache_dir", "learning_rate"})
 
 
-def _derived(family: FamilyDefaults, raw: dict[str, Any]) -> dict[str, Any]:
+def _derived(family: FamilyFacts, raw: dict[str, Any]) -> dict[str, Any]:
     """Values for ``DERIVED`` from unchecked settings; what is wrong in those is found afterwards."""
     resolution = raw.get("resolution", family.resolution)
     step = raw.get("bucket_reso_steps", DEFAULT_BUCKET_STEPS)

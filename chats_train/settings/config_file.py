@@ -12,11 +12,12 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from chats.files import write_text
 from chats.words import LONGEST, shown, shown_error
 
 from ..support.errors import UserError
-from ..support.files import write_text
-from .config import CONFIG_VERSION, DERIVED, FAMILIES, RunConfig
+from .config import CONFIG_VERSION, DERIVED, RunConfig
+from .facts import FAMILIES
 
 # Headings of the template, above the field that each begins with.
 HEADINGS = {

@@ -1,1 +1,1 @@
-"""What every room may use: errors, files, locks, threads."""
+"""What every room may use: errors, locks, threads."""

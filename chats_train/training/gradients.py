@@ -21,7 +21,7 @@ from chats.objective import Metrics, Objective, PairErrors, gradient_weights, sq
 from ..encodings.cache import EncodedPair
 from ..families import Denoiser, Family, Prompt
 from ..runs.members import DISPREFERRED, PREFERRED, Members
-from ..runs.opening import DTYPES
+from ..support.dtypes import forward_dtype
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Gradients:
         mixed_precision: str = "no",
     ):
         self.family, self.members, self.objective, self.beta, self.device = family, members, objective, beta, device
-        self.autocast_dtype = None if mixed_precision == "no" else DTYPES[mixed_precision]
+        self.dtype = forward_dtype(mixed_precision)
 
     def measure(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Losses [batch] and metrics, [batch] each, without gradients."""
@@ -143,7 +143,7 @@ class Gradients:
         return squared_error(prediction, side.target)
 
     def _autocast(self) -> AbstractContextManager:
-        return nullcontext() if self.autocast_dtype is None else torch.autocast(self.device.type, self.autocast_dtype)
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
 
 def make_batch(

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from chats.files import replacing, write_text
+
 from ..support.errors import UserError
-from ..support.files import replacing, write_text
 from ..support.jsonl import read_rows
 
 METRICS_FILE, PLOT_FILE = "metrics.jsonl", "loss.png"

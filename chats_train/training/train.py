@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from chats.files import replacing
 from chats.words import shown_error
 
 from ..data import PairDataset, open_dataset
@@ -25,7 +26,6 @@ from ..runs.processes import Processes
 from ..settings.config import RunConfig
 from ..settings.config_file import save_resolved
 from ..support.errors import UserError
-from ..support.files import replacing
 from ..support.locks import locked
 from .last_probe import probe_trained
 from .reports import HELD_OUT, Reports

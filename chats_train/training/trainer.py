@@ -194,19 +194,9 @@ class Trainer:
         return empty
 
     def _means(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:
-        names = sorted(self._metric_names())
+        names = sorted({"loss", *self.gradients.objective.metrics})
         totals = self.processes.sum(torch.stack([sums[name] for name in names]))
         return dict(zip(names, (totals / count).tolist(), strict=True))
-
-    def _metric_names(self) -> set[str]:
-        """The metrics of the objective, known before the first batch: a process may have none in a step."""
-        objective = self.gradients.objective
-        names = {"loss", "error_chosen"}
-        if objective.needs_rejected:
-            names.add("error_rejected")
-        if objective.needs_reference:
-            names |= {"delta_chosen", "delta_rejected", "z", "gate", "implicit_accuracy"}
-        return names
 
 
 def micro_batches(picked: Sequence[tuple[int, PairSample]], size: int) -> list[list[tuple[int, PairSample]]]:

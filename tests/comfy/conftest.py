@@ -34,7 +34,7 @@ USABLE = (
 )
 SKIPPED = (
     f"tests/comfy SKIPPED: ComfyUI is at {COMFYUI}, but this Python is not its own; run them with ComfyUI's Python "
-    "(see README)"
+    "(docs/development.md)"
     if COMFYUI is not None
     else "tests/comfy SKIPPED: no ComfyUI found; set COMFYUI_PATH to its folder"
 )

@@ -74,7 +74,7 @@ def main(kind: str, folder: Path) -> None:
 
     # Both LoRAs are on the preferred member, which serves as their base.
     shapes = {key: tuple(value.shape) for key, value in models["preferred"].state_dict().items()}
-    config = peft.LoraConfig(r=RANK, lora_alpha=LORA_ALPHA, target_modules=list(family.lora_targets))
+    config = peft.LoraConfig(r=RANK, lora_alpha=LORA_ALPHA, target_modules=list(family.facts.lora_targets))
     base = peft.get_peft_model(models["preferred"], config, adapter_name="preferred").eval()
     base.add_adapter("dispreferred", config)
     for seed, member in enumerate(metadata, 11):

@@ -36,8 +36,10 @@ def test_help_is_instant():
 
 
 def documented_commands() -> set[str]:
-    """Every command of the trainer with its arguments that the README, a workflow's note or a help page shows."""
-    files = [ROOT / "README.md", *(ROOT / "workflows").glob("*.json"), *(ROOT / "web" / "docs").rglob("*.md")]
+    """Every command of the trainer with its arguments that the README, a page of `docs/`, a workflow's note or a help
+    page shows."""
+    pages = [page for folder in ("docs", "web/docs") for page in (ROOT / folder).rglob("*.md")]
+    files = [ROOT / "README.md", *pages, *(ROOT / "workflows").glob("*.json")]
     text = "\n".join(file.read_text(encoding="utf-8") for file in files)
     found = re.findall(r"python -m chats_train ((?:[\w./=<>-]+[ \t]?)+)", text)
     return {command.strip() for command in found if " " in command.strip()}

@@ -11,7 +11,8 @@ import yaml
 
 from chats.objective import DEFAULT_BETA, OBJECTIVES
 from chats_train.settings import config_file
-from chats_train.settings.config import DERIVED, FAMILIES, DataConfig, RunConfig
+from chats_train.settings.config import DERIVED, DataConfig, RunConfig
+from chats_train.settings.facts import FAMILIES
 from chats_train.support.errors import UserError
 
 MINIMAL = """
@@ -214,12 +215,14 @@ def test_a_config_is_read_without_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "run.yaml")], cwd=root, check=True)
 
 
-def test_the_configs_families_are_the_trainers():
-    """The config knows a few facts of each family without importing it, so that help and config errors come at once."""
-    from chats_train import families
-    from chats_train.settings import config
+def test_every_record_has_its_adapter():
+    """A family's record stands alone, so that help and config errors come at once; here it meets the class it names."""
+    from chats_train.families import adapter_of
+    from chats_train.layouts.formats import file_format
 
-    assert set(config.FAMILIES) == set(families.FAMILIES)
-    for name, family in families.FAMILIES.items():
-        assert set(config.FAMILIES[name].methods) == set(family.training_methods)
-        assert config.FAMILIES[name].multiple == 8 * family.latent_multiple
+    for name, facts in FAMILIES.items():
+        adapter = adapter_of(facts)
+        assert adapter.facts is facts
+        assert file_format(name).facts is facts
+        assert {facts.denoiser_part, "vae", *facts.text_parts} == set(adapter.part_classes())
+        assert next(iter(facts.prefixes)) == facts.denoiser_part

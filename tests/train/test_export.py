@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from chats.pair import PairMetadata, read_header, read_metadata
-from chats_train.families import FAMILIES, load_family
+from chats_train.families import load_family
 from chats_train.families.single_file import CONFIGS
 from chats_train.families.sources import read_json
 from chats_train.layouts.formats import lora_names
@@ -25,6 +25,7 @@ from chats_train.layouts.mmdit import mmdit_layout
 from chats_train.layouts.places import LayoutError, to_native
 from chats_train.layouts.unet import unet_layout
 from chats_train.runs.pair_files import check_lora, export_full, export_lora
+from chats_train.settings.facts import FAMILIES
 
 METADATA = PairMetadata(
     "preferred", pair_id="p", base_name="tiny", prediction_type="epsilon", null_prompt="zeros", resolution=64, step=3

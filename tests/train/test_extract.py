@@ -16,13 +16,14 @@ from chats.pair import PairError, PairMetadata, check_files, read_header, read_m
 from chats_train import cli
 from chats_train.extraction.extract import Truncation, extract
 from chats_train.extraction.table import overall_energy, summary
-from chats_train.families import FAMILIES, load_family
+from chats_train.families import load_family
 from chats_train.inspection import describe
 from chats_train.layouts.carriers import carriers
 from chats_train.layouts.flux_blocks import flux_layout
 from chats_train.layouts.formats import file_format
 from chats_train.layouts.places import to_native
 from chats_train.runs.pair_files import export_full
+from chats_train.settings.facts import FAMILIES
 from chats_train.support.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,8 @@ import tiny_pipelines
 import torch
 from transformers import AutoTokenizer
 
-from chats_train.families import FAMILIES, SourceError, load_family
+from chats_train.families import SourceError, load_family
+from chats_train.settings.facts import FAMILIES
 
 PROMPTS = ["a cat", "two dogs on a roof"]
 PIPELINES = {
@@ -30,8 +31,8 @@ def bases(tmp_path_factory):
 def pipeline(name: str, folder: Path, scheduler=None):
     """diffusers' pipeline over the parts of a base."""
     family = load_family(name, str(folder))
-    parts = {family.denoiser_part: family.load_denoiser(), "vae": family.vae}
-    parts |= dict(zip(family.text_parts, family.text_encoders, strict=True))
+    parts = {family.facts.denoiser_part: family.load_denoiser(), "vae": family.vae}
+    parts |= dict(zip(family.facts.text_parts, family.text_encoders, strict=True))
     parts |= {part.name: AutoTokenizer.from_pretrained(part) for part in folder.glob("tokenizer*")}
     if name == "sd15":
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -201,7 +202,9 @@ def test_parameters_are_counted_from_headers(bases):
         counts = family.parameter_counts()
         # SD3's table of positions is stored with the weights.
         buffers = sum(buffer.numel() for key, buffer in family.load_denoiser().named_buffers() if "pos_embed" in key)
-        assert counts[family.denoiser_part] == sum(p.numel() for p in family.load_denoiser().parameters()) + buffers
+        assert (
+            counts[family.facts.denoiser_part] == sum(p.numel() for p in family.load_denoiser().parameters()) + buffers
+        )
         assert counts["vae"] == sum(p.numel() for p in family.vae.parameters())
 
 

@@ -16,7 +16,6 @@ from pictures import png
 from safetensors.torch import save_file
 
 from chats.pair import PairError, read_metadata
-from chats.words import shown
 from chats_train.settings.config_file import load_config
 from chats_train.support.errors import UserError
 
@@ -58,17 +57,6 @@ def test_the_harness_notices_what_it_looks_for(tmp_path):
     causes = " ".join(cases.run(kind, 1, 0, tmp_path).failures())
     for cause in ("KeyError", "no way out", "control characters", "an input file was changed"):
         assert cause in causes
-
-
-def test_foreign_text_stays_one_short_printable_line():
-    assert shown("a\x1b[31m\n\ud800") == "a\\x1b[31m\\n\\ud800…"
-    assert shown("x" * 5000) == "x" * 100 + "…"
-    assert shown(1 << 50_000).startswith("0x1000")
-    nested = ["ha"] * 9
-    for _ in range(30):
-        nested = [nested] * 9
-    assert len(shown(nested)) <= 101
-    assert shown(True) == "true"
 
 
 def test_metadata_cannot_write_to_the_terminal(tmp_path):

@@ -7,9 +7,10 @@ import tiny_pipelines
 import torch
 from PIL import Image
 
-from chats_train.families import FAMILIES, load_family
+from chats_train.families import load_family
 from chats_train.sampling.pictures import picture_grid, to_images
 from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_cfg, sample_pair
+from chats_train.settings.facts import FAMILIES
 
 
 @pytest.fixture(scope="module")

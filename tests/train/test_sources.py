@@ -12,8 +12,9 @@ import tiny_pipelines
 import torch
 from safetensors.torch import save_file
 
-from chats_train.families import FAMILIES, SourceError, load_family
+from chats_train.families import SourceError, adapter_of, load_family
 from chats_train.families.sources import wanted_files
+from chats_train.settings.facts import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["a cat", "two dogs on a roof"]
@@ -200,7 +201,7 @@ def test_the_bundled_configs_are_those_of_the_published_models(name):
 
     from chats_train.families.single_file import CONFIGS
 
-    classes, (unet_keys, counts) = FAMILIES[name].part_classes(), PUBLISHED[name]
+    classes, (unet_keys, counts) = adapter_of(FAMILIES[name]).part_classes(), PUBLISHED[name]
     for part, count in counts.items():
         config = json.loads((CONFIGS / name / part / "config.json").read_text())
         cls = classes[part]

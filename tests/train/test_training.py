@@ -1,4 +1,4 @@
-"""The loop's parts on tiny real pipelines: gradients, processes, draws, rates, rounding."""
+"""The loop's parts on tiny real pipelines: gradients, processes, rates, rounding."""
 
 import json
 import os
@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import trainer_of
 
-from chats.draws import draw, held_out, step_pairs
+from chats.draws import draw, step_pairs
 from chats.objective import OBJECTIVES
-from chats_train.data import open_dataset
 from chats_train.runs.checkpoint import RESUME, Checkpoint, State, save_checkpoint
 from chats_train.runs.members import make_members
 from chats_train.runs.processes import Processes
@@ -314,31 +313,6 @@ def test_eight_bit_adamw_resumes(config, tmp_path):
     trainer.train_step()
     other.train_step()
     assert_equal_members(trainer, other)
-
-
-def test_draws_follow_from_seed_epoch_and_pair_alone():
-    shape = torch.Size((4, 8, 8))
-    one, again = draw(1, 2, "a", shape), draw(1, 2, "a", shape)
-    assert torch.equal(one.noise, again.noise)
-    assert (one.timestep, one.coin) == (again.timestep, again.coin)
-    others = [draw(2, 2, "a", shape), draw(1, 3, "a", shape), draw(1, 2, "b", shape)]
-    assert all(not torch.equal(one.noise, other.noise) for other in others)
-    coins = torch.tensor([draw(0, 0, str(i), torch.Size((1,))).coin for i in range(2000)])
-    assert abs((coins < 0.5).double().mean().item() - 0.5) < 0.05
-
-
-def test_every_epoch_has_every_pair_once_and_held_out_ones_never(config):
-    samples = open_dataset(config(), progress=False).samples
-    kept, held = held_out(samples, 0, 4)
-    assert len(held) == 4
-    assert not {sample.id for sample in kept} & {sample.id for sample in held}
-    steps = [item for step in range(8) for item in step_pairs(kept, 0, step, 3)]
-    for epoch in range(3):
-        seen = [sample.id for e, sample in steps if e == epoch]
-        assert sorted(seen) == sorted(sample.id for sample in kept)
-    orders = [[sample.id for e, sample in steps if e == epoch] for epoch in (0, 1)]
-    assert orders[0] != orders[1]
-    assert held_out(tuple(reversed(samples)), 0, 4) == (kept, held)
 
 
 def test_learning_rates(config):
