@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -98,6 +98,8 @@ def sample_condition(
         return sample_cfg(family, members.reference(), prompt, null, noise, settings)
     if condition.models == "preferred":
         return sample_cfg(family, members.denoiser(PREFERRED), prompt, null, noise, settings)
-    settings = SamplingSettings(steps, "normal", condition.guidance_scale, condition.alpha, condition.form)
+    assert condition.alpha is not None
+    assert condition.form is not None
+    settings = replace(settings, alpha=condition.alpha, form=condition.form)
     pair = members.denoiser(PREFERRED), members.denoiser(DISPREFERRED)
     return sample_pair(family, *pair, prompt, null, noise, settings)

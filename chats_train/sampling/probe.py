@@ -57,8 +57,10 @@ def probe_proxy(
     for share in PROBED_SHARES:
         timesteps = family.sample_timesteps(torch.full((len(latents),), share)).to(latents.device)
         z = family.add_noise(latents, noise, timesteps).to(family.dtype)
-        predictions = [family.predict(dispreferred, z, timesteps, each) for each in (prompts, null, proxy)]
-        agreement = proxy_agreement(*predictions, alpha)
+        given, unprompted, proxied = (
+            family.predict(dispreferred, z, timesteps, each) for each in (prompts, null, proxy)
+        )
+        agreement = proxy_agreement(given, unprompted, proxied, alpha)
         result.noise_levels.append(_noise_level(family, timesteps[0]))
         result.cosine.append(agreement.cosine.mean().item())
         result.relative_error.append(agreement.relative_error.mean().item())

@@ -34,24 +34,24 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How to sample; ``guidance_scale`` is the paper's s, so ComfyUI's cfg is 1 + s. ``alpha`` and ``form`` concern
-    pairs alone."""
+    """How to sample; ``guidance_scale`` is the paper's s, so ComfyUI's cfg is 1 + s. ``scheduler`` None is the family's
+    own. ``alpha`` and ``form`` concern pairs alone."""
 
     steps: int = 30
-    scheduler: Scheduler = "normal"
+    scheduler: Scheduler | None = None
     guidance_scale: float = DEFAULT_GUIDANCE_SCALE
     alpha: float = DEFAULT_ALPHA
     form: Form = "proxy"
 
 
-def noise_levels(schedule: Schedule, steps: int, scheduler: Scheduler = "normal") -> Tensor:
+def noise_levels(schedule: Schedule, steps: int, scheduler: Scheduler) -> Tensor:
     """The noise levels of a run, [steps + 1], falling to 0: ComfyUI's `normal` and `simple` schedulers.
 
     `normal` spaces the positions between the ends of the table evenly, `simple` walks the table in equal strides.
     """
     if scheduler == "normal":
-        ends = [schedule.timestep(sigma).item() for sigma in (schedule.sigmas[-1], schedule.sigmas[0])]
-        sigmas = schedule.sigma(torch.linspace(*ends, steps))
+        first, last = (schedule.timestep(sigma).item() for sigma in (schedule.sigmas[-1], schedule.sigmas[0]))
+        sigmas = schedule.sigma(torch.linspace(first, last, steps))
     elif scheduler == "simple":
         stride = len(schedule.sigmas) / steps
         sigmas = torch.stack([schedule.sigmas[-(1 + int(step * stride))] for step in range(steps)])
@@ -130,8 +130,10 @@ def sample_pair(
         cond = family.predict(preferred, z, t, prompt, sizes).float()
         if settings.form == "proxy":
             return proxy_guidance(cond, family.predict(dispreferred, z, t, proxy, sizes).float(), s)
-        negatives = [family.predict(dispreferred, z, t, which, sizes).float() for which in (prompt, null)]
-        return exact_guidance(cond, *negatives, s, alpha)
+        conditioned, unconditioned = (
+            family.predict(dispreferred, z, t, which, sizes).float() for which in (prompt, null)
+        )
+        return exact_guidance(cond, conditioned, unconditioned, s, alpha)
 
     return _euler(family, predict, noise, settings)
 
@@ -139,7 +141,7 @@ def sample_pair(
 def _euler(family: Family, predict: Predict, noise: Tensor, settings: SamplingSettings) -> Tensor:
     """Algorithm 2 of Karras et al. (arXiv 2206.00364) without churn, from pure noise."""
     schedule = family.schedule
-    sigmas = noise_levels(schedule, settings.steps, settings.scheduler)
+    sigmas = noise_levels(schedule, settings.steps, settings.scheduler or family.facts.scheduler)
     x = schedule.start(noise.float(), sigmas[0])
     for sigma, next_sigma in pairwise(sigmas):
         timesteps = schedule.timestep(sigma).expand(x.shape[0])

@@ -59,6 +59,20 @@ def test_a_pair_of_equal_members_is_cfg(families, name):
     torch.testing.assert_close(proxy, plain, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("name", "scheduler", "other"), [("sd15", "normal", "simple"), ("sd3", "simple", "normal")])
+def test_a_family_is_sampled_with_its_own_scheduler(families, name, scheduler, other):
+    """`simple` for flow models, as the pack's own workflow for SD3.5 has it."""
+    family = families[name]
+    denoiser, (prompt, null) = family.load_denoiser(), prompts(family)
+    noise = initial_noise(family, 2, 32, 32, seed=2)
+    found = [
+        sample_cfg(family, denoiser, prompt, null, noise, SamplingSettings(steps=3, scheduler=each))
+        for each in (None, scheduler, other)
+    ]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
 @pytest.mark.parametrize("form", ["proxy", "exact"])
 def test_each_pass_goes_to_its_model_with_its_prompt(families, form):
     # The members answer with the mean of the prompt they were given, ten times over for the preferred, so one step is
