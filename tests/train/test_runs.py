@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 
 from chats.pair import check_files, read_header
 from chats_train.cli import main
-from chats_train.runs.checkpoint import READ, RESUME, Checkpoint, open_checkpoint
+from chats_train.runs.checkpoint import READ, RESUME, Checkpoint, State, open_checkpoint, save_checkpoint
 from chats_train.support.errors import UserError
 
 
@@ -198,6 +200,91 @@ def test_a_damaged_checkpoint_is_never_used(config):
     (damaged / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"manifest.json is missing"):
         open_checkpoint(folder, str(damaged), RESUME)
+
+
+OPENED: list[Path] = []
+
+
+@pytest.fixture(scope="module")
+def opened():
+    """Every file that Python opens from now on, whoever opens it: what is hashed is read by Python."""
+
+    def note(event, arguments):
+        if event == "open" and isinstance(arguments[0], str):
+            OPENED.append(Path(arguments[0]))
+
+    sys.addaudithook(note)
+    return OPENED
+
+
+def test_a_checkpoint_is_read_as_far_as_needed_and_proven_once(config, opened, tmp_path):
+    """Resuming proves every file, the commands that only look at the weights prove those."""
+    from chats_train.training.train import train
+
+    run = config(
+        max_train_steps=2, checkpointing_steps=1, validation_pairs=0, ema_decay=0.9, sample_steps=1, seed=1, alpha=0.0
+    )
+    train(run)
+    folder = run.output_dir / "checkpoints" / "step-00000002"
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(run.model_dump(mode="json")))
+    (tmp_path / "prompts.txt").write_text("a b\n")
+    evaluation = ["--prompts", str(tmp_path / "prompts.txt"), "--seeds", "1", "--steps", "1"]
+    commands = {
+        "export": [],
+        "sample": ["--prompt", "a b", "--output", str(tmp_path / "s.png")],
+        "evaluate": evaluation,
+        "train": ["--set", "resume_from_checkpoint=latest"],
+    }
+    for command, arguments in commands.items():
+        opened.clear()
+        assert main([command, str(path), *arguments]) == 0
+        proven = Counter(file.name for file in opened if file.parent == folder and file.suffix == ".safetensors")
+        groups = ("averages", "members", "optimizer") if command == "train" else ("averages",)
+        assert proven == {f"{group}.safetensors": 1 for group in groups}, command
+    # What is proven by its size alone is not loaded either.
+    for group in ("members", "optimizer"):
+        content = (folder / f"{group}.safetensors").read_bytes()
+        (folder / f"{group}.safetensors").write_bytes(b"?" * len(content))
+    for command in ("export", "sample", "evaluate"):
+        assert main([command, str(path), *commands[command]]) == 0
+
+
+def test_what_a_damaged_optimizer_keeps_from(tmp_path):
+    """A run does not go on from it. Its weights, which are proven right, can be used where the files have their
+    sizes."""
+    tensors = {"members": {"a": torch.ones(3)}, "optimizer": {"0.step": torch.ones(5)}}
+    older, damaged = (save_checkpoint(tmp_path, State(step, tensors, {}), None) for step in (1, 2))
+    damage(damaged / "optimizer.safetensors")
+    assert open_checkpoint(tmp_path, "latest", RESUME).path == older
+    assert open_checkpoint(tmp_path, "latest", READ).path == damaged
+    with pytest.raises(UserError, match=r"optimizer.safetensors is not as it was written; set `resume_from_checkpoint"):
+        open_checkpoint(tmp_path, str(damaged), RESUME)
+    with pytest.raises(UserError, match=r"optimizer.safetensors is not as it was written; name another"):
+        open_checkpoint(tmp_path, str(damaged), READ).tensors("optimizer")
+    (damaged / "optimizer.safetensors").write_bytes(b"short")
+    with pytest.raises(UserError, match=r"optimizer.safetensors is not as it was written"):
+        open_checkpoint(tmp_path, str(damaged), READ)
+    (damaged / "optimizer.safetensors").unlink()
+    with pytest.raises(UserError, match=r"optimizer.safetensors is missing"):
+        open_checkpoint(tmp_path, str(damaged), READ)
+    assert open_checkpoint(tmp_path, "latest", READ).path == older
+
+
+@pytest.mark.parametrize(
+    ("manifest", "reason"),
+    [
+        ("{", "its manifest.json is damaged"),
+        ('{"version": 1, "files": [1]}', "its manifest.json is damaged"),
+        ('{"version": 1, "files": {"members.safetensors": {"bytes": 3}}}', "its manifest.json is damaged"),
+        ('{"version": 1, "files": {}}', "state.json is missing"),
+        ('{"version": 2}', "its version is 2, this trainer reads 1"),
+    ],
+)
+def test_a_manifest_that_says_something_else_is_a_sentence(manifest, reason, tmp_path):
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be used: {reason}; name another with `--checkpoint`"):
+        open_checkpoint(tmp_path, str(tmp_path), READ)
 
 
 def test_a_checkpoint_that_cannot_be_read_names_the_option_that_chose_it(config):
