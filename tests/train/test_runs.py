@@ -87,6 +87,33 @@ def test_a_run_leaves_what_its_maker_looks_at(config, capsys, tmp_path):
     assert any(torch.equal(tensor, value) for key, tensor in exported.items() if "lora_down" in key), layer
 
 
+def test_tensorboard_gets_every_metric(config):
+    pytest.importorskip("tensorboard", reason="`pip install tensorboard` tests what it is given")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from chats_train.training.train import train
+
+    run = config(report_to="tensorboard", max_train_steps=3)
+    train(run)
+    found = EventAccumulator(str(run.output_dir / "tensorboard")).Reload()
+    rows = [json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()]
+    names = {name for row in rows for name in row} - {"step"}
+    assert {"loss", "validation_loss", "grad_norm"} <= names == set(found.Tags()["scalars"])
+    for name in names:
+        written = [(row["step"], pytest.approx(row[name])) for row in rows if name in row]
+        assert [(event.step, event.value) for event in found.Scalars(name)] == written
+
+
+def test_tensorboard_that_is_missing_is_a_sentence(tmp_path, monkeypatch):
+    from chats_train.training.reports import Reports
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(
+        UserError, match="`report_to` is tensorboard, which is not installed; `pip install tensorboard`"
+    ):
+        Reports(tmp_path, 0, tensorboard=True)
+
+
 def test_a_probe_that_fails_costs_no_pair(config, monkeypatch, capsys):
     from chats_train.training import train as run
 

@@ -324,6 +324,51 @@ def test_learning_rates(config):
     assert learning_rate(cosine, 6, 8) == pytest.approx(0.5)
 
 
+def stepped(settings, gradients):
+    """A parameter of a few numbers after a step for each gradient."""
+    parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0, 0.5]))
+    optimizer = make_optimizer(settings, [parameter])
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    return parameter.detach()
+
+
+def test_adamw_takes_its_settings(config):
+    """By hand: m and v are averages under β₁ and β₂, corrected for their start; p ← (1 − lr·λ) p − lr·m̂ / (√v̂ + ε)."""
+    rate, beta1, beta2, epsilon, decay = 0.01, 0.5, 0.25, 0.1, 0.2
+    settings = config(learning_rate=rate, adam_beta1=beta1, adam_beta2=beta2, adam_epsilon=epsilon, weight_decay=decay)
+    gradients = [torch.tensor([0.1, -0.2, 0.3, 4.0]), torch.tensor([-0.5, 0.1, 0.0, 1.0])]
+    p, m, v = torch.tensor([1.0, -2.0, 3.0, 0.5]), torch.zeros(4), torch.zeros(4)
+    for step, gradient in enumerate(gradients, start=1):
+        m = beta1 * m + (1 - beta1) * gradient
+        v = beta2 * v + (1 - beta2) * gradient**2
+        corrected = m / (1 - beta1**step), v / (1 - beta2**step)
+        p = (1 - rate * decay) * p - rate * corrected[0] / (corrected[1].sqrt() + epsilon)
+    torch.testing.assert_close(stepped(settings, gradients), p)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "adafactor"])
+def test_every_optimizer_decays_the_weights(optimizer, config):
+    """Decoupled: by lr·λ at each step, also where the gradient is 0."""
+    if optimizer == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    settings = config(optimizer=optimizer, learning_rate=0.01, weight_decay=0.2)
+    after = stepped(settings, [torch.zeros(4)] * 3)
+    torch.testing.assert_close(after, torch.tensor([1.0, -2.0, 3.0, 0.5]) * (1 - 0.01 * 0.2) ** 3)
+
+
+def test_adapters_are_on_the_layers_that_are_named(config):
+    trainer = trainer_of(config(training_method="lora", network_target_modules=["attn2.to_v", "ff.net.2"]))
+    layers = {name.partition(".lora_")[0] for name in trainer.parameters}
+    assert {next(end for end in ("attn2.to_v", "ff.net.2") if layer.endswith(end)) for layer in layers} == {
+        "attn2.to_v",
+        "ff.net.2",
+    }
+    with pytest.raises(UserError, match=r"`network_target_modules` is \['to_w'\], which names no layer of the base"):
+        trainer_of(config(training_method="lora", network_target_modules=["to_w"]))
+
+
 def test_stochastic_rounding_is_right_in_the_mean():
     value = 1.0 + 2**-9  # a quarter of the way between two neighbours in bf16, which are 2⁻⁷ apart
     rounded = stochastic_round(torch.full((40000,), value), torch.Generator().manual_seed(0))
