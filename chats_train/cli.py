@@ -253,7 +253,7 @@ def _train(args: argparse.Namespace) -> None:
 def _sample(args: argparse.Namespace) -> None:
     from chats.files import replacing
 
-    from .training.train import sample
+    from .runs.trained import sample
 
     picture = sample(_read_config(args), args.checkpoint, args.prompt, args.form)
     with replacing(args.output) as temporary:
@@ -262,7 +262,7 @@ def _sample(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from .training.train import export
+    from .runs.trained import export
 
     for path in export(_read_config(args), args.checkpoint, args.output, args.dtype):
         print(path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from chats_train.evaluation.statistics import estimate
 
-from .report import ALPHA, TITLES, Point, best_point, dev_share, proxy_term, shares, title, values
+from .report import ALPHA, TITLES, Point, best_point, dev_share, shares, title, values
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
@@ -74,7 +74,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
 def is_plain(method: Mapping[str, Any], pairs: int) -> bool:
     """Whether a row is of whole models on so many pairs, by an objective of the trainer's own."""
-    return (method["training_method"], method["pairs"], proxy_term(method)) == ("full", pairs, 0)
+    return method["objective"] in TITLES and (method["training_method"], method["pairs"]) == ("full", pairs)
 
 
 def draw_sizes(axes: Any, results: Mapping[str, Any], points: Mapping[int, Point], label: str) -> None:

@@ -120,18 +120,12 @@ def compared(results: Results, left: Point, right: Point) -> list[str]:
     return [*cells, ", ".join(f"{100 * difference:+.1f}" for difference in each)]
 
 
-def proxy_term(method: Mapping[str, Any]) -> float:
-    """The weight of a training term for proxy prompts, which was measured once and is no part of the trainer."""
-    return method.get("proxy_consistency_weight", 0.0)
-
-
 def title(results: Results, row: str) -> str:
     method = next(each["method"] for each in results["trainings"] if each["row"] == row)
-    parts = [TITLES[method["objective"]]]
+    # One that was measured once and is no part of the trainer is called by its own words.
+    parts = [TITLES.get(method["objective"], method["objective"])]
     if method["objective"] in ("chats", "diffusion_dpo"):
         parts.append(f"β = {method['beta']:g}")
-    if weight := proxy_term(method):
-        parts.append(f"proxies' term × {weight:g}")
     if method["pairs"]:
         parts.append(f"{method['pairs']} pairs" + (", LoRA" if method["training_method"] == "lora" else ""))
     return ", ".join(parts)
@@ -221,8 +215,7 @@ def comparison_table(results: Results) -> list[list[str]]:
         found = [
             best_point(results, row)
             for row, method in rows.items()
-            if (method["objective"], method["training_method"], method["pairs"], proxy_term(method))
-            == (objective, training_method, wanted, 0)
+            if (method["objective"], method["training_method"], method["pairs"]) == (objective, training_method, wanted)
         ]
         return max(found, key=lambda point: dev_share(results, point)) if found else None
 

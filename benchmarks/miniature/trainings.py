@@ -21,15 +21,16 @@ from chats_train.demo.detector import judge
 from chats_train.demo.make_pairs import draw_pairs
 from chats_train.demo.samplers import Sampler, base_sampler, pair_sampler, sample_pictures
 from chats_train.demo.world import CATEGORIES, RESOLUTION, ScenePrompt, balanced_prompts, split_prompts
-from chats_train.evaluation.probe import probe_proxy
 from chats_train.families import Denoiser, Family, load_family
-from chats_train.runs.checkpoint import find_checkpoint
+from chats_train.runs.checkpoint import has_checkpoint
+from chats_train.runs.folder import CHECKPOINTS
 from chats_train.runs.members import DISPREFERRED, PREFERRED, Members
-from chats_train.runs.trained import late
+from chats_train.runs.trained import open_trained, trained_members
+from chats_train.sampling.probe import probe_proxy
 from chats_train.sampling.sampler import SamplingSettings, initial_noise
 from chats_train.settings.config import CONFIG_VERSION, RunConfig
 from chats_train.settings.config_file import parse_config
-from chats_train.training.train import CHECKPOINTS, train, trained_members
+from chats_train.training.train import train
 
 ALPHA = 0.5
 PAIR_SEED, DEV_SEED, TEST_SEED = 0, 5000, 9000
@@ -233,7 +234,7 @@ def trained(folder: Path, plan: Plan, training: Training) -> tuple[Family, Membe
     if not training.method.pairs:
         return family, None
     config = run_config(folder, plan, training)
-    if find_checkpoint(config.output_dir / CHECKPOINTS, "latest") is None:
+    if not has_checkpoint(config.output_dir / CHECKPOINTS):
         config.output_dir.mkdir(parents=True, exist_ok=True)
         with (
             open(config.output_dir / LOG, "a", encoding="utf-8") as log,
@@ -241,7 +242,7 @@ def trained(folder: Path, plan: Plan, training: Training) -> tuple[Family, Membe
             contextlib.redirect_stderr(log),
         ):
             train(config)
-    return family, trained_members(config, family, "latest")
+    return family, trained_members(config, family, open_trained(config, "latest"))
 
 
 def counted(
@@ -268,7 +269,7 @@ def sampler_of(family: Family, members: Members | None, condition: str, scale: f
         return base_sampler(family, denoiser, SamplingSettings(steps, guidance_scale=scale))
     alpha, form = (0.0, "proxy") if condition == "alpha0" else (ALPHA, condition)
     settings = SamplingSettings(steps, guidance_scale=scale, alpha=alpha, form=form)
-    return pair_sampler(family, late(members, PREFERRED), late(members, DISPREFERRED), settings)
+    return pair_sampler(family, members.denoiser(PREFERRED), members.denoiser(DISPREFERRED), settings)
 
 
 @torch.no_grad()
@@ -286,9 +287,5 @@ def probed(family: Family, members: Members | None, method: Method) -> dict[str,
     )
     noise: Tensor = initial_noise(family, len(prompts), RESOLUTION, RESOLUTION, DEV_SEED + 1)
     embedded = family.encode_prompt([prompt.text for prompt in prompts])
-    dispreferred = denoiser if members is None else late(members, DISPREFERRED)
-    result = probe_proxy(family, dispreferred, latents, noise, embedded, family.null_prompt(), ALPHA)
-    return {
-        name: sum(values) / len(values)
-        for name, values in (("cosine", result.cosine), ("relative_error", result.relative_error))
-    }
+    dispreferred = denoiser if members is None else members.denoiser(DISPREFERRED)
+    return probe_proxy(family, dispreferred, latents, noise, embedded, family.null_prompt(), ALPHA).means

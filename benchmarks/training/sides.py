@@ -183,7 +183,7 @@ def authors_step(config: RunConfig, family: Family, dataset: PairDataset) -> tup
 def our_step(config: RunConfig, family: Family, dataset: PairDataset) -> tuple[Step, list[nn.Parameter]]:
     """The trainer's step, which reads the cache, and what it trains."""
     trainer = Trainer(config, family, dataset, CachedEncodings(config.cache_dir, family.fingerprint), Processes())
-    make_resident([trainer.members.denoiser("preferred")])
+    make_resident(trainer.members.modules)
     return lambda _: trainer.train_step(), list(trainer.parameters.values())
 
 

@@ -12,15 +12,16 @@ import yaml
 from chats.files import replacing, write_text
 
 from ..families import Family
+from ..runs.folder import PREVIEWS
 from ..runs.members import DISPREFERRED, PREFERRED
 from ..runs.opening import open_family
-from ..runs.trained import late
+from ..runs.trained import open_trained, trained_members
 from ..sampling.sampler import Form, SamplingSettings
 from ..settings.config import CONFIG_VERSION, RunConfig
 from ..settings.config_file import load_config
 from ..support.errors import UserError
 from ..training.reports import PLOT_FILE
-from ..training.train import PREVIEWS, train, trained_members
+from ..training.train import train
 from .make_pairs import draw_pairs
 from .measure import Count, best, category_table, count, side_by_side, table, verdict
 from .samplers import base_sampler, pair_sampler
@@ -166,13 +167,13 @@ def _count(config: RunConfig, family: Family, settings: DemoSettings) -> None:
     prompts = balanced_prompts(held_out, settings.counted_prompts, settings.seed)
     form = f"{settings.form}, alpha {config.alpha:g}"
     print(f"counting: {len(prompts)} pictures a side and scale, prompts that no pair had, same seeds …", flush=True)
-    members = trained_members(config, family, "latest")
+    members = trained_members(config, family, open_trained(config, "latest"))
     seed = settings.seed + 1000  # not the noise that the pairs were drawn from
     base: list[Count] = []
     pair: list[Count] = []
     for scale in settings.guidance_scales:
         sampling = SamplingSettings(settings.sample_steps, guidance_scale=scale, alpha=config.alpha, form=settings.form)
-        chats = pair_sampler(family, late(members, PREFERRED), late(members, DISPREFERRED), sampling)
+        chats = pair_sampler(family, members.denoiser(PREFERRED), members.denoiser(DISPREFERRED), sampling)
         base.append(count(family, base_sampler(family, members.reference(), sampling), scale, prompts, seed))
         pair.append(count(family, chats, scale, prompts, seed))
     print("\n".join(table(base, pair, f"pair, CHATS ({form})")))

@@ -21,7 +21,7 @@ UNKNOWN_ERROR = 0.06
 # Difference in that error which makes a content e times less likely.
 ERROR_SCALE = 0.02
 
-EMPTY, UNKNOWN = 0, -1
+EMPTY = 0
 THINGS: tuple[Thing, ...] = tuple(Thing(shape, colour) for shape in SHAPES for colour in COLOURS)
 
 

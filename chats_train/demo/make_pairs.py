@@ -14,7 +14,8 @@ from chats.files import write_text
 
 from ..data.folders import METADATA, SIDES
 from ..families import Denoiser, Family
-from ..sampling.sampler import SamplingSettings, to_images
+from ..sampling.pictures import to_images
+from ..sampling.sampler import SamplingSettings
 from .detector import judge, score
 from .samplers import base_sampler, sample_pictures
 from .world import ScenePrompt

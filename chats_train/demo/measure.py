@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..families import Family
-from ..sampling.sampler import enlarged, to_images
+from ..sampling.pictures import enlarged, to_images
 from .detector import judge
 from .samplers import Sampler, sample_pictures
 from .world import CATEGORIES, ScenePrompt

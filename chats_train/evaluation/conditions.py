@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
 from ..families import Family, Prompt
 from ..runs.members import DISPREFERRED, PREFERRED, Members
-from ..runs.trained import late
 from ..sampling.sampler import Form, SamplingSettings, sample_cfg, sample_pair
 from ..support.errors import UserError
 
@@ -99,6 +98,8 @@ def sample_condition(
         return sample_cfg(family, members.reference(), prompt, null, noise, settings)
     if condition.models == "preferred":
         return sample_cfg(family, members.denoiser(PREFERRED), prompt, null, noise, settings)
-    settings = SamplingSettings(steps, "normal", condition.guidance_scale, condition.alpha, condition.form)
-    pair = [late(members, name) for name in (PREFERRED, DISPREFERRED)]
+    assert condition.alpha is not None
+    assert condition.form is not None
+    settings = replace(settings, alpha=condition.alpha, form=condition.form)
+    pair = members.denoiser(PREFERRED), members.denoiser(DISPREFERRED)
     return sample_pair(family, *pair, prompt, null, noise, settings)

@@ -19,7 +19,8 @@ from chats.files import replacing
 
 from ..families import Family
 from ..runs.members import Members
-from ..sampling.sampler import initial_noise, to_images
+from ..sampling.pictures import to_images
+from ..sampling.sampler import initial_noise
 from ..settings.config import RunConfig
 from .conditions import Condition, sample_condition
 from .prompts import EvaluationPrompt
@@ -111,7 +112,7 @@ def draw_pictures(
             noise = _noise(chunk, config, family).to(family.device)
             latents = sample_condition(chunk[0].condition, family, members, embedded, null, noise, steps)
             for picture, one in zip(chunk, latents, strict=True):
-                _save(picture, to_images(family.decode_image(one[None]))[0], steps)
+                _save(picture, to_images(family.decode_image(one[None]))[0], steps, family.facts.scheduler)
             bar.update(len(chunk))
     return len(missing)
 
@@ -134,22 +135,24 @@ def _noise(pictures: Sequence[Picture], config: RunConfig, family: Family) -> Te
     )
 
 
-def _save(picture: Picture, image: Image.Image, steps: int) -> None:
+def _save(picture: Picture, image: Image.Image, steps: int, scheduler: str) -> None:
     """Writes a picture that says of itself how it was made."""
     made = {
         **picture.condition.weights,
         "prompt": picture.prompt.text,
         "noise_seed": noise_seed(picture.prompt.text, picture.seed),
+        "steps": steps,
+        "scheduler": scheduler,
     }
     information = PngInfo()
-    information.add_itxt(PNG_KEYWORD, json.dumps({**made, "steps": steps}, ensure_ascii=False))
+    information.add_itxt(PNG_KEYWORD, json.dumps(made, ensure_ascii=False))
     with replacing(picture.path) as temporary:
         image.save(temporary, format="png", pnginfo=information)
 
 
 def _common(config: RunConfig, family: Family, steps: int) -> dict[str, Any]:
     """What every picture depends on beside its prompt, noise and condition."""
-    return {
+    common = {
         "version": PICTURE_VERSION,
         "encoders": family.fingerprint,
         "denoiser": family.base_sha256,
@@ -161,6 +164,8 @@ def _common(config: RunConfig, family: Family, steps: int) -> dict[str, Any]:
         "resolution": config.resolution,
         "steps": steps,
     }
+    # `normal` is not told: every picture was sampled with it before flow models had `simple`, and stays valid.
+    return common if family.facts.scheduler == "normal" else {**common, "scheduler": family.facts.scheduler}
 
 
 def digest(values: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from chats.files import replacing
 
-from ..sampling.sampler import picture_grid
+from ..sampling.pictures import picture_grid
 from .drawing import Picture
 from .prompts import EvaluationPrompt
 from .report import Figures

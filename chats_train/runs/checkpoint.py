@@ -1,17 +1,18 @@
 """Checkpoints: folders that are whole or not there, from which a run goes on as if it had never stopped.
 
 A checkpoint is safetensors and JSON, written to a hidden folder, synced, and renamed; its manifest, written last, has
-every file's size and SHA-256. Nothing is pickled.
+every file's size and SHA-256. Nothing is pickled, and a file is proven before it is read.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,156 @@ from torch import Tensor
 
 from chats.files import sync
 
+from ..support.digests import file_digest
 from ..support.errors import UserError
 
 CHECKPOINT_VERSION = 1
-MANIFEST = "manifest.json"
+MANIFEST, STATE_FILE = "manifest.json", "state.json"
 PREFIX = "step-"
-# The way out of a checkpoint that cannot be used: for a run that goes on from it, and for a command that only reads it.
-RESUME_FROM_ANOTHER = "set `resume_from_checkpoint` to another, or to null"
-NAME_ANOTHER = "name another with `--checkpoint`, or leave that out for the newest whole one"
 
 
 @dataclass(frozen=True)
 class State:
-    """All that a run needs to go on: tensors by name in groups (weights, optimizer, averages), and what is no
+    """All that a run needs to go on: tensors by name in groups (members, optimizer, averages), and what is no
     tensor."""
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
     values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What a checkpoint is opened for.
+
+    Attributes:
+        whole: whether all of it is to be right, or only what is sampled and exported.
+        way_out: of one that cannot be used, as the end of a sentence.
+    """
+
+    whole: bool
+    way_out: str
+
+
+RESUME = Purpose(True, "set `resume_from_checkpoint` to another, or to null")
+READ = Purpose(False, "name another with `--checkpoint`, or leave that out for the newest whole one")
+
+
+class NotWhole(UserError):
+    """A checkpoint that cannot be used."""
+
+
+class Checkpoint:
+    """A checkpoint whose every file has the size that the manifest states. A file's bytes are proven once, at the
+    latest when it is read.
+
+    Raises:
+        NotWhole: from whatever meets a file that is not as it was written.
+    """
+
+    def __init__(self, path: Path, purpose: Purpose):
+        self.path, self.purpose = path, purpose
+        self._proven: set[str] = set()
+        self._files = self._manifest()
+        for name, (size, _) in self._files.items():
+            self._require(name, _size, size)
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """What is no tensor, the `step` among it."""
+        self._prove(STATE_FILE)
+        return json.loads((self.path / STATE_FILE).read_text(encoding="utf-8"))
+
+    def tensors(self, group: str) -> dict[str, Tensor]:
+        """A group of :class:`State`."""
+        name = _tensor_file(group)
+        self._prove(name)
+        return load_file(self.path / name)
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is sampled and exported: the averages where they are kept, else the members themselves."""
+        return self.tensors(self._weights)
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the file that :meth:`weights` reads."""
+        return self._files[_tensor_file(self._weights)][1]
+
+    def prove(self) -> None:
+        """Holds every file that the purpose needs against the manifest."""
+        for name in self._files if self.purpose.whole else (STATE_FILE, _tensor_file(self._weights)):
+            self._prove(name)
+
+    @property
+    def _weights(self) -> str:
+        return "averages" if _tensor_file("averages") in self._files else "members"
+
+    def _manifest(self) -> dict[str, tuple[int, str]]:
+        """Size and SHA-256 by file."""
+        try:
+            manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+            if manifest["version"] == CHECKPOINT_VERSION:
+                return {name: (each["bytes"], each["sha256"]) for name, each in dict(manifest["files"]).items()}
+        except OSError as error:
+            raise self._unreadable(MANIFEST, error) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._not_whole(f"its {MANIFEST} is damaged") from error
+        raise self._not_whole(f"its version is {manifest['version']}, this trainer reads {CHECKPOINT_VERSION}")
+
+    def _prove(self, name: str) -> None:
+        if name in self._proven:
+            return
+        if name not in self._files:
+            raise self._not_whole(f"{name} is missing")
+        self._require(name, file_digest, self._files[name][1])
+        self._proven.add(name)
+
+    def _require(self, name: str, measure: Callable[[Path], object], expected: object) -> None:
+        try:
+            found = measure(self.path / name)
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        if found != expected:
+            raise self._not_whole(f"{name} is not as it was written")
+
+    def _unreadable(self, name: str, error: OSError) -> NotWhole:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        return self._not_whole(f"{name} is missing" if missing else f"{name} cannot be read ({error.strerror})")
+
+    def _not_whole(self, reason: str) -> NotWhole:
+        return NotWhole(f"the checkpoint {self.path} cannot be used: {reason}; {self.purpose.way_out}")
+
+
+def open_checkpoint(folder: Path, wanted: str, purpose: Purpose) -> Checkpoint | None:
+    """A checkpoint, proven as far as its purpose needs.
+
+    Args:
+        folder: a run's checkpoints.
+        wanted: `latest` for the newest that is whole (None where there is none), else a checkpoint's folder.
+
+    Raises:
+        UserError: when the one that is named cannot be used.
+    """
+    if wanted != "latest":
+        named = Checkpoint(Path(wanted).expanduser(), purpose)
+        named.prove()
+        return named
+    for checkpoint in _newest_first(folder, purpose):
+        with suppress(NotWhole):
+            checkpoint.prove()
+            return checkpoint
+    return None
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run's checkpoints hold one that could be lost; only sizes are looked at."""
+    return any(_newest_first(folder, RESUME))
+
+
+def _newest_first(folder: Path, purpose: Purpose) -> Iterator[Checkpoint]:
+    for path in reversed(_checkpoints(folder)):
+        with suppress(NotWhole):
+            yield Checkpoint(path, purpose)
 
 
 def save_checkpoint(folder: Path, state: State, keep: int | None) -> Path:
@@ -49,17 +182,17 @@ def save_checkpoint(folder: Path, state: State, keep: int | None) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{PREFIX}{state.step:08d}"
-    if target.exists() and what_is_wrong(target) is None:
+    with suppress(NotWhole):
+        Checkpoint(target, RESUME).prove()
         return target  # of the same run, which is deterministic: there is nothing to write anew
     temporary = folder / f".{target.name}.{uuid.uuid4().hex}.tmp"
     temporary.mkdir()
     try:
         for group, tensors in state.tensors.items():
-            save_file(_saved(tensors), temporary / f"{group}.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"step": state.step, **state.values}), encoding="utf-8")
-        files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in sorted(temporary.iterdir())
-        }
+            save_file(_saved(tensors), temporary / _tensor_file(group))
+        (temporary / STATE_FILE).write_text(json.dumps({"step": state.step, **state.values}), encoding="utf-8")
+        written = sorted(temporary.iterdir())
+        files = {path.name: {"bytes": _size(path), "sha256": file_digest(path)} for path in written}
         for name in files:
             sync(temporary / name)
         (temporary / MANIFEST).write_text(json.dumps({"version": CHECKPOINT_VERSION, "files": files}), encoding="utf-8")
@@ -72,77 +205,6 @@ def save_checkpoint(folder: Path, state: State, keep: int | None) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
     _rotate(folder, keep)
     return target
-
-
-def load_checkpoint(path: Path, way_out: str = RESUME_FROM_ANOTHER) -> State:
-    """A checkpoint whose every file is as its manifest says; else the error ends in ``way_out``.
-
-    Raises:
-        UserError: when it is not whole.
-    """
-    if reason := what_is_wrong(path):
-        raise UserError(f"the checkpoint {path} cannot be used: {reason}; {way_out}")
-    values = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-    return State(values.pop("step"), tensors, values)
-
-
-def find_checkpoint(folder: Path, wanted: str) -> Path | None:
-    """The checkpoint that `resume_from_checkpoint` names: `latest` is the newest whole one (None where there is none),
-    else a folder."""
-    if wanted != "latest":
-        return Path(wanted).expanduser()
-    return next((path for path in reversed(_checkpoints(folder)) if what_is_wrong(path) is None), None)
-
-
-def what_is_wrong(path: Path) -> str | None:
-    """Why a checkpoint is not whole, or None when it is."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["version"] != CHECKPOINT_VERSION:
-            return f"its version is {manifest['version']}, this trainer reads {CHECKPOINT_VERSION}"
-        for name, expected in manifest["files"].items():
-            if (path / name).stat().st_size != expected["bytes"] or _digest(path / name) != expected["sha256"]:
-                return f"{name} is not as it was written"
-    except OSError as error:
-        return f"{Path(error.filename or path).name} is missing"
-    except (ValueError, KeyError, TypeError):
-        return f"its {MANIFEST} is damaged"
-    return None
-
-
-def flatten_optimizer(state_dict: dict) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors by `<parameter>.<name>`, and what is no tensor, in JSON's terms.
-
-    bitsandbytes nests a part of its state, whose names are then `<parameter>.<name>.<name>`.
-    """
-    tensors, values = {}, {}
-    for key, value in _leaves(state_dict["state"]):
-        (tensors if isinstance(value, Tensor) else values)[key] = value
-    rest = {name: value for name, value in state_dict.items() if name not in ("state", "param_groups")}
-    return tensors, {"values": values, "rest": rest}
-
-
-def unflatten_optimizer(tensors: dict[str, Tensor], values: dict[str, Any], param_groups: list[dict]) -> dict:
-    """The inverse of :func:`flatten_optimizer`, for an optimizer whose own ``param_groups`` hold (rates are set at each
-    step)."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **values["values"]}.items():
-        index, *path, name = key.split(".")
-        entries = state.setdefault(int(index), {})
-        for part in path:
-            entries = entries.setdefault(part, {})
-        entries[name] = value
-    return {"state": state, "param_groups": param_groups, **values["rest"]}
-
-
-def _leaves(nested: dict) -> Iterator[tuple[str, Any]]:
-    """What is in dicts of dicts, each by its path, joined with dots."""
-    for name, value in nested.items():
-        if isinstance(value, dict):
-            yield from ((f"{name}.{path}", leaf) for path, leaf in _leaves(value))
-        else:
-            yield str(name), value
 
 
 def _saved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -173,9 +235,9 @@ def _rotate(folder: Path, keep: int | None) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _tensor_file(group: str) -> str:
+    return f"{group}.safetensors"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,32 +18,35 @@ from torch import Tensor, nn
 from ..families import Denoiser, Family
 from ..settings.config import RunConfig
 from ..support.errors import UserError
-from .checkpoint import RESUME_FROM_ANOTHER
+from .checkpoint import RESUME
 
 PREFERRED, DISPREFERRED = "preferred", "dispreferred"
 
 
 class Members(ABC):
-    """The models of a run.
+    """The models of a run. Members and reference are called in any order: each call computes with its own weights.
 
     Attributes:
         names: the members that train: both, or the preferred alone for an objective of one model.
-        interleaves: whether the graphs of both members can be alive at once.
+        one_graph: whether only one graph may be alive at a time: it is then backpropagated before another model is
+            called.
     """
 
-    interleaves: bool
-
-    def __init__(self, names: Iterable[str]):
-        self.names = tuple(names)
+    def __init__(self, names: Iterable[str], one_graph: bool):
+        self.names, self.one_graph = tuple(names), one_graph
 
     @abstractmethod
     def denoiser(self, name: str) -> Denoiser:
-        """A member, to be called until another is asked for. Its activations may be computed anew in the backward pass,
-        so unless ``interleaves``, a graph is to be gone before the next member is asked for."""
+        """A member."""
 
     @abstractmethod
     def reference(self) -> Denoiser:
         """The frozen base, to be called without gradients."""
+
+    @property
+    @abstractmethod
+    def modules(self) -> list[nn.Module]:
+        """What holds the members' weights, each module once."""
 
     @abstractmethod
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
@@ -61,7 +65,7 @@ class Members(ABC):
         return {name: parameter.detach() for name, parameter in self.named_parameters().items()}
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, Tensor], way_out: str = RESUME_FROM_ANOTHER) -> None:
+    def load_state(self, state: dict[str, Tensor], way_out: str = RESUME.way_out) -> None:
         """Puts a checkpoint's weights in place; an error ends in ``way_out``.
 
         Raises:
@@ -80,37 +84,39 @@ class Members(ABC):
 class FullMembers(Members):
     """Whole models, each of its own; fp32 masters, or bf16 to be updated with stochastic rounding."""
 
-    interleaves = True
-
     def __init__(
         self, config: RunConfig, family: Family, names: Iterable[str], device: torch.device, with_reference: bool
     ):
-        super().__init__(names)
-        self.modules = {name: _prepared(family, device, config) for name in self.names}
+        super().__init__(names, one_graph=config.memory == "low")
+        self._by_name = {name: _prepared(family, device, config) for name in self.names}
         self._reference = _prepared(family, device, config).requires_grad_(False) if with_reference else None
 
-    def denoiser(self, name: str) -> nn.Module:
-        return self.modules[name]
+    def denoiser(self, name: str) -> Denoiser:
+        return self._by_name[name]
 
-    def reference(self) -> nn.Module:
+    def reference(self) -> Denoiser:
+        assert self._reference is not None, "the members were made without a reference"
         return self._reference
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        return list(self._by_name.values())
+
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
-        return dict(self.modules[name].named_parameters())
+        return dict(self._by_name[name].named_parameters())
 
 
 class LoRAMembers(Members):
-    """Two adapters on one frozen denoiser (PEFT).
+    """Two adapters on one frozen denoiser (PEFT), which is switched at each call.
 
-    PEFT switches adapters on the module itself, and with gradient checkpointing the backward pass computes with
-    whichever is on (https://github.com/huggingface/peft/issues/2832): hence one graph at a time there.
+    With gradient checkpointing the backward pass computes activations anew with whichever adapter is on then
+    (https://github.com/huggingface/peft/issues/2832): hence one graph at a time there.
     """
 
     def __init__(self, config: RunConfig, family: Family, names: Iterable[str], device: torch.device):
         from peft import LoraConfig
 
-        super().__init__(names)
-        self.interleaves = not config.gradient_checkpointing
+        super().__init__(names, one_graph=config.memory == "low" or config.gradient_checkpointing)
         self.module = _prepared(family, torch.device("cpu"), config).requires_grad_(False)
         targets = list(config.network_target_modules or family.facts.lora_targets)
         settings = LoraConfig(
@@ -127,22 +133,31 @@ class LoRAMembers(Members):
                         f"`network_target_modules` is {targets}, which names no layer of the base; see `inspect`"
                     ) from error
         self.module.to(device)
-        for parameter in self.named_parameters().values():
+        self._trained = list(self.named_parameters().values())
+        for parameter in self._trained:
             parameter.data = parameter.data.float()
 
-    def denoiser(self, name: str) -> nn.Module:
-        self.module.enable_adapters()
-        self.module.set_adapter(name)
-        if self.interleaves:
-            # PEFT freezes the other adapter, whose graph may be alive
-            # (https://github.com/huggingface/peft/issues/2759).
-            for parameter in self.named_parameters().values():
-                parameter.requires_grad_()
-        return self.module
+    def denoiser(self, name: str) -> Denoiser:
+        return partial(self._call, name)
 
-    def reference(self) -> nn.Module:
-        self.module.disable_adapters()
-        return self.module
+    def reference(self) -> Denoiser:
+        return partial(self._call, None)
+
+    def _call(self, adapter: str | None, *args: Any, **kwargs: Any) -> Any:
+        """The module under one adapter, or under none."""
+        if adapter is None:
+            self.module.disable_adapters()
+        else:
+            self.module.enable_adapters()
+            self.module.set_adapter(adapter)
+        # PEFT freezes what is off, whose graph may be alive (https://github.com/huggingface/peft/issues/2759).
+        for parameter in self._trained:
+            parameter.requires_grad_()
+        return self.module(*args, **kwargs)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        return [self.module]
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         return {

@@ -30,3 +30,8 @@ def open_family(config: RunConfig, device: torch.device | str | None = None) -> 
         prediction_type=config.prediction_type,
         null_prompt=config.null_prompt,
     )
+
+
+def settled(config: RunConfig, family: Family) -> RunConfig:
+    """The config with what the base states filled in; what is exported names it."""
+    return config.model_copy(update={"prediction_type": family.prediction_type, "null_prompt": family.null_prompt_kind})

@@ -9,6 +9,7 @@ cannot be done, and is refused.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -44,6 +45,8 @@ class Processes:
         self.index, self.count, self.device = state.process_index, state.num_processes, state.device
         self._state = state
         _refuse_a_lone_process(self.count)
+        if self.count > 1:
+            atexit.register(_part)
 
     @property
     def is_main(self) -> bool:
@@ -82,6 +85,13 @@ class Processes:
         """Whether a number is the same in all processes."""
         total = self.sum(torch.tensor(number, device=self.device)).item()
         return not self.any(total != number * self.count)
+
+
+def _part() -> None:
+    """Ends the connection while Python still runs: afterwards its threads can abort a process that has done its
+    work."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _refuse_sharding() -> None:

@@ -1,136 +1,88 @@
-"""From weights in training to what people use: pictures of a preview, and the pair's two files."""
+"""A finished checkpoint, and what it is opened for: members to sample with, a grid of pictures, the pair's files."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from chats.pair import PairMetadata
+from chats.objective import OBJECTIVES
 
-from ..families import Denoiser, Family, Prompt
-from ..sampling.sampler import (
-    Form,
-    SamplingSettings,
-    enlarged,
-    initial_noise,
-    picture_grid,
-    sample_cfg,
-    sample_pair,
-    to_images,
-)
+from ..families import Family
+from ..sampling.sampler import Form
 from ..settings.config import RunConfig
-from .members import DISPREFERRED, PREFERRED, Members, adapter_weights
-from .pair_files import export_full, export_lora
+from ..support.errors import UserError
+from .checkpoint import READ, Checkpoint, open_checkpoint
+from .folder import CHECKPOINTS
+from .members import Members, make_members
+from .opening import open_family, settled
+from .pair_export import export_pair
+from .previews import preview
+from .probe_file import read_probe
+from .processes import Processes
 
-EXPORT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# Smaller pictures are enlarged to about this side in pixels, or their titles would not fit.
-PREVIEW_SIDE = 192
 
+def open_trained(config: RunConfig, wanted: str) -> Checkpoint:
+    """A run's checkpoint (``latest`` or a folder), to read its weights.
 
-def preview(
-    config: RunConfig,
-    family: Family,
-    members: Members,
-    prompts: Sequence[tuple[Prompt, Prompt]],
-    device: torch.device,
-    form: Form = "proxy",
-) -> Image.Image:
-    """A grid with a row for each prompt: the base with CFG and the pair with CHATS, from the same noise.
-
-    Args:
-        prompts: embeddings of each prompt and of the null prompt, batches of 1.
+    Raises:
+        UserError: when there is no such checkpoint, or it cannot be used.
     """
-    settings = SamplingSettings(
-        steps=config.sample_steps, guidance_scale=config.guidance_scale, alpha=config.alpha, form=form
-    )
-    both = len(members.names) == 2
-    rows = []
-    for index, (prompt, null) in enumerate(prompts):
-        noise = initial_noise(family, 1, config.resolution, config.resolution, config.seed + index).to(device)
-        base = sample_cfg(family, members.reference(), prompt, null, noise, settings)
-        if both:
-            pair = [late(members, name) for name in (PREFERRED, DISPREFERRED)]
-            trained = sample_pair(family, *pair, prompt, null, noise, settings)
-        else:
-            trained = sample_cfg(family, members.denoiser(PREFERRED), prompt, null, noise, settings)
-        rows.append([enlarged(to_images(family.decode_image(latents))[0], PREVIEW_SIDE) for latents in (base, trained)])
-    return picture_grid(rows, titles=["base, CFG", f"pair, CHATS ({form})" if both else "trained, CFG"])
+    folder = config.output_dir / CHECKPOINTS
+    checkpoint = open_checkpoint(folder, wanted, READ)
+    if checkpoint is None:
+        raise UserError(f"{folder} has no whole checkpoint; train first, or name one's folder with `--checkpoint`")
+    return checkpoint
 
 
-def export_pair(
-    config: RunConfig,
-    family: Family,
-    weights: dict[str, Tensor],
-    step: int,
-    fingerprint: str,
-    folder: Path,
-    dtype: str = "fp16",
-    probe: Mapping[str, float] = MappingProxyType({}),
-) -> list[Path]:
-    """Writes the members as files that ComfyUI loads, with metadata that says they belong together.
+def trained_members(config: RunConfig, family: Family, checkpoint: Checkpoint) -> Members:
+    """The members of a checkpoint, with the base as their reference, on the family's device.
 
-    Args:
-        weights: by `<member>.<name>`, a checkpoint's members or averages.
-        step: optimizer steps trained.
-        fingerprint: of the data set.
-        dtype: fp32, fp16 or bf16, of the files.
-        probe: fields of the metadata, what the probe of the proxy form measured.
-
-    Returns:
-        the files.
+    Raises:
+        UserError: when the checkpoint is of other settings.
     """
-    members = sorted({key.split(".", 1)[0] for key in weights}, reverse=True)
-    # The same weights make the same pair, however often they are exported.
-    pair_id = uuid.uuid5(uuid.NAMESPACE_URL, f"{family.base_sha256} {config.sha256()} {fingerprint} {step}").hex
-    paths = []
-    for member in members:
-        metadata = PairMetadata(
-            member,
-            pair_id=pair_id,
-            base_name=Path(config.pretrained_model).name,
-            base_sha256=family.base_sha256,
-            prediction_type=family.prediction_type,
-            null_prompt=family.null_prompt_kind,
-            null_prompt_prob=config.null_prompt_prob,
-            alpha=config.alpha,
-            guidance_scale=config.guidance_scale,
-            beta=config.beta,
-            resolution=config.resolution,
-            step=step,
-            config_sha256=config.sha256(),
-            dataset_fingerprint=fingerprint,
-            **probe,
+    weights = _weights(config, checkpoint)
+    members = make_members(config, family, OBJECTIVES[config.objective].models, True, family.device)
+    members.load_state(weights, checkpoint.purpose.way_out)
+    return members
+
+
+def sample(config: RunConfig, wanted: str, prompts: list[str], form: Form) -> Image.Image:
+    """A grid of the base with CFG and a checkpoint's pair with CHATS, a row for each prompt.
+
+    Raises:
+        UserError: when there is no such checkpoint.
+    """
+    device = Processes().device
+    family = open_family(config, device)
+    members = trained_members(config, family, open_trained(config, wanted))
+    null = family.null_prompt()
+    encoded = [(family.encode_prompt([text]), null) for text in prompts]
+    return preview(config, family, members, encoded, device, form)
+
+
+def export(config: RunConfig, wanted: str, folder: Path | None = None, dtype: str = "fp16") -> list[Path]:
+    """Writes the pair of a checkpoint (``latest`` or a folder) as files that ComfyUI loads; returns them.
+
+    Raises:
+        UserError: when there is no such checkpoint.
+    """
+    checkpoint = open_trained(config, wanted)
+    weights, step = _weights(config, checkpoint), checkpoint.values["step"]
+    folder = folder or config.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    family = open_family(config, "cpu")
+    probe, fingerprint = read_probe(config.output_dir, step), checkpoint.values["dataset_fingerprint"]
+    return export_pair(settled(config, family), family, weights, step, fingerprint, folder, dtype, probe)
+
+
+def _weights(config: RunConfig, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    weights = checkpoint.weights()
+    method = "lora" if any(".lora_A." in name for name in weights) else "full"
+    if method != config.training_method:
+        raise UserError(
+            f"`training_method` is {config.training_method}, but the checkpoint {checkpoint.path} was trained with "
+            f"{method}; set it to that"
         )
-        path = folder / f"{config.output_dir.name}_{member}.safetensors"
-        title = f"{config.output_dir.name} {member}"
-        own = adapter_weights(weights, member)
-        if config.training_method == "lora":
-            shapes = family.source.shapes(family.facts.denoiser_part)
-            export_lora(
-                path, family.name, own, config.network_alpha, shapes, metadata, title=title, dtype=EXPORT_DTYPES[dtype]
-            )
-        else:
-            # A file is the whole state, also what does not train (SD3's table of positions is a buffer).
-            whole = {**family.load_denoiser().state_dict(), **own}
-            zero_snr = getattr(family.schedule, "zero_terminal_snr", False)
-            export_full(
-                path, family.name, whole, metadata, title=title, dtype=EXPORT_DTYPES[dtype], zero_terminal_snr=zero_snr
-            )
-        paths.append(path)
-    return paths
-
-
-def late(members: Members, name: str) -> Callable[..., object]:
-    """A member that is switched to at each call: adapters of one module take turns."""
-
-    def call(*args: object, **kwargs: object) -> object:
-        denoiser: Denoiser = members.denoiser(name)
-        return denoiser(*args, **kwargs)
-
-    return call
+    return weights

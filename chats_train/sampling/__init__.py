@@ -1,1 +1,1 @@
-"""The headless sampler, and what its pictures are put into."""
+"""The headless sampler, the probe of the proxy prompt, and what pixels are put into."""

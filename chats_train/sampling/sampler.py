@@ -6,14 +6,12 @@ Same noise from a seed, same noise levels for `normal` and `simple`, same order 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from chats.guidance import (
@@ -33,29 +31,27 @@ Form = Literal["proxy", "exact"]
 # z_t in, timesteps in, prediction out.
 Predict = Callable[[Tensor, Tensor], Tensor]
 
-TITLE_HEIGHT = 16
-
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How to sample; ``guidance_scale`` is the paper's s, so ComfyUI's cfg is 1 + s. ``alpha`` and ``form`` concern
-    pairs alone."""
+    """How to sample; ``guidance_scale`` is the paper's s, so ComfyUI's cfg is 1 + s. ``scheduler`` None is the family's
+    own. ``alpha`` and ``form`` concern pairs alone."""
 
     steps: int = 30
-    scheduler: Scheduler = "normal"
+    scheduler: Scheduler | None = None
     guidance_scale: float = DEFAULT_GUIDANCE_SCALE
     alpha: float = DEFAULT_ALPHA
     form: Form = "proxy"
 
 
-def noise_levels(schedule: Schedule, steps: int, scheduler: Scheduler = "normal") -> Tensor:
+def noise_levels(schedule: Schedule, steps: int, scheduler: Scheduler) -> Tensor:
     """The noise levels of a run, [steps + 1], falling to 0: ComfyUI's `normal` and `simple` schedulers.
 
     `normal` spaces the positions between the ends of the table evenly, `simple` walks the table in equal strides.
     """
     if scheduler == "normal":
-        ends = [schedule.timestep(sigma).item() for sigma in (schedule.sigmas[-1], schedule.sigmas[0])]
-        sigmas = schedule.sigma(torch.linspace(*ends, steps))
+        first, last = (schedule.timestep(sigma).item() for sigma in (schedule.sigmas[-1], schedule.sigmas[0]))
+        sigmas = schedule.sigma(torch.linspace(first, last, steps))
     elif scheduler == "simple":
         stride = len(schedule.sigmas) / steps
         sigmas = torch.stack([schedule.sigmas[-(1 + int(step * stride))] for step in range(steps)])
@@ -134,8 +130,10 @@ def sample_pair(
         cond = family.predict(preferred, z, t, prompt, sizes).float()
         if settings.form == "proxy":
             return proxy_guidance(cond, family.predict(dispreferred, z, t, proxy, sizes).float(), s)
-        negatives = [family.predict(dispreferred, z, t, which, sizes).float() for which in (prompt, null)]
-        return exact_guidance(cond, *negatives, s, alpha)
+        conditioned, unconditioned = (
+            family.predict(dispreferred, z, t, which, sizes).float() for which in (prompt, null)
+        )
+        return exact_guidance(cond, conditioned, unconditioned, s, alpha)
 
     return _euler(family, predict, noise, settings)
 
@@ -143,7 +141,7 @@ def sample_pair(
 def _euler(family: Family, predict: Predict, noise: Tensor, settings: SamplingSettings) -> Tensor:
     """Algorithm 2 of Karras et al. (arXiv 2206.00364) without churn, from pure noise."""
     schedule = family.schedule
-    sigmas = noise_levels(schedule, settings.steps, settings.scheduler)
+    sigmas = noise_levels(schedule, settings.steps, settings.scheduler or family.facts.scheduler)
     x = schedule.start(noise.float(), sigmas[0])
     for sigma, next_sigma in pairwise(sigmas):
         timesteps = schedule.timestep(sigma).expand(x.shape[0])
@@ -151,41 +149,3 @@ def _euler(family: Family, predict: Predict, noise: Tensor, settings: SamplingSe
         derivative = (x - schedule.denoised(prediction, x, sigma)) / sigma
         x = x + derivative * (next_sigma - sigma)
     return x
-
-
-def to_images(pixels: Tensor) -> list[Image.Image]:
-    """Pictures for pixels [batch, 3, height, width] in [-1, 1]; what is outside is clipped."""
-    levels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(np.ascontiguousarray(level)) for level in levels]
-
-
-def enlarged(picture: Image.Image, least_side: int) -> Image.Image:
-    """The picture, a smaller one by the whole factor that first brings its shorter side to ``least_side`` pixels;
-    nothing is smoothed."""
-    factor = -(-least_side // min(picture.size))
-    return (
-        picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-        if factor > 1
-        else picture
-    )
-
-
-def picture_grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = ()) -> Image.Image:
-    """Rows of pictures of one size as one picture, with a title above each column.
-
-    Raises:
-        ValueError: for rows of different lengths, pictures of different sizes, or a title too many or too few.
-    """
-    columns, (width, height) = len(rows[0]), rows[0][0].size
-    if any(len(row) != columns or picture.size != (width, height) for row in rows for picture in row):
-        raise ValueError("a picture grid needs rows of equal length and pictures of equal size")
-    if titles and len(titles) != columns:
-        raise ValueError(f"{len(titles)} titles for {columns} columns; give one per column, or none")
-    top = TITLE_HEIGHT if titles else 0
-    grid = Image.new("RGB", (columns * width, top + len(rows) * height), "white")
-    for column, title in enumerate(titles):
-        ImageDraw.Draw(grid).text((column * width + 2, 2), title, fill="black")
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            grid.paste(picture, (x * width, top + y * height))
-    return grid

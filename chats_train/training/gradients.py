@@ -1,13 +1,14 @@
-"""The gradient of one micro-batch of pairs, exact with one graph alive at a time.
+"""The gradient of one micro-batch of pairs, one error at a time.
 
 The members meet in the loss only through their errors, so its gradient is w⁺ ∇d_θ⁺(z⁺) + w⁻ ∇d_θ⁻(z⁻) with weights that
-follow from the errors' values (``chats.objective.gradient_weights``). Both orders below are one code path: with
-``one_graph`` the rejected error is first computed without a graph, and again with one once the chosen side's is gone.
+follow from the errors' values (``chats.objective.gradient_weights``): each error is backpropagated on its own. Two
+orders give that same gradient. With both graphs alive, each error is computed once. With one graph at a time, the
+rejected error is computed twice: first for its value alone, and again once the chosen one's graph is gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -20,8 +21,7 @@ from chats.objective import Metrics, Objective, PairErrors, gradient_weights, sq
 from ..encodings.cache import EncodedPair
 from ..families import Denoiser, Family, Prompt
 from ..runs.members import DISPREFERRED, PREFERRED, Members
-
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from ..support.dtypes import forward_dtype
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,15 @@ class Batch:
         return self.chosen.noisy.shape[0]
 
 
+# By side, `chosen` and (where the objective reads it) `rejected`: the member that sees it, and what it is asked.
+Sides = Mapping[str, tuple[str, Side]]
+
+
 class Gradients:
     """Losses and gradients of batches under one objective.
 
     Args:
         members: the models.
-        one_graph: keep one member's activations at a time, for one more forward pass (``memory: low``, and members that
-            cannot interleave).
         mixed_precision: `no`, `bf16` or `fp16`, of the forward passes.
     """
 
@@ -66,23 +68,16 @@ class Gradients:
         beta: float,
         device: torch.device,
         *,
-        one_graph: bool = False,
         mixed_precision: str = "no",
     ):
         self.family, self.members, self.objective, self.beta, self.device = family, members, objective, beta, device
-        self.one_graph = one_graph or not members.interleaves
-        self.autocast_dtype = AUTOCAST_DTYPES.get(mixed_precision)
-        self.rejected_member = DISPREFERRED if objective.models == 2 else PREFERRED
+        self.dtype = forward_dtype(mixed_precision)
 
     def measure(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Losses [batch] and metrics, [batch] each, without gradients."""
         with torch.no_grad():
-            errors = PairErrors(
-                chosen=self._error(PREFERRED, batch.chosen),
-                rejected=self._error(self.rejected_member, batch.rejected) if self.objective.needs_rejected else None,
-                **self._reference_errors(batch),
-            )
-        return self.objective.loss(errors, self.beta)
+            trained = {name: self._error(*side) for name, side in self._sides(batch).items()}
+            return self.objective.loss(PairErrors(**trained, **self._reference_errors(batch)), self.beta)
 
     def backward(self, batch: Batch, scale: float) -> tuple[Tensor, Metrics]:
         """Adds ``scale`` × the gradient of the batch's summed loss to the members' gradients.
@@ -90,24 +85,40 @@ class Gradients:
         Returns:
             losses [batch], detached, and metrics, [batch] each.
         """
-        references = self._reference_errors(batch)
-        rejected = None
-        if self.objective.needs_rejected and self.one_graph:
-            with torch.no_grad():
-                rejected = self._error(self.rejected_member, batch.rejected)
-        chosen = self._error(PREFERRED, batch.chosen)
-        if self.objective.needs_rejected and not self.one_graph:
-            rejected = self._error(self.rejected_member, batch.rejected)
-        errors = PairErrors(chosen.detach(), None if rejected is None else rejected.detach(), **references)
-        chosen_weights, rejected_weights = gradient_weights(self.objective, errors, self.beta)
-        (chosen_weights * chosen).sum().mul(scale).backward()
-        if rejected is not None:
-            del chosen
-            if self.one_graph:
-                rejected = self._error(self.rejected_member, batch.rejected)
-            (rejected_weights * rejected).sum().mul(scale).backward()
-        losses, metrics = self.objective.loss(errors, self.beta)
+        sides, references = self._sides(batch), self._reference_errors(batch)
+        order = self._one_graph_at_a_time if self.members.one_graph else self._both_graphs_alive
+        losses, metrics = self.objective.loss(order(sides, references, scale), self.beta)
         return losses.detach(), metrics
+
+    def _both_graphs_alive(self, sides: Sides, references: Mapping[str, Tensor], scale: float) -> PairErrors:
+        trained = {name: self._error(*side) for name, side in sides.items()}
+        errors = PairErrors(**{name: error.detach() for name, error in trained.items()}, **references)
+        for name, weights in self._weights(errors).items():
+            _backpropagate(trained.pop(name), weights, scale)
+        return errors
+
+    def _one_graph_at_a_time(self, sides: Sides, references: Mapping[str, Tensor], scale: float) -> PairErrors:
+        later = {name: side for name, side in sides.items() if name != "chosen"}
+        with torch.no_grad():
+            values = {name: self._error(*side) for name, side in later.items()}
+        chosen = self._error(*sides["chosen"])
+        errors = PairErrors(chosen.detach(), **values, **references)
+        weights = self._weights(errors)
+        _backpropagate(chosen, weights["chosen"], scale)
+        del chosen
+        for name, side in later.items():
+            _backpropagate(self._error(*side), weights[name], scale)
+        return errors
+
+    def _weights(self, errors: PairErrors) -> dict[str, Tensor]:
+        """Of each error's gradient, [batch], the chosen one's first."""
+        chosen, rejected = gradient_weights(self.objective, errors, self.beta)
+        return {"chosen": chosen} if rejected is None else {"chosen": chosen, "rejected": rejected}
+
+    def _sides(self, batch: Batch) -> Sides:
+        rejected_member = DISPREFERRED if self.objective.models == 2 else PREFERRED
+        sides = {"chosen": (PREFERRED, batch.chosen), "rejected": (rejected_member, batch.rejected)}
+        return sides if self.objective.needs_rejected else {"chosen": sides["chosen"]}
 
     def _reference_errors(self, batch: Batch) -> dict[str, Tensor]:
         """d_ref of both sides where the objective reads them; the rejected side sees the same (replaced) prompt as the
@@ -132,7 +143,7 @@ class Gradients:
         return squared_error(prediction, side.target)
 
     def _autocast(self) -> AbstractContextManager:
-        return nullcontext() if self.autocast_dtype is None else torch.autocast(self.device.type, self.autocast_dtype)
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
 
 def make_batch(
@@ -165,6 +176,11 @@ def make_batch(
         side([pair.chosen for pair in pairs], prompts, [tuple(pair.chosen_sizes) for pair in pairs]),
         side([pair.rejected for pair in pairs], nulled, [tuple(pair.rejected_sizes) for pair in pairs]),
     )
+
+
+def _backpropagate(error: Tensor, weights: Tensor, scale: float) -> None:
+    """Adds the gradient of scale · Σ wᵢ dᵢ; errors and weights are [batch]."""
+    (weights * error).sum().mul(scale).backward()
 
 
 def _where(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:

@@ -3,26 +3,18 @@ pair's metadata."""
 
 from __future__ import annotations
 
-import json
-import math
-from pathlib import Path
-
 import torch
 
 from chats.draws import VALIDATION_EPOCH, draw
-from chats.files import write_text
 
-from ..evaluation.probe import PROBED_PROMPTS, probe_proxy
 from ..runs.members import DISPREFERRED
-from ..runs.trained import late
+from ..runs.probe_file import write_probe
+from ..sampling.probe import PROBED_PROMPTS, probe_proxy
 from .trainer import Trainer
-
-FILE = "proxy_probe.json"
 
 
 def probe_trained(trainer: Trainer) -> None:
-    """Measures on rejected images of the run, and writes the means beside the pair. The members then have the exported
-    weights.
+    """Measures on rejected images of the run, and keeps the means. The members then have the exported weights.
 
     A pair of one model, and an α of 0, have nothing to probe.
     """
@@ -40,22 +32,6 @@ def probe_trained(trainer: Trainer) -> None:
         torch.stack(each).to(trainer.device, torch.float32) for each in ([pair.rejected for pair in pairs], noises)
     )
     prompts = {name: torch.stack([pair.prompt[name] for pair in pairs]).to(trainer.device) for name in trainer.null}
-    result = probe_proxy(
-        trainer.family, late(trainer.members, DISPREFERRED), latents, noise, prompts, trainer.null, alpha
-    )
-    means = {"cosine": _mean(result.cosine), "relative_error": _mean(result.relative_error)}
-    write_text(trainer.config.output_dir / FILE, json.dumps({"step": trainer.step, "alpha": alpha, **means}) + "\n")
-
-
-def read_probe(output_dir: Path, step: int) -> dict[str, float]:
-    """The metadata's fields of the probe of a run that ended at ``step``; none for another step, and where there was no
-    probe or the model did not react to its prompts."""
-    path = output_dir / FILE
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if found.get("step") != step or not all(math.isfinite(found[name]) for name in ("cosine", "relative_error")):
-        return {}
-    return {f"proxy_{name}": round(found[name], 4) for name in ("cosine", "relative_error")}
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+    dispreferred = trainer.members.denoiser(DISPREFERRED)
+    result = probe_proxy(trainer.family, dispreferred, latents, noise, prompts, trainer.null, alpha)
+    write_probe(trainer.config.output_dir, trainer.step, result)

@@ -10,6 +10,7 @@ from typing import Any
 from chats.files import replacing, write_text
 
 from ..support.errors import UserError
+from ..support.jsonl import read_rows
 
 METRICS_FILE, PLOT_FILE = "metrics.jsonl", "loss.png"
 # Of each metric, one curve of the steps and one of the held-out pairs.
@@ -28,7 +29,7 @@ class Reports:
 
     def __init__(self, folder: Path, step: int, tensorboard: bool):
         self.folder, self.path = folder, folder / METRICS_FILE
-        self.rows = [row for row in read_metrics(self.path) if row["step"] <= step]
+        self.rows = [row for row in read_rows(self.path) if row["step"] <= step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self.writer = _tensorboard_writer(folder) if tensorboard else None
 
@@ -64,17 +65,6 @@ class Reports:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line that a kill cut off is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
 
 
 def _tensorboard_writer(folder: Path) -> Any:

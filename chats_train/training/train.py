@@ -8,31 +8,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from chats.files import replacing
-from chats.objective import OBJECTIVES
 from chats.words import shown_error
 
 from ..data import PairDataset, open_dataset
 from ..encodings.cache import CachedEncodings, LiveEncodings, PairEncodings, fill_cache
 from ..families import Family
-from ..runs.checkpoint import NAME_ANOTHER, State, find_checkpoint, load_checkpoint, save_checkpoint
-from ..runs.members import Members, make_members
-from ..runs.opening import open_family
+from ..runs.checkpoint import RESUME, has_checkpoint, open_checkpoint, save_checkpoint
+from ..runs.folder import CHECKPOINTS, CONFIG_FILE, LOCK, PREVIEWS
+from ..runs.opening import open_family, settled
+from ..runs.pair_export import export_pair
+from ..runs.previews import preview
+from ..runs.probe_file import read_probe
 from ..runs.processes import Processes
-from ..runs.trained import export_pair, preview
-from ..sampling.sampler import Form
 from ..settings.config import RunConfig
 from ..settings.config_file import save_resolved
 from ..support.errors import UserError
 from ..support.locks import locked
-from .last_probe import probe_trained, read_probe
+from .last_probe import probe_trained
 from .reports import HELD_OUT, Reports
 from .trainer import NotFinite, StepReport, Trainer
-
-CONFIG_FILE, CHECKPOINTS, PREVIEWS, LOCK = "config.yaml", "checkpoints", "previews", ".lock"
 
 
 def train(config: RunConfig, use_cache: bool = True) -> str:
@@ -58,7 +55,7 @@ def train(config: RunConfig, use_cache: bool = True) -> str:
 def _train(config: RunConfig, processes: Processes, use_cache: bool) -> str:
     family = open_family(config, processes.device)
     dataset = _open_data(config, processes)
-    config = _settled(config, family)
+    config = settled(config, family)
     encodings = _open_encodings(config, family, dataset, processes, use_cache)
     trainer = Trainer(config, family, dataset, encodings, processes)
     _resume(trainer)
@@ -125,8 +122,8 @@ def _step(trainer: Trainer) -> StepReport:
     try:
         return trainer.train_step()
     except NotFinite as error:
-        good = find_checkpoint(trainer.config.output_dir / CHECKPOINTS, "latest")
-        way_out = f"go on from {good}" if good else "there is no checkpoint yet, start again"
+        good = open_checkpoint(trainer.config.output_dir / CHECKPOINTS, "latest", RESUME)
+        way_out = f"go on from {good.path}" if good else "there is no checkpoint yet, start again"
         raise UserError(f"{error}; {way_out}, with a lower `learning_rate` or `mixed_precision: no`") from error
 
 
@@ -183,11 +180,6 @@ def _open_encodings(
     return CachedEncodings(config.cache_dir, family.fingerprint)
 
 
-def _settled(config: RunConfig, family: Family) -> RunConfig:
-    """The config with what the base states filled in; what is exported names it."""
-    return config.model_copy(update={"prediction_type": family.prediction_type, "null_prompt": family.null_prompt_kind})
-
-
 @contextmanager
 def _only_run_in(output_dir: Path, processes: Processes) -> Iterator[None]:
     """Keeps other runs out of a folder; the main process holds the lock for all of this run's."""
@@ -201,7 +193,7 @@ def _only_run_in(output_dir: Path, processes: Processes) -> Iterator[None]:
 
 
 def _refuse_to_take_over(config: RunConfig) -> None:
-    if config.resume_from_checkpoint is None and find_checkpoint(config.output_dir / CHECKPOINTS, "latest") is not None:
+    if config.resume_from_checkpoint is None and has_checkpoint(config.output_dir / CHECKPOINTS):
         raise UserError(
             f"`output_dir` is {config.output_dir}, which has checkpoints of an earlier run; "
             "set `resume_from_checkpoint: latest` to go on, or choose another `output_dir`"
@@ -212,16 +204,16 @@ def _resume(trainer: Trainer) -> None:
     wanted, output_dir = trainer.config.resume_from_checkpoint, trainer.config.output_dir
     if wanted is None:
         return
-    path = find_checkpoint(output_dir / CHECKPOINTS, wanted)
-    if path is not None:
-        trainer.load_state(load_checkpoint(path))
+    checkpoint = open_checkpoint(output_dir / CHECKPOINTS, wanted, RESUME)
+    if checkpoint is not None:
+        trainer.load_state(checkpoint)
     if not trainer.processes.agree(trainer.step):
         raise UserError(
             f"`output_dir` is {output_dir}, which has other checkpoints on other machines; set it to a folder that "
             "they share"
         )
-    if path is not None and trainer.processes.is_main:
-        print(f"going on from {path}")
+    if checkpoint is not None and trainer.processes.is_main:
+        print(f"going on from {checkpoint.path}")
 
 
 @contextmanager
@@ -249,60 +241,3 @@ def _summary(row: dict[str, float]) -> str:
     if "implicit_accuracy" in row:
         parts.append(f"accuracy {row['implicit_accuracy']:.2f}")
     return ", ".join([*parts, f"{row['pairs_per_second']:.1f} pairs/s"])
-
-
-def export(config: RunConfig, wanted: str, folder: Path | None = None, dtype: str = "fp16") -> list[Path]:
-    """Writes the pair of a checkpoint (``latest`` or a folder) as files that ComfyUI loads; returns them.
-
-    Raises:
-        UserError: when there is no such checkpoint.
-    """
-    state = _load(config, wanted)
-    folder = folder or config.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    family = open_family(config, "cpu")
-    weights = state.tensors.get("averages", state.tensors["members"])
-    probe = read_probe(config.output_dir, state.step)
-    fingerprint = state.values["dataset_fingerprint"]
-    return export_pair(_settled(config, family), family, weights, state.step, fingerprint, folder, dtype, probe)
-
-
-def sample(config: RunConfig, wanted: str, prompts: list[str], form: Form) -> Image.Image:
-    """A grid of the base with CFG and a checkpoint's pair with CHATS, a row for each prompt.
-
-    Raises:
-        UserError: when there is no such checkpoint.
-    """
-    device = Processes().device
-    family = open_family(config, device)
-    members = trained_members(config, family, wanted)
-    null = family.null_prompt()
-    encoded = [(family.encode_prompt([text]), null) for text in prompts]
-    return preview(config, family, members, encoded, device, form)
-
-
-def trained_members(config: RunConfig, family: Family, wanted: str) -> Members:
-    """The members of a checkpoint (``latest`` or a folder), with the base as their reference, on the family's device.
-
-    Raises:
-        UserError: when there is no such checkpoint.
-    """
-    state = _load(config, wanted)
-    members = make_members(config, family, OBJECTIVES[config.objective].models, True, family.device)
-    members.load_state(state.tensors.get("averages", state.tensors["members"]), NAME_ANOTHER)
-    return members
-
-
-def _load(config: RunConfig, wanted: str) -> State:
-    folder = config.output_dir / CHECKPOINTS
-    path = find_checkpoint(folder, wanted)
-    if path is None:
-        raise UserError(f"{folder} has no whole checkpoint; train first, or name one's folder with `--checkpoint`")
-    state = load_checkpoint(path, NAME_ANOTHER)
-    method = "lora" if any(".lora_A." in name for name in state.tensors["members"]) else "full"
-    if method != config.training_method:
-        raise UserError(
-            f"`training_method` is {config.training_method}, but the checkpoint {path} was trained with {method}; set "
-            "it to that"
-        )
-    return state

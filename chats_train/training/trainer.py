@@ -17,13 +17,14 @@ from ..data import PairDataset
 from ..data.pairs import PairSample
 from ..encodings.cache import PairEncodings
 from ..families import Family
-from ..runs.checkpoint import State, flatten_optimizer, unflatten_optimizer
+from ..runs.checkpoint import Checkpoint, State
 from ..runs.members import make_members
 from ..runs.processes import Processes
 from ..settings.config import RunConfig
 from ..support.errors import UserError
 from .gradients import Batch, Gradients, make_batch
 from .optimizer import Averages, learning_rate, make_optimizer
+from .optimizer_state import flatten_optimizer, unflatten_optimizer
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,6 @@ class Trainer:
             objective,
             config.beta,
             self.device,
-            one_graph=config.memory == "low",
             mixed_precision=config.mixed_precision,
         )
         self.optimizer = make_optimizer(config, self.parameters.values())
@@ -124,35 +124,35 @@ class Trainer:
         facts = {"pairs_per_step": self.pairs_per_step, "dataset_fingerprint": self.dataset_fingerprint}
         return State(self.step, tensors, {"optimizer": values, "scaler": self.scaler.state_dict(), **facts})
 
-    def load_state(self, state: State) -> None:
+    def load_state(self, checkpoint: Checkpoint) -> None:
         """Goes on from a checkpoint.
 
         Raises:
             UserError: when it is of another run.
         """
-        theirs = state.values["pairs_per_step"]
+        theirs = checkpoint.values["pairs_per_step"]
         if theirs != self.pairs_per_step:
             raise UserError(
                 f"the checkpoint's steps have {theirs} pairs, this run's {self.pairs_per_step} (batch × accumulation × "
                 "processes); "
                 "change `gradient_accumulation_steps` so that they are equal, or set `resume_from_checkpoint: null`"
             )
-        if state.values["dataset_fingerprint"] != self.dataset_fingerprint:
+        if checkpoint.values["dataset_fingerprint"] != self.dataset_fingerprint:
             raise UserError(
                 "the data set changed since the checkpoint was written; bring back the old one, or set "
                 "`resume_from_checkpoint: null`"
             )
-        self.members.load_state(state.tensors["members"])
+        self.members.load_state(checkpoint.tensors("members"))
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict(
-            unflatten_optimizer(state.tensors["optimizer"], state.values["optimizer"], groups)
+            unflatten_optimizer(checkpoint.tensors("optimizer"), checkpoint.values["optimizer"], groups)
         )
         if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state.values["scaler"])
+            self.scaler.load_state_dict(checkpoint.values["scaler"])
         if self.averages is not None:
-            for name, value in state.tensors.get("averages", state.tensors["members"]).items():
+            for name, value in checkpoint.weights().items():
                 self.averages.values[name].copy_(value)
-        self.step = state.step
+        self.step = checkpoint.values["step"]
 
     def weights(self) -> dict[str, Tensor]:
         """What is exported: the averages where they are kept, else the weights themselves."""

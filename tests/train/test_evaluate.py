@@ -1,5 +1,6 @@
 """`evaluate` on a tiny base, tiny checkpoints and tiny random CLIP scorers: what it draws, keeps, scores and says."""
 
+import hashlib
 import importlib.util
 import json
 from dataclasses import replace
@@ -13,22 +14,23 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from chats_train.cli import main
-from chats_train.evaluation import drawing as drawing
+from chats_train.evaluation import drawing
 from chats_train.evaluation.conditions import make_conditions
-from chats_train.evaluation.evaluate import read_rows, score_pictures
-from chats_train.evaluation.probe import PROBED_SHARES, probe_proxy
 from chats_train.evaluation.prompts import EvaluationPrompt
 from chats_train.evaluation.scorers import open_scorers
+from chats_train.evaluation.scoring import score_pictures
 from chats_train.families import load_family
 from chats_train.runs.checkpoint import State, save_checkpoint
 from chats_train.runs.members import make_members
 from chats_train.runs.opening import open_family
-from chats_train.runs.trained import late
-from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_cfg, sample_pair, to_images
-from chats_train.settings.config_file import load_config
+from chats_train.runs.trained import open_trained, trained_members
+from chats_train.sampling.pictures import to_images
+from chats_train.sampling.probe import PROBED_SHARES, probe_proxy
+from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_cfg, sample_pair
+from chats_train.settings.config_file import load_config, parse_config
 from chats_train.support.errors import UserError
+from chats_train.support.jsonl import read_rows
 from chats_train.support.locks import locked
-from chats_train.training.train import trained_members
 
 STEPS = 2
 
@@ -113,7 +115,7 @@ def test_pictures_are_the_samplers(run, method):
     assert evaluate(path, "--form", "proxy", "exact", "--batch-size", 2) == 0
     config = load_config(path)
     family = open_family(config, "cpu")
-    members = trained_members(config, family, "latest")
+    members = trained_members(config, family, open_trained(config, "latest"))
     rows = {
         row["condition"]: row
         for row in read_rows(config.output_dir / "evaluation" / "results.jsonl")
@@ -123,7 +125,7 @@ def test_pictures_are_the_samplers(run, method):
     prompt, null = family.encode_prompt(["a dog"]), family.null_prompt()
     noise = initial_noise(family, 1, 32, 32, rows["base, CFG, s=2"]["noise_seed"])
     settings = SamplingSettings(steps=STEPS, guidance_scale=2.0)
-    pair = [late(members, name) for name in ("preferred", "dispreferred")]
+    pair = [members.denoiser(name) for name in ("preferred", "dispreferred")]
     expected = [
         sample_cfg(family, members.reference(), prompt, null, noise, settings),
         sample_cfg(family, members.denoiser("preferred"), prompt, null, noise, settings),
@@ -222,6 +224,36 @@ def test_what_a_picture_depends_on_changes_its_key(run):
         assert len(keys(**changed) & first) == 4, changed
     # One more α: what was there stays.
     assert first < keys(conditions=make_conditions(True, [2.0], [0.5, 0.7], ["proxy", "exact"]))
+
+
+@pytest.mark.parametrize(("name", "added"), [("sd15", {}), ("sd3", {"scheduler": "simple"})])
+def test_flow_models_are_drawn_anew_with_their_scheduler(name, added, base, tmp_path):
+    """A picture of before, which was sampled with `normal`, stays the picture of its key for all others."""
+    family = load_family(name, str(base if name == "sd15" else tiny_pipelines.save_pipeline(name, tmp_path / name)))
+    config = parse_config(
+        {"version": 1, "family": name, "pretrained_model": "b", "output_dir": "r", "data": {"path": "d"}}
+    )
+    condition, prompt = drawing.Condition("base", 2.0), EvaluationPrompt("a cat", "g")
+    (picture,) = drawing.plan_pictures(tmp_path, config, family, "w", [condition], [prompt], [0], STEPS)
+    before = {
+        "version": 1,
+        "encoders": family.fingerprint,
+        "denoiser": family.base_sha256,
+        "dtype": "torch.float32",
+        "device": "cpu",
+        "prediction_type": family.prediction_type,
+        "noise_levels": hashlib.sha256(family.schedule.sigmas.numpy().tobytes()).hexdigest(),
+        "null_prompt": "encoded_empty",
+        "resolution": config.resolution,
+        "steps": STEPS,
+        "models": "base",
+        "guidance_scale": 2.0,
+        "alpha": None,
+        "form": None,
+        "prompt": "a cat",
+        "seed": drawing.noise_seed("a cat", 0),
+    }
+    assert picture.key == drawing.digest({**before, **added})
 
 
 def test_the_report_without_a_scorer_and_with_one_model(run, capsys):

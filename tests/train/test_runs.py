@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +16,19 @@ from safetensors.torch import load_file
 
 from chats.pair import check_files, read_header
 from chats_train.cli import main
-from chats_train.runs import checkpoint
+from chats_train.runs.checkpoint import READ, RESUME, Checkpoint, State, open_checkpoint, save_checkpoint
 from chats_train.support.errors import UserError
+
+
+def newest(run) -> Checkpoint | None:
+    """The checkpoint that the run would go on from."""
+    return open_checkpoint(run.output_dir / "checkpoints", "latest", RESUME)
+
+
+def damage(path):
+    """Changes the last byte."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +87,33 @@ def test_a_run_leaves_what_its_maker_looks_at(config, capsys, tmp_path):
     assert any(torch.equal(tensor, value) for key, tensor in exported.items() if "lora_down" in key), layer
 
 
+def test_tensorboard_gets_every_metric(config):
+    pytest.importorskip("tensorboard", reason="`pip install tensorboard` tests what it is given")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from chats_train.training.train import train
+
+    run = config(report_to="tensorboard", max_train_steps=3)
+    train(run)
+    found = EventAccumulator(str(run.output_dir / "tensorboard")).Reload()
+    rows = [json.loads(line) for line in (run.output_dir / "metrics.jsonl").read_text().splitlines()]
+    names = {name for row in rows for name in row} - {"step"}
+    assert {"loss", "validation_loss", "grad_norm"} <= names == set(found.Tags()["scalars"])
+    for name in names:
+        written = [(row["step"], pytest.approx(row[name])) for row in rows if name in row]
+        assert [(event.step, event.value) for event in found.Scalars(name)] == written
+
+
+def test_tensorboard_that_is_missing_is_a_sentence(tmp_path, monkeypatch):
+    from chats_train.training.reports import Reports
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(
+        UserError, match="`report_to` is tensorboard, which is not installed; `pip install tensorboard`"
+    ):
+        Reports(tmp_path, 0, tensorboard=True)
+
+
 def test_a_probe_that_fails_costs_no_pair(config, monkeypatch, capsys):
     from chats_train.training import train as run
 
@@ -87,7 +127,7 @@ def test_a_probe_that_fails_costs_no_pair(config, monkeypatch, capsys):
 
 
 def test_the_probe_is_of_its_own_step_and_a_number(tmp_path):
-    from chats_train.training.last_probe import FILE, read_probe
+    from chats_train.runs.probe_file import FILE, read_probe
 
     assert read_probe(tmp_path, 6) == {}
     (tmp_path / FILE).write_text('{"step": 6, "alpha": 0.5, "cosine": 0.25, "relative_error": 1.5}')
@@ -155,7 +195,7 @@ def test_a_signal_saves_and_ends_well(number, config, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert output.strip().splitlines()[-1].startswith("stopped after step ")
-    assert checkpoint.find_checkpoint(run.output_dir / "checkpoints", "latest") is not None
+    assert newest(run) is not None
 
 
 def test_a_nan_stops_and_names_the_last_good_checkpoint(config, monkeypatch):
@@ -168,8 +208,7 @@ def test_a_nan_stops_and_names_the_last_good_checkpoint(config, monkeypatch):
         UserError, match=r"step \d+: the loss is .*; go on from .*step-0000000\d, with a lower `learning_rate`"
     ):
         train(run)
-    good = checkpoint.find_checkpoint(run.output_dir / "checkpoints", "latest")
-    assert all(tensor.isfinite().all() for tensor in load_file(good / "members.safetensors").values())
+    assert all(tensor.isfinite().all() for tensor in newest(run).tensors("members").values())
 
 
 def test_a_damaged_checkpoint_is_never_used(config):
@@ -178,22 +217,106 @@ def test_a_damaged_checkpoint_is_never_used(config):
     run = config(max_train_steps=4, checkpointing_steps=1, checkpoints_total_limit=2)
     train(run)
     folder = run.output_dir / "checkpoints"
-    newest = folder / "step-00000004"
+    damaged = folder / "step-00000004"
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-00000004"]
-    content = (newest / "members.safetensors").read_bytes()
-    (newest / "members.safetensors").write_bytes(
-        content[:-1] + b"\x00" if content[-1:] != b"\x00" else content[:-1] + b"\x01"
-    )
-    assert checkpoint.find_checkpoint(folder, "latest") == folder / "step-00000003"
-    with pytest.raises(UserError, match=r"members.safetensors is not as it was written"):
-        checkpoint.load_checkpoint(newest)
-    (newest / "manifest.json").unlink()
+    damage(damaged / "members.safetensors")
+    assert newest(run).path == folder / "step-00000003"
+    for purpose in (RESUME, READ):
+        with pytest.raises(UserError, match=r"members.safetensors is not as it was written"):
+            open_checkpoint(folder, str(damaged), purpose)
+    (damaged / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"manifest.json is missing"):
-        checkpoint.load_checkpoint(newest)
+        open_checkpoint(folder, str(damaged), RESUME)
+
+
+OPENED: list[Path] = []
+
+
+@pytest.fixture(scope="module")
+def opened():
+    """Every file that Python opens from now on, whoever opens it: what is hashed is read by Python."""
+
+    def note(event, arguments):
+        if event == "open" and isinstance(arguments[0], str):
+            OPENED.append(Path(arguments[0]))
+
+    sys.addaudithook(note)
+    return OPENED
+
+
+def test_a_checkpoint_is_read_as_far_as_needed_and_proven_once(config, opened, tmp_path):
+    """Resuming proves every file, the commands that only look at the weights prove those."""
+    from chats_train.training.train import train
+
+    run = config(
+        max_train_steps=2, checkpointing_steps=1, validation_pairs=0, ema_decay=0.9, sample_steps=1, seed=1, alpha=0.0
+    )
+    train(run)
+    folder = run.output_dir / "checkpoints" / "step-00000002"
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(run.model_dump(mode="json")))
+    (tmp_path / "prompts.txt").write_text("a b\n")
+    evaluation = ["--prompts", str(tmp_path / "prompts.txt"), "--seeds", "1", "--steps", "1"]
+    commands = {
+        "export": [],
+        "sample": ["--prompt", "a b", "--output", str(tmp_path / "s.png")],
+        "evaluate": evaluation,
+        "train": ["--set", "resume_from_checkpoint=latest"],
+    }
+    for command, arguments in commands.items():
+        opened.clear()
+        assert main([command, str(path), *arguments]) == 0
+        proven = Counter(file.name for file in opened if file.parent == folder and file.suffix == ".safetensors")
+        groups = ("averages", "members", "optimizer") if command == "train" else ("averages",)
+        assert proven == {f"{group}.safetensors": 1 for group in groups}, command
+    # What is proven by its size alone is not loaded either.
+    for group in ("members", "optimizer"):
+        content = (folder / f"{group}.safetensors").read_bytes()
+        (folder / f"{group}.safetensors").write_bytes(b"?" * len(content))
+    for command in ("export", "sample", "evaluate"):
+        assert main([command, str(path), *commands[command]]) == 0
+
+
+def test_what_a_damaged_optimizer_keeps_from(tmp_path):
+    """A run does not go on from it. Its weights, which are proven right, can be used where the files have their
+    sizes."""
+    tensors = {"members": {"a": torch.ones(3)}, "optimizer": {"0.step": torch.ones(5)}}
+    older, damaged = (save_checkpoint(tmp_path, State(step, tensors, {}), None) for step in (1, 2))
+    damage(damaged / "optimizer.safetensors")
+    assert open_checkpoint(tmp_path, "latest", RESUME).path == older
+    assert open_checkpoint(tmp_path, "latest", READ).path == damaged
+    with pytest.raises(UserError, match=r"optimizer.safetensors is not as it was written; set `resume_from_checkpoint"):
+        open_checkpoint(tmp_path, str(damaged), RESUME)
+    with pytest.raises(UserError, match=r"optimizer.safetensors is not as it was written; name another"):
+        open_checkpoint(tmp_path, str(damaged), READ).tensors("optimizer")
+    (damaged / "optimizer.safetensors").write_bytes(b"short")
+    with pytest.raises(UserError, match=r"optimizer.safetensors is not as it was written"):
+        open_checkpoint(tmp_path, str(damaged), READ)
+    (damaged / "optimizer.safetensors").unlink()
+    with pytest.raises(UserError, match=r"optimizer.safetensors is missing"):
+        open_checkpoint(tmp_path, str(damaged), READ)
+    assert open_checkpoint(tmp_path, "latest", READ).path == older
+
+
+@pytest.mark.parametrize(
+    ("manifest", "reason"),
+    [
+        ("{", "its manifest.json is damaged"),
+        ('{"version": 1, "files": [1]}', "its manifest.json is damaged"),
+        ('{"version": 1, "files": {"members.safetensors": {"bytes": 3}}}', "its manifest.json is damaged"),
+        ('{"version": 1, "files": {}}', "state.json is missing"),
+        ('{"version": 2}', "its version is 2, this trainer reads 1"),
+    ],
+)
+def test_a_manifest_that_says_something_else_is_a_sentence(manifest, reason, tmp_path):
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be used: {reason}; name another with `--checkpoint`"):
+        open_checkpoint(tmp_path, str(tmp_path), READ)
 
 
 def test_a_checkpoint_that_cannot_be_read_names_the_option_that_chose_it(config):
-    from chats_train.training.train import export, sample, train
+    from chats_train.runs.trained import export, sample
+    from chats_train.training.train import train
 
     run = config(max_train_steps=1, checkpointing_steps=1, validation_pairs=0, network_rank=2)
     train(run)

@@ -8,14 +8,8 @@ import torch
 from PIL import Image
 
 from chats_train.families import load_family
-from chats_train.sampling.sampler import (
-    SamplingSettings,
-    initial_noise,
-    picture_grid,
-    sample_cfg,
-    sample_pair,
-    to_images,
-)
+from chats_train.sampling.pictures import picture_grid, to_images
+from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_cfg, sample_pair
 from chats_train.settings.facts import FAMILIES
 
 
@@ -63,6 +57,20 @@ def test_a_pair_of_equal_members_is_cfg(families, name):
         family, denoiser, denoiser, prompt, null, noise, SamplingSettings(steps=3, guidance_scale=3.0, alpha=0.0)
     )
     torch.testing.assert_close(proxy, plain, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "scheduler", "other"), [("sd15", "normal", "simple"), ("sd3", "simple", "normal")])
+def test_a_family_is_sampled_with_its_own_scheduler(families, name, scheduler, other):
+    """`simple` for flow models, as the pack's own workflow for SD3.5 has it."""
+    family = families[name]
+    denoiser, (prompt, null) = family.load_denoiser(), prompts(family)
+    noise = initial_noise(family, 2, 32, 32, seed=2)
+    found = [
+        sample_cfg(family, denoiser, prompt, null, noise, SamplingSettings(steps=3, scheduler=each))
+        for each in (None, scheduler, other)
+    ]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("form", ["proxy", "exact"])

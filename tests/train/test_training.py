@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ from tiny_runs import trainer_of
 
 from chats.draws import draw, step_pairs
 from chats.objective import OBJECTIVES
-from chats_train.runs.checkpoint import State, flatten_optimizer, load_checkpoint, save_checkpoint, unflatten_optimizer
+from chats_train.runs.checkpoint import RESUME, Checkpoint, State, save_checkpoint
 from chats_train.runs.members import make_members
 from chats_train.runs.processes import Processes
 from chats_train.support.errors import UserError
 from chats_train.training.gradients import Gradients, make_batch
 from chats_train.training.optimizer import learning_rate, make_optimizer, stochastic_round
+from chats_train.training.optimizer_state import flatten_optimizer, unflatten_optimizer
 from chats_train.training.trainer import NotFinite, micro_batches
 
 
@@ -48,12 +50,10 @@ def joint_gradient(trainer, batch) -> dict[str, torch.Tensor]:
     members, family = trainer.members, trainer.family
 
     def error(denoiser, side):
-        for parameter in trainer.parameters.values():
-            parameter.requires_grad_()  # PEFT turns it off for the adapter that is not active
         prediction = family.predict(denoiser, side.noisy, side.timesteps, side.prompt, side.sizes)
         return (side.target - prediction).square().mean(dim=(1, 2, 3))
 
-    for module in {id(m): m for m in (members.denoiser(name) for name in members.names)}.values():
+    for module in members.modules:
         module.disable_gradient_checkpointing()
     with torch.no_grad():
         references = [error(members.reference(), side) for side in (batch.chosen, batch.rejected)]
@@ -85,6 +85,53 @@ def test_the_gradient_is_the_joint_one(method, memory, checkpointing, config):
     assert torch.linalg.vector_norm(vectors[0] - vectors[1]) / torch.linalg.vector_norm(vectors[0]) < 1e-6
     for member in trainer.members.names:
         assert any(g is not None and g.any() for name, g in actual.items() if name.startswith(f"{member}."))
+
+
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [
+        ({"training_method": "full"}, {"preferred": 1, "dispreferred": 1}),
+        ({"training_method": "full", "gradient_checkpointing": True}, {"preferred": 1, "dispreferred": 1}),
+        ({"training_method": "full", "memory": "low"}, {"preferred": 1, "dispreferred": 2}),
+        ({"training_method": "lora"}, {"preferred": 1, "dispreferred": 1}),
+        ({"training_method": "lora", "gradient_checkpointing": True}, {"preferred": 1, "dispreferred": 2}),
+        ({"training_method": "lora", "memory": "low"}, {"preferred": 1, "dispreferred": 2}),
+    ],
+)
+def test_one_graph_at_a_time_costs_one_more_pass(settings, passes, config, monkeypatch):
+    trainer = trainer_of(config(**settings))
+    batch, called, denoiser = batch_of(trainer), Counter(), trainer.members.denoiser
+
+    def counted(name):
+        called[name] += 1
+        return denoiser(name)
+
+    monkeypatch.setattr(trainer.members, "denoiser", counted)
+    trainer.gradients.backward(batch, 1.0)
+    assert called == passes
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_each_call_is_of_its_own_model(method, config):
+    """Whatever was asked for or called in between."""
+    trainer = moved(trainer_of(config(training_method=method)))
+    members, side = trainer.members, batch_of(trainer).chosen
+    models = {"base": members.reference(), **{name: members.denoiser(name) for name in members.names}}
+
+    def predicted(name):
+        with torch.no_grad():
+            return trainer.family.predict(models[name], side.noisy, side.timesteps, side.prompt, side.sizes)
+
+    first = {name: predicted(name) for name in models}
+    for name in ("dispreferred", "base", "preferred", "base", "dispreferred", "preferred"):
+        assert torch.equal(predicted(name), first[name])
+    with torch.no_grad():
+        untrained = trainer.family.predict(
+            trainer.family.load_denoiser(), side.noisy, side.timesteps, side.prompt, side.sizes
+        )
+    assert torch.equal(first["base"], untrained)
+    assert not torch.equal(first["preferred"], first["dispreferred"])
+    assert not torch.equal(first["preferred"], first["base"])
 
 
 def test_the_reference_is_the_base_for_both_methods(config):
@@ -207,7 +254,7 @@ def test_a_process_that_was_to_have_peers_is_refused(pairs, bases, tmp_path):
 def resumed(trainer, config, tmp_path):
     """A new trainer that goes on from this one's checkpoint."""
     other = trainer_of(config)
-    other.load_state(load_checkpoint(save_checkpoint(tmp_path / "checkpoints", trainer.state(), None)))
+    other.load_state(Checkpoint(save_checkpoint(tmp_path / "checkpoints", trainer.state(), None), RESUME))
     return other
 
 
@@ -247,8 +294,9 @@ def test_nested_and_shared_optimizer_state_is_saved(tmp_path):
         1: {"quantised": {"qmap1": table}},
     }
     tensors, values = flatten_optimizer({"state": states, "param_groups": []})
-    loaded = load_checkpoint(save_checkpoint(tmp_path, State(1, {"optimizer": tensors}, {"optimizer": values}), None))
-    state = unflatten_optimizer(loaded.tensors["optimizer"], loaded.values["optimizer"], [])["state"]
+    saved = save_checkpoint(tmp_path, State(1, {"optimizer": tensors}, {"optimizer": values}), None)
+    loaded = Checkpoint(saved, RESUME)
+    state = unflatten_optimizer(loaded.tensors("optimizer"), loaded.values["optimizer"], [])["state"]
     assert state.keys() == states.keys()
     assert state[0]["step"] == 3
     assert torch.equal(state[0]["quantised"]["state1"], torch.ones(2))
@@ -274,6 +322,51 @@ def test_learning_rates(config):
     assert learning_rate(linear, 6, 8) == pytest.approx(8 * 0.5)
     cosine = config(lr_warmup_steps=2, max_train_steps=10, learning_rate=1.0, lr_scheduler="cosine")
     assert learning_rate(cosine, 6, 8) == pytest.approx(0.5)
+
+
+def stepped(settings, gradients):
+    """A parameter of a few numbers after a step for each gradient."""
+    parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0, 0.5]))
+    optimizer = make_optimizer(settings, [parameter])
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    return parameter.detach()
+
+
+def test_adamw_takes_its_settings(config):
+    """By hand: m and v are averages under β₁ and β₂, corrected for their start; p ← (1 − lr·λ) p − lr·m̂ / (√v̂ + ε)."""
+    rate, beta1, beta2, epsilon, decay = 0.01, 0.5, 0.25, 0.1, 0.2
+    settings = config(learning_rate=rate, adam_beta1=beta1, adam_beta2=beta2, adam_epsilon=epsilon, weight_decay=decay)
+    gradients = [torch.tensor([0.1, -0.2, 0.3, 4.0]), torch.tensor([-0.5, 0.1, 0.0, 1.0])]
+    p, m, v = torch.tensor([1.0, -2.0, 3.0, 0.5]), torch.zeros(4), torch.zeros(4)
+    for step, gradient in enumerate(gradients, start=1):
+        m = beta1 * m + (1 - beta1) * gradient
+        v = beta2 * v + (1 - beta2) * gradient**2
+        corrected = m / (1 - beta1**step), v / (1 - beta2**step)
+        p = (1 - rate * decay) * p - rate * corrected[0] / (corrected[1].sqrt() + epsilon)
+    torch.testing.assert_close(stepped(settings, gradients), p)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "adafactor"])
+def test_every_optimizer_decays_the_weights(optimizer, config):
+    """Decoupled: by lr·λ at each step, also where the gradient is 0."""
+    if optimizer == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    settings = config(optimizer=optimizer, learning_rate=0.01, weight_decay=0.2)
+    after = stepped(settings, [torch.zeros(4)] * 3)
+    torch.testing.assert_close(after, torch.tensor([1.0, -2.0, 3.0, 0.5]) * (1 - 0.01 * 0.2) ** 3)
+
+
+def test_adapters_are_on_the_layers_that_are_named(config):
+    trainer = trainer_of(config(training_method="lora", network_target_modules=["attn2.to_v", "ff.net.2"]))
+    layers = {name.partition(".lora_")[0] for name in trainer.parameters}
+    assert {next(end for end in ("attn2.to_v", "ff.net.2") if layer.endswith(end)) for layer in layers} == {
+        "attn2.to_v",
+        "ff.net.2",
+    }
+    with pytest.raises(UserError, match=r"`network_target_modules` is \['to_w'\], which names no layer of the base"):
+        trainer_of(config(training_method="lora", network_target_modules=["to_w"]))
 
 
 def test_stochastic_rounding_is_right_in_the_mean():

@@ -1,0 +1,81 @@
+"""From the weights of a run to the two files of its pair."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from torch import Tensor
+
+from chats.pair import PairMetadata
+
+from ..families import Family
+from ..settings.config import RunConfig
+from ..support.dtypes import TORCH_DTYPES
+from .members import adapter_weights
+from .pair_files import export_full, export_lora
+
+
+def export_pair(
+    config: RunConfig,
+    family: Family,
+    weights: dict[str, Tensor],
+    step: int,
+    fingerprint: str,
+    folder: Path,
+    dtype: str = "fp16",
+    probe: Mapping[str, float] = MappingProxyType({}),
+) -> list[Path]:
+    """Writes the members as files that ComfyUI loads, with metadata that says they belong together.
+
+    Args:
+        weights: by `<member>.<name>`, a checkpoint's members or averages.
+        step: optimizer steps trained.
+        fingerprint: of the data set.
+        dtype: fp32, fp16 or bf16, of the files.
+        probe: fields of the metadata, what the probe of the proxy form measured.
+
+    Returns:
+        the files.
+    """
+    members = sorted({key.split(".", 1)[0] for key in weights}, reverse=True)
+    # The same weights make the same pair, however often they are exported.
+    pair_id = uuid.uuid5(uuid.NAMESPACE_URL, f"{family.base_sha256} {config.sha256()} {fingerprint} {step}").hex
+    paths = []
+    for member in members:
+        metadata = PairMetadata(
+            member,
+            pair_id=pair_id,
+            base_name=Path(config.pretrained_model).name,
+            base_sha256=family.base_sha256,
+            prediction_type=family.prediction_type,
+            null_prompt=family.null_prompt_kind,
+            null_prompt_prob=config.null_prompt_prob,
+            alpha=config.alpha,
+            guidance_scale=config.guidance_scale,
+            beta=config.beta,
+            resolution=config.resolution,
+            step=step,
+            config_sha256=config.sha256(),
+            dataset_fingerprint=fingerprint,
+            **probe,
+        )
+        path = folder / f"{config.output_dir.name}_{member}.safetensors"
+        title = f"{config.output_dir.name} {member}"
+        own = adapter_weights(weights, member)
+        if config.training_method == "lora":
+            shapes = family.source.shapes(family.facts.denoiser_part)
+            export_lora(
+                path, family.name, own, config.network_alpha, shapes, metadata, title=title, dtype=TORCH_DTYPES[dtype]
+            )
+        else:
+            # A file is the whole state, also what does not train (SD3's table of positions is a buffer).
+            whole = {**family.load_denoiser().state_dict(), **own}
+            zero_snr = getattr(family.schedule, "zero_terminal_snr", False)
+            export_full(
+                path, family.name, whole, metadata, title=title, dtype=TORCH_DTYPES[dtype], zero_terminal_snr=zero_snr
+            )
+        paths.append(path)
+    return paths
