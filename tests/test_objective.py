@@ -40,6 +40,8 @@ def test_chats_loss_eq_13():
     errors = errors_of([0.010, 0.011, 0.3], [0.0200, 0.012, 0.4], [0.011, 0.010, 0.3], [0.0205, 0.010, 0.4])
     losses, metrics = objective.chats_loss(errors)
     torch.testing.assert_close(losses, torch.tensor([0.2014133, 3.0485874, math.log(2)]), rtol=1e-5, atol=1e-5)
+    assert torch.equal(metrics["error_chosen"], errors.chosen)
+    assert torch.equal(metrics["error_rejected"], errors.rejected)
     torch.testing.assert_close(metrics["delta_chosen"], torch.tensor([-0.001, 0.001, 0.0]), rtol=0, atol=1e-8)
     torch.testing.assert_close(metrics["delta_rejected"], torch.tensor([-0.0005, 0.002, 0.0]), rtol=0, atol=1e-8)
     torch.testing.assert_close(metrics["z"], torch.tensor([1.5, -3.0, 0.0]), rtol=1e-4, atol=1e-6)
@@ -100,6 +102,20 @@ def test_gradient_weights_of_the_plain_baselines(name, expected):
     with torch.no_grad():
         weights = objective.gradient_weights(OBJECTIVES[name], PairErrors(torch.tensor([0.3]), torch.tensor([0.2])))
     assert tuple(weight.item() for weight in weights) == expected
+
+
+def test_one_side_alone_has_one_weight():
+    chosen, rejected = objective.gradient_weights(OBJECTIVES["supervised_chosen"], PairErrors(torch.tensor([0.3, 0.2])))
+    assert chosen.tolist() == [1.0, 1.0]
+    assert rejected is None
+
+
+def test_the_weights_leave_the_errors_and_their_graph_alone():
+    """The errors that are weighed are backpropagated afterwards."""
+    errors = errors_of([0.3], [0.2], [0.1], [0.1])
+    objective.gradient_weights(OBJECTIVES["chats"], errors)
+    assert not errors.chosen.requires_grad
+    assert not errors.rejected.requires_grad
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
