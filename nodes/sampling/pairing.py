@@ -9,7 +9,6 @@ from comfy.patcher_extension import WrappersMP
 from .run import KEY, Interval
 from .shared_weights import SharedWeights
 from .two_models import TwoModels
-from .wrappers import Pair
 
 
 def pair_models(
@@ -29,11 +28,11 @@ def pair_models(
         ValueError: when both are versions of one loaded model and differ in nothing, or in more than plain LoRAs.
     """
     interval = Interval(start_percent, end_percent)
-    pair: Pair
-    if preferred.is_clone(dispreferred):
-        pair = SharedWeights(preferred, dispreferred, interval)
-    else:
-        pair = TwoModels(dispreferred, interval)
+    pair = (
+        SharedWeights(preferred, dispreferred, interval)
+        if preferred.is_clone(dispreferred)
+        else TwoModels(dispreferred, interval)
+    )
     return pair.join(preferred)
 
 
