@@ -45,7 +45,7 @@ class Condition:
     @property
     def folder(self) -> str:
         """The name as a folder's."""
-        parts = ["chats" if self.models == "pair" else self.models]
+        parts: list[str] = ["chats" if self.models == "pair" else self.models]
         if self.models == "pair":
             parts += [f"a{self.alpha:g}"] if self.alpha == 0 else [str(self.form), f"a{self.alpha:g}"]
         return "_".join([*parts, f"s{self.guidance_scale:g}"])
@@ -73,13 +73,14 @@ def make_conditions(
     Raises:
         UserError: for a guidance scale below 0.
     """
-    scales, alphas, forms = (list(dict.fromkeys(each)) for each in (guidance_scales, alphas, forms))
+    scales, alphas = (list(dict.fromkeys(each)) for each in (guidance_scales, alphas))
     for scale in scales:
         if not scale >= 0:
             raise UserError(f"`--guidance-scale` is {scale:g}; the paper's s is 0 or more, 5 by default")
-    made = [Condition(models, scale) for models in ("base", "preferred") for scale in scales]
+    single: tuple[Models, ...] = ("base", "preferred")
+    made = [Condition(models, scale) for models in single for scale in scales]
     if pair:
-        settings = {(alpha, form if alpha else "proxy") for alpha in alphas for form in forms}
+        settings: set[tuple[float, Form]] = {(alpha, form if alpha else "proxy") for alpha in alphas for form in forms}
         ordered = sorted(settings, key=lambda each: (alphas.index(each[0]), each[1] != "proxy"))
         made += [Condition("pair", scale, alpha, form) for alpha, form in ordered for scale in scales]
     return made

@@ -40,8 +40,11 @@ class Scorer(Protocol):
             of the prompt's metadata, too); a kept score of another fingerprint is not used again.
     """
 
-    name: str
-    fingerprint: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[EvaluationPrompt]) -> Tensor:
         """A score for each picture and its prompt, [batch]."""

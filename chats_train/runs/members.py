@@ -185,7 +185,7 @@ def adapter_weights(state: dict[str, Tensor], member: str) -> dict[str, Tensor]:
 
 
 def _prepared(family: Family, device: torch.device, config: RunConfig) -> Any:
-    module = family.load_denoiser().to(device)
+    module: Any = family.load_denoiser().to(device)
     if config.gradient_checkpointing:
         module.enable_gradient_checkpointing()
     return module

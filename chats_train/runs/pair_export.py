@@ -6,10 +6,11 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import get_args
 
 from torch import Tensor
 
-from chats.pair import PairMetadata
+from chats.pair import Member, PairMetadata
 
 from ..families import Family
 from ..settings.config import RunConfig
@@ -35,12 +36,13 @@ def export_pair(
         step: optimizer steps trained.
         fingerprint: of the data set.
         dtype: fp32, fp16 or bf16, of the files.
-        probe: fields of the metadata, what the probe of the proxy form measured.
+        probe: what the probe of the proxy form measured, by the metadata's fields.
 
     Returns:
         the files.
     """
-    members = sorted({key.split(".", 1)[0] for key in weights}, reverse=True)
+    trained = {key.split(".", 1)[0] for key in weights}
+    members = [member for member in get_args(Member) if member in trained]
     # The same weights make the same pair, however often they are exported.
     pair_id = uuid.uuid5(uuid.NAMESPACE_URL, f"{family.base_sha256} {config.sha256()} {fingerprint} {step}").hex
     paths = []
@@ -60,7 +62,8 @@ def export_pair(
             step=step,
             config_sha256=config.sha256(),
             dataset_fingerprint=fingerprint,
-            **probe,
+            proxy_cosine=probe.get("proxy_cosine"),
+            proxy_relative_error=probe.get("proxy_relative_error"),
         )
         path = folder / f"{config.output_dir.name}_{member}.safetensors"
         title = f"{config.output_dir.name} {member}"

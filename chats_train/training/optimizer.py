@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,16 +40,22 @@ def make_optimizer(config: RunConfig, parameters: Iterable[nn.Parameter]) -> tor
 def _torch_optimizer(config: RunConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     if config.optimizer == "adafactor":
         return torch.optim.Adafactor(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    adam = dict(lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon)
+    adam: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+        "weight_decay": config.weight_decay,
+    }
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, weight_decay=config.weight_decay, **adam)
+        return torch.optim.AdamW(parameters, **adam)
     try:
         import bitsandbytes
     except ImportError as error:
         raise UserError(
             "`optimizer` is adamw8bit, which needs bitsandbytes; `pip install bitsandbytes`, or set adamw"
         ) from error
-    return bitsandbytes.optim.AdamW8bit(parameters, weight_decay=config.weight_decay, **adam)
+    eight_bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, **adam)
+    return eight_bit
 
 
 class RoundingOptimizer:

@@ -13,9 +13,9 @@ def flatten_optimizer(state_dict: dict) -> tuple[dict[str, Tensor], dict[str, An
 
     bitsandbytes nests a part of its state, whose names are then `<parameter>.<name>.<name>`.
     """
-    tensors, values = {}, {}
-    for key, value in _leaves(state_dict["state"]):
-        (tensors if isinstance(value, Tensor) else values)[key] = value
+    leaves = dict(_leaves(state_dict["state"]))
+    tensors = {key: value for key, value in leaves.items() if isinstance(value, Tensor)}
+    values = {key: value for key, value in leaves.items() if key not in tensors}
     rest = {name: value for name, value in state_dict.items() if name not in ("state", "param_groups")}
     return tensors, {"values": values, "rest": rest}
 

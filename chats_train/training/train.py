@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -220,7 +221,7 @@ def _resume(trainer: Trainer) -> None:
 def _stop_signals() -> Iterator[list[int]]:
     """A list that SIGINT and SIGTERM are added to, instead of ending the process at once; a second one does end it."""
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def receive(number: int, _: object) -> None:
         received.append(number)

@@ -15,8 +15,8 @@ from chats.objective import OBJECTIVES
 
 from ..data import PairDataset
 from ..data.pairs import PairSample
-from ..encodings.cache import PairEncodings
-from ..families import Family
+from ..encodings.cache import NULL_PROMPT, PairEncodings
+from ..families import Family, Prompt
 from ..runs.checkpoint import Checkpoint, State
 from ..runs.members import make_members
 from ..runs.processes import Processes
@@ -163,7 +163,7 @@ class Trainer:
         parameters = list(self.parameters.values())
         self.processes.sum_gradients(parameters)
         if self.scaler.is_enabled():
-            self.scaler.unscale_(self.optimizer)
+            self.scaler.unscale_(self._scaled_optimizer())
         limit = self.config.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
         scales_down = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
@@ -172,11 +172,16 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
+            self.scaler.step(self._scaled_optimizer())
             self.scaler.update()
         else:
             self.optimizer.step()
         return norm
+
+    def _scaled_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer under the fp16 scaler: over fp32 weights, since the config refuses fp16 over bf16 ones."""
+        assert isinstance(self.optimizer, torch.optim.Optimizer)
+        return self.optimizer
 
     def _batch(self, micro: list[tuple[int, PairSample]]) -> Batch:
         pairs = [self.encodings.pair(sample) for _, sample in micro]
@@ -186,12 +191,10 @@ class Trainer:
         ]
         return make_batch(self.family, pairs, draws, self.null, self.config.null_prompt_prob, self.device)
 
-    def _null_prompt(self) -> dict[str, Tensor]:
+    def _null_prompt(self) -> Prompt:
         """∅ by the run's convention, as a batch of 1, from the cache: the encoders may be gone."""
-        empty = {name: tensor[None].to(self.device) for name, tensor in self.encodings.prompt("").items()}
-        if self.family.null_prompt_kind == "zeros":
-            return {name: torch.zeros_like(tensor) for name, tensor in empty.items()}
-        return empty
+        empty = self.encodings.prompt(NULL_PROMPT)
+        return self.family.null_of({name: tensor[None].to(self.device) for name, tensor in empty.items()})
 
     def _means(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:
         names = sorted({"loss", *self.gradients.objective.metrics})
