@@ -188,10 +188,8 @@ class Trainer:
 
     def _null_prompt(self) -> dict[str, Tensor]:
         """∅ by the run's convention, as a batch of 1, from the cache: the encoders may be gone."""
-        empty = {name: tensor[None].to(self.device) for name, tensor in self.encodings.prompt("").items()}
-        if self.family.null_prompt_kind == "zeros":
-            return {name: torch.zeros_like(tensor) for name, tensor in empty.items()}
-        return empty
+        empty = self.encodings.prompt("")
+        return self.family.null_of({name: tensor[None].to(self.device) for name, tensor in empty.items()})
 
     def _means(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:
         names = sorted({"loss", *self.gradients.objective.metrics})
