@@ -87,7 +87,7 @@ def proxy_prompt(prompt: Tensor, null: Tensor, alpha: float = DEFAULT_ALPHA) -> 
     Raises:
         ValueError: when the shapes differ in more than the batch (see :func:`align_null`).
     """
-    if prompt.ndim != null.ndim or prompt.shape[1:] != null.shape[1:]:
+    if prompt.shape[1:] != null.shape[1:]:
         raise ValueError(
             f"the prompt's embedding is {list(prompt.shape)} and the null prompt's {list(null.shape)}; "
             "a proxy prompt needs equal shapes: use the exact form"
@@ -117,7 +117,7 @@ def align_null(prompt: Tensor, null: Tensor) -> Tensor | None:
         return None
     if prompt_tokens == null_tokens:
         return null
-    chunked = prompt_tokens % CLIP_CHUNK_TOKENS == 0 and null_tokens % CLIP_CHUNK_TOKENS == 0
-    if null.shape[2] in CLIP_WIDTHS and chunked and prompt_tokens % null_tokens == 0:
+    whole_chunks = null_tokens % CLIP_CHUNK_TOKENS == 0 and prompt_tokens % null_tokens == 0
+    if null.shape[2] in CLIP_WIDTHS and whole_chunks:
         return torch.cat([null] * (prompt_tokens // null_tokens), dim=1)
     return None

@@ -1,7 +1,7 @@
-"""What contradicts the pair or itself in the settings of a run: a line each, shown on the node that samples. Nothing is
-refused.
+"""Advice: each setting of a run that contradicts the pair, or another setting, gets a line on the node that samples.
 
-Lines are short: the front end shows some 34 characters a row, and as many rows as the node has room for.
+Nothing is refused. Lines are short: the front end shows some 34 characters a row, and as many rows as the node has
+room for.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from server import PromptServer
 
 from ..chats import guidance, pair, probe
 
-# Of a model: the metadata of its pair, as the loaders read them; clones keep it.
+# The attachment of a MODEL that holds its pair's metadata, as the loaders read it; clones keep it.
 ATTACHMENT = "chats_pair"
-# Of a conditioning entry: what CHATS Proxy Prompt made it of.
+# The option of a conditioning entry that holds the ProxyFacts it was made with.
 PROXY = "chats_proxy"
-# ComfyUI's prediction by the class that interprets a network's output, in the words of the pair's metadata.
+# ComfyUI's classes that interpret a network's output, each with the metadata's word for that kind of prediction.
 PREDICTIONS = (("V_PREDICTION", "v_prediction"), ("EPS", "epsilon"), ("CONST", "flow"))
 # The node that makes ComfyUI take a model's output for one kind of prediction.
 SAMPLING_NODES = {
@@ -32,15 +32,13 @@ SAMPLING_NODES = {
 # conditional.
 USUAL_ALPHAS = (0.0, 1.0)
 
-
-# What each node shows now, by its id: the execution that said it, and the lines. A text stays on a node until another
-# replaces it.
+# By a node's id: the execution that last showed lines there, and the lines. They stay until others replace them.
 _shown: dict[str, tuple[str, list[str]]] = {}
 
 
 @dataclass(frozen=True)
 class ProxyFacts:
-    """The settings behind a negative, and whether its null prompt is zeros."""
+    """The settings that a negative was made with, and whether its null prompt is zeros."""
 
     alpha: float
     form: str
@@ -48,34 +46,34 @@ class ProxyFacts:
 
 
 def show(text: str, node_id: str | None) -> None:
-    """Shows a text on a node, where a server is there to."""
+    """Shows a text on a node, where there is a server."""
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id)
 
 
 def prediction_of(model: ModelPatcher) -> str | None:
-    """What ComfyUI takes the model's output for, in the metadata's words."""
+    """The kind of prediction that ComfyUI takes the model's output for, in the metadata's words."""
     bases = {base.__name__ for base in type(model.get_model_object("model_sampling")).__mro__}
     return next((words for name, words in PREDICTIONS if name in bases), None)
 
 
 def prediction_advice(metadata: pair.PairMetadata | None, model: ModelPatcher) -> str | None:
     """A line where ComfyUI takes the model for another kind of prediction than the pair was trained for."""
-    taken_for = prediction_of(model)
-    if metadata is None or None in (metadata.prediction_type, taken_for) or metadata.prediction_type == taken_for:
+    trained_for, taken_for = metadata.prediction_type if metadata else None, prediction_of(model)
+    if trained_for is None or taken_for is None or trained_for == taken_for:
         return None
-    trained_for = metadata.prediction_type
     node = SAMPLING_NODES[trained_for]
     return f"sampled as {taken_for}, but the pair was trained for {trained_for}: put {node} on both models"
 
 
 def advise_on_run(model: ModelPatcher, cfg: float | None, negative: Iterable[dict]) -> None:
-    """Shows and logs what contradicts in a run; once an execution of a node that samples often, as for tiles.
+    """Shows and logs the lines on a run. A node that samples several times in one execution, as for tiles, says the
+    same once.
 
     Args:
         model: the pair's MODEL.
-        cfg: the guider's, None where it has none.
+        cfg: the guider's; None where it has none.
         negative: the conditioning entries of the negative.
     """
     metadata = model.attachments.get(ATTACHMENT)
@@ -96,17 +94,17 @@ def advise_on_run(model: ModelPatcher, cfg: float | None, negative: Iterable[dic
 
 
 def cfg_advice(metadata: pair.PairMetadata | None, cfg: float | None) -> str | None:
+    """A line where cfg is below 1."""
     if cfg is None or cfg >= 1:
         return None
-    scale = (
-        metadata.guidance_scale if metadata and metadata.guidance_scale is not None else guidance.DEFAULT_GUIDANCE_SCALE
-    )
+    stated = metadata.guidance_scale if metadata else None
+    scale = guidance.DEFAULT_GUIDANCE_SCALE if stated is None else stated
     usual = guidance.cfg_from_guidance_scale(scale)
     return f"cfg {cfg:g} is below 1, where the dispreferred model pulls: try {usual:g}"
 
 
 def proxy_advice(metadata: pair.PairMetadata | None, facts: ProxyFacts) -> list[str]:
-    """Lines about one proxy prompt."""
+    """Lines about the proxy prompt that a negative was made of."""
     lines = []
     low, high = USUAL_ALPHAS
     if not low <= facts.alpha <= high:
@@ -123,7 +121,8 @@ def proxy_advice(metadata: pair.PairMetadata | None, facts: ProxyFacts) -> list[
     if (
         facts.form == "proxy"
         and facts.alpha != 0
-        and None not in (cosine, error)
+        and cosine is not None
+        and error is not None
         and not probe.proxy_goes_the_way(cosine, error)
     ):
         lines.append(

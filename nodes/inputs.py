@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..chats import guidance
 from ..chats.words import shown
 
-# What a value of a graph's JSON can be; ComfyUI hands it on where a link belongs.
+# The types of a value in a graph's JSON. ComfyUI hands on such a value even where a link belongs.
 JSON_TYPES = (str, int, float, bool, list, dict, type(None))
 
 
@@ -28,8 +28,7 @@ def require_conditioning(**conditionings: object) -> None:
 
 
 def advanced(widget: io.WidgetInput) -> io.WidgetInput:
-    """Marks a rare input, which newer front ends fold away. Not a constructor argument: ComfyUI 0.3.64 knows none for
-    it."""
+    """The widget, marked as one that newer front ends fold away. ComfyUI 0.3.64 has no constructor argument for it."""
     widget.extra_dict["advanced"] = True
     return widget
 
@@ -60,8 +59,7 @@ def alpha_input() -> io.Float.Input:
         step=0.05,
         round=0.001,
         tooltip="Share of the dispreferred conditional (the paper's α). 0.5 to 0.7 works well, the paper's default is "
-        "0.5. "
-        "0 is CFG with two models; below 0 pushes away from the prompt as the dispreferred model sees it.",
+        "0.5. 0 is CFG with two models; below 0 pushes away from the prompt as the dispreferred model sees it.",
     )
 
 

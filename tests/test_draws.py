@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 
-from chats.draws import draw, held_out, step_pairs
+from chats.draws import VALIDATION_EPOCH, draw, held_out, shuffled, step_pairs
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,48 @@ def test_every_epoch_has_every_pair_once_and_held_out_ones_never():
     orders = [[sample.id for e, sample in steps if e == epoch] for epoch in (0, 1)]
     assert orders[0] != orders[1]
     assert held_out(tuple(reversed(pairs)), 0, 4) == (kept, held)
+
+
+def ids(pairs):
+    return [int(pair.id.removeprefix("pair ")) for pair in pairs]
+
+
+def test_a_run_goes_on_after_an_update_with_the_numbers_it_began_with():
+    """The numbers of version 0.1.0. Others would be as random, but a run that was begun with them would see some pairs
+    twice and others never, and measure on pairs that it has trained on."""
+    drawn = draw(7, 3, "pair 0", torch.Size((1, 1, 3)))
+    torch.testing.assert_close(drawn.noise, torch.tensor([[[0.7671, 1.4570, -0.6755]]]), rtol=0, atol=1e-4)
+    assert drawn.timestep == pytest.approx(0.7158886178422997, rel=1e-15)
+    assert drawn.coin == pytest.approx(0.013568629928199405, rel=1e-15)
+    assert ids(shuffled(samples(6), 7, 0)) == [3, 5, 2, 4, 0, 1]
+    assert ids(shuffled(samples(6), 7, 1)) == [1, 4, 0, 5, 2, 3]
+    assert tuple(map(ids, held_out(samples(6), 7, 2))) == ([5, 2, 4, 1], [0, 3])
+
+
+def test_what_is_held_out_is_no_epochs_beginning():
+    """Epochs count from 0. Were the held-out pairs chosen by the order of one of them, they would not be random beside
+    it."""
+    assert VALIDATION_EPOCH < 0
+
+
+def test_at_most_half_of_the_pairs_are_held_out():
+    # Of 5 pairs half are 2; there is always more to train on than to measure on.
+    assert [len(side) for side in held_out(samples(5), 0, 99)] == [3, 2]
+    assert [len(side) for side in held_out(samples(5), 0, 1)] == [4, 1]
+    assert [len(side) for side in held_out(samples(5), 0, 0)] == [5, 0]
+
+
+def test_a_step_reaches_into_the_next_epoch():
+    # 5 pairs, 3 a step: the second step (positions 3, 4, 5) has the last two of epoch 0 and the first of epoch 1.
+    pairs = samples(5)
+    first, second = step_pairs(pairs, 7, 0, 3), step_pairs(pairs, 7, 1, 3)
+    assert [epoch for epoch, _ in first] == [0, 0, 0]
+    assert [epoch for epoch, _ in second] == [0, 0, 1]
+    orders = [shuffled(pairs, 7, epoch) for epoch in (0, 1)]
+    assert [pair for _, pair in first + second] == orders[0] + orders[1][:1]
+
+
+def test_parts_of_a_seed_do_not_run_into_each_other():
+    # Joined without anything in between, (1, 12) and (11, 2) would be one text and one draw.
+    shape = torch.Size((1,))
+    assert draw(1, 12, "a", shape).coin != draw(11, 2, "a", shape).coin

@@ -1,9 +1,12 @@
 """Factors of a difference against torch's own decomposition, and against the residual that they leave."""
 
+import math
+
 import pytest
 import torch
 
 from chats.lowrank import factorize, relative_error, weight_difference
+from chats.lowrank.extraction import _rank
 
 SHAPES = {
     "wide": (12, 30),
@@ -125,3 +128,76 @@ def test_inputs_are_left_alone():
     relative_error(delta, factorize(delta).up, factorize(delta).down)
     assert torch.equal(target, before)
     assert torch.equal(delta, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_whatever_the_differences_precision_the_arithmetic_is_double(dtype):
+    # Singular values 2⁸ and 2⁻⁸, exact in fp16. Squared they are 2¹⁶, which fp16 has not (its largest is 65504), and
+    # 2⁻¹⁶, which beside 2¹⁶ is nothing in fp32, whose numbers have 24 bits. Their roots are exact too.
+    delta = torch.diag(torch.tensor([2.0**8, 2.0**-8], dtype=torch.float64))
+    factors = factorize(delta.to(dtype))
+    assert factors.rank == 2
+    assert torch.equal(product(factors), delta)
+    # What leaves is single, as files hold it at most, and a number that a table can print.
+    assert (factors.up.dtype, factors.down.dtype) == (torch.float32, torch.float32)
+    assert type(factors.retained_energy) is float
+    assert relative_error(delta.to(dtype), factors.up, factors.down) == 0.0
+    # Without the small value the error is 2⁻⁸ / √(2¹⁶ + 2⁻¹⁶), which is 2⁻¹⁶ to nine digits.
+    one = factorize(delta.to(dtype), rank=1)
+    assert relative_error(delta.to(dtype), one.up, one.down) == pytest.approx(2.0**-16)
+
+
+def test_a_share_of_the_energy_is_met_to_the_last_bits_but_not_to_single_precisions():
+    # The second direction has 4·10⁻⁸ of the energy: 1.0 asks for it. A rank that falls short by fp32's last bit,
+    # 1.2·10⁻⁷, would leave it out.
+    delta = torch.diag(torch.tensor([1.0, 2e-4], dtype=torch.float64))
+    assert factorize(delta, energy=1.0).rank == 2
+    assert factorize(delta, energy=1 - 1e-7).rank == 1
+
+
+def test_energies_below_zero_are_rounding_and_take_none_away():
+    # A Gram matrix has no negative eigenvalues, its decomposition has: 4 and 1 are all of 5, whatever follows them.
+    assert _rank(torch.tensor([4.0, 1.0, -1e-9], dtype=torch.float64), total=5.0, rank=None, energy=1.0) == 2
+
+
+def test_no_more_than_all_of_the_energy_is_retained():
+    # The sum of squares of the singular values and that of the elements are rounded apart, and in about half of all
+    # differences the first is the larger.
+    energies = [factorize(random_difference((6, 9), seed, decay=1.0)).retained_energy for seed in range(20)]
+    assert max(energies) == 1.0
+    assert min(energies) == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(12, 30), (30, 12), (8, 4, 3, 3)])
+def test_the_decomposition_is_of_the_shorter_side(shape, monkeypatch):
+    """Its time grows with the cube of the side: a feed-forward layer of 10,240 × 1,280 would take 512 times as long."""
+    sides = []
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (sides.append(matrix.shape), eigh(matrix))[1])
+    factorize(random_difference(shape))
+    assert sides == [(min(shape[0], math.prod(shape[1:])),) * 2]
+
+
+def test_the_error_of_many_rows_is_that_of_all_of_them():
+    # 300 rows are taken in three parts, the last of them short. Each row is off by 1 of its 2 in one place: ½ overall.
+    delta = torch.zeros(300, 4, dtype=torch.float64)
+    delta[:, 0] = 2.0
+    up, down = torch.ones(300, 1), torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    assert relative_error(delta, up, down) == pytest.approx(0.5)
+    # A convolution's `up` as LoRA files hold it, with a kernel of 1 × 1.
+    assert relative_error(delta.reshape(300, 1, 2, 2), up[..., None, None], down.reshape(1, 1, 2, 2)) == pytest.approx(
+        0.5
+    )
+
+
+def test_factors_of_a_smaller_weight_have_no_error():
+    # 256 rows are two parts and 128 are one: the second would be left out of the sum without a word.
+    with pytest.raises(ValueError, match="zip"):
+        relative_error(torch.ones(256, 4), torch.ones(128, 1), torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("truncation", [{"rank": 0}, {"energy": 0.0}, {"energy": 1.5}])
+def test_what_names_no_truncation_is_the_callers_mistake(truncation):
+    # A rank of 0 would cut at [-0:], which is everything; a share of 0 or of more than all has no smallest rank.
+    with pytest.raises(AssertionError):
+        factorize(torch.eye(3), **truncation)

@@ -65,8 +65,30 @@ def test_proxy_prompt_keeps_its_dtype_and_mixes_in_fp32(dtype):
 
 
 def test_proxy_prompt_refuses_unequal_shapes():
-    with pytest.raises(ValueError, match="use the exact form"):
+    with pytest.raises(ValueError, match="the prompt's embedding") as error:
         guidance.proxy_prompt(torch.zeros(1, 77, 8), torch.zeros(1, 154, 8))
+    assert str(error.value) == (
+        "the prompt's embedding is [1, 77, 8] and the null prompt's [1, 154, 8]; "
+        "a proxy prompt needs equal shapes: use the exact form"
+    )
+    with pytest.raises(ValueError, match=r"\[1, 77, 8\] and the null prompt's \[1, 8\]"):
+        guidance.proxy_prompt(torch.zeros(1, 77, 8), torch.zeros(1, 8))
+
+
+def test_a_null_prompt_on_another_device_is_brought_over():
+    # Encoders are moved off the GPU between two texts, so the two embeddings may lie apart. `meta` stands for a GPU.
+    mixed = guidance.proxy_prompt(torch.zeros(1, 77, 8, device="meta"), torch.zeros(1, 77, 8))
+    assert mixed.device.type == "meta"
+
+
+def test_the_defaults_are_the_papers():
+    # Table 4's best row samples with s = 5 and α = 0.5; any α from 0.5 to 0.7 works, says Fig. 5. Whoever compares with
+    # the paper's pictures leaves the settings alone.
+    assert (guidance.DEFAULT_GUIDANCE_SCALE, guidance.DEFAULT_ALPHA) == (5.0, 0.5)
+    prompt, null = torch.tensor([[2.0]]), torch.tensor([[4.0]])
+    assert guidance.proxy_prompt(prompt, null).item() == 5.0  # −0.5·2 + 1.5·4
+    # 6·1 − 5·5, the negative as above
+    assert guidance.exact_guidance(torch.tensor([1.0]), prompt[0], null[0], 5.0).item() == -19.0
 
 
 def test_align_null_repeats_only_where_that_is_exact():
@@ -80,4 +102,25 @@ def test_align_null_repeats_only_where_that_is_exact():
         "T5 attends over the whole length"
     )
     assert guidance.align_null(torch.zeros(1, 100, 768), torch.zeros(1, 50, 768)) is None, "not in chunks of 77"
+    # 11 fits into 77 seven times, but what comes in 11 tokens was not encoded in chunks of 77.
+    assert guidance.align_null(torch.zeros(1, 77, 768), torch.zeros(1, 11, 768)) is None, "a part of a chunk"
     assert guidance.align_null(torch.zeros(1, 77, 768), torch.zeros(1, 77, 1024)) is None, "different widths"
+
+
+CLIP_L, OPEN_CLIP_H, OPEN_CLIP_G = 768, 1024, 1280
+
+
+@pytest.mark.parametrize(
+    "width", [CLIP_L, OPEN_CLIP_H, OPEN_CLIP_G, CLIP_L + OPEN_CLIP_G], ids=["SD1.5", "SD2", "SDXL refiner", "SDXL"]
+)
+def test_long_prompts_of_every_clip_base_can_have_a_proxy(width):
+    """A prompt of more than 75 words comes in two chunks, the null prompt in one; SDXL lays two encoders side by
+    side."""
+    null = torch.randn(1, 77, width)
+    aligned = guidance.align_null(torch.zeros(1, 154, width), null)
+    assert torch.equal(aligned, torch.cat([null, null], dim=1))
+
+
+@pytest.mark.parametrize("width", [CLIP_L - 1, CLIP_L + OPEN_CLIP_H, 4096])
+def test_an_encoder_not_known_to_be_clip_has_no_exact_repeat(width):
+    assert guidance.align_null(torch.zeros(1, 154, width), torch.zeros(1, 77, width)) is None

@@ -29,6 +29,8 @@ def test_squared_error_is_taken_in_fp32():
     )
     assert objective.squared_error(torch.ones(1, 2, dtype=torch.bfloat16), torch.full((1, 2), 1 + 2**-9)) == 2**-18
     assert objective.squared_error(torch.ones(1, 2, dtype=torch.float64), torch.zeros(1, 2)).dtype == torch.float64
+    # The prediction's precision is the loss's, not that of a target which came in double from the schedule.
+    assert objective.squared_error(torch.ones(1, 2), torch.zeros(1, 2, dtype=torch.float64)).dtype == torch.float32
 
 
 def test_chats_loss_eq_13():
@@ -38,6 +40,8 @@ def test_chats_loss_eq_13():
     errors = errors_of([0.010, 0.011, 0.3], [0.0200, 0.012, 0.4], [0.011, 0.010, 0.3], [0.0205, 0.010, 0.4])
     losses, metrics = objective.chats_loss(errors)
     torch.testing.assert_close(losses, torch.tensor([0.2014133, 3.0485874, math.log(2)]), rtol=1e-5, atol=1e-5)
+    assert torch.equal(metrics["error_chosen"], errors.chosen)
+    assert torch.equal(metrics["error_rejected"], errors.rejected)
     torch.testing.assert_close(metrics["delta_chosen"], torch.tensor([-0.001, 0.001, 0.0]), rtol=0, atol=1e-8)
     torch.testing.assert_close(metrics["delta_rejected"], torch.tensor([-0.0005, 0.002, 0.0]), rtol=0, atol=1e-8)
     torch.testing.assert_close(metrics["z"], torch.tensor([1.5, -3.0, 0.0]), rtol=1e-4, atol=1e-6)
@@ -100,6 +104,20 @@ def test_gradient_weights_of_the_plain_baselines(name, expected):
     assert tuple(weight.item() for weight in weights) == expected
 
 
+def test_one_side_alone_has_one_weight():
+    chosen, rejected = objective.gradient_weights(OBJECTIVES["supervised_chosen"], PairErrors(torch.tensor([0.3, 0.2])))
+    assert chosen.tolist() == [1.0, 1.0]
+    assert rejected is None
+
+
+def test_the_weights_leave_the_errors_and_their_graph_alone():
+    """The errors that are weighed are backpropagated afterwards."""
+    errors = errors_of([0.3], [0.2], [0.1], [0.1])
+    objective.gradient_weights(OBJECTIVES["chats"], errors)
+    assert not errors.chosen.requires_grad
+    assert not errors.rejected.requires_grad
+
+
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_one_graph_at_a_time_gives_the_joint_gradient(name):
     torch.manual_seed(0)
@@ -130,13 +148,56 @@ def test_one_graph_at_a_time_gives_the_joint_gradient(name):
     assert any(gradient.abs().max() > 1e-3 for gradient in joint), "the gradients compared are not all zero"
 
 
-def test_metrics_are_detached_and_the_reference_is_frozen():
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_metrics_are_detached_and_the_reference_is_frozen(name):
     errors = PairErrors(*(torch.rand(3, requires_grad=True) for _ in range(4)))
-    losses, metrics = objective.chats_loss(errors)
+    losses, metrics = OBJECTIVES[name].loss(errors, 1000.0)
     assert not any(value.requires_grad for value in metrics.values())
     losses.sum().backward()
     assert errors.chosen.grad is not None
     assert errors.chosen_reference.grad is None
+    assert errors.rejected_reference.grad is None
+
+
+MODELS = {
+    # Eq. 13: a preferred model on the chosen images and a dispreferred one on the rejected; Table 4, "two models".
+    "chats": 2,
+    "two_models_without_reference": 2,
+    # Wallace et al. fine-tune one model on both images, which is what a pair's difference is compared with.
+    "diffusion_dpo": 1,
+    # Table 4, "single model".
+    "supervised_chosen": 1,
+    "supervised_all": 1,
+}
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_an_objective_asks_for_the_errors_that_its_loss_reads(name):
+    """The trainer computes no others: a pass of a denoiser each."""
+    spec = OBJECTIVES[name]
+    assert spec.models == MODELS[name]
+    full = dict(zip(("chosen", "rejected", "chosen_reference", "rejected_reference"), torch.rand(4, 1), strict=True))
+    losses = spec.loss(PairErrors(**full), 1.0)[0]
+
+    def is_read(error):
+        """Whether the loss changes with this error."""
+        return not torch.equal(spec.loss(PairErrors(**{**full, error: full[error] + 1}), 1.0)[0], losses)
+
+    assert is_read("chosen")
+    assert is_read("rejected") == spec.needs_rejected
+    assert is_read("chosen_reference") == is_read("rejected_reference") == spec.needs_reference
+    asked = {error: value for error, value in full.items() if error == "chosen" or is_read(error)}
+    assert torch.equal(spec.loss(PairErrors(**asked), 1.0)[0], losses)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_the_default_of_beta_is_the_papers(name):
+    # T "is fixed as 1000" (App. B.2). The comparison with Diffusion-DPO is at the same factor.
+    errors = errors_of([0.011], [0.012], [0.010], [0.0095])
+    spec = OBJECTIVES[name]
+    assert torch.equal(spec.loss(errors)[0], spec.loss(errors, 1000.0)[0])
+    weights = objective.gradient_weights(spec, errors), objective.gradient_weights(spec, errors, 1000.0)
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
@@ -157,7 +218,13 @@ def test_a_loss_reports_what_its_objective_names(name):
 
 
 def test_missing_errors_are_named():
-    with pytest.raises(ValueError, match="`rejected_reference` are needed"):
+    with pytest.raises(ValueError, match="`rejected_reference` are needed") as error:
         objective.chats_loss(PairErrors(torch.ones(1), torch.ones(1), torch.ones(1)))
-    with pytest.raises(ValueError, match="`rejected` is needed"):
+    assert str(error.value) == (
+        "this objective compares with the reference model: `chosen_reference` and `rejected_reference` are needed"
+    )
+    with pytest.raises(ValueError, match="`rejected_reference` are needed"):
+        objective.diffusion_dpo_loss(PairErrors(torch.ones(1), torch.ones(1), rejected_reference=torch.ones(1)))
+    with pytest.raises(ValueError, match="`rejected` is needed") as error:
         objective.supervised_all_loss(PairErrors(torch.ones(1)))
+    assert str(error.value) == "this objective trains on the rejected images too: `rejected` is needed"

@@ -26,7 +26,10 @@ class TruncatedDifference(LowRank):
 
 
 def weight_difference(base: Tensor, target: Tensor) -> Tensor:
-    """Δ = target − base in float64, where neither half nor single precision loses anything. Both of one shape, kept."""
+    """Δ = target − base in float64, where neither half nor single precision loses anything.
+
+    Both have one shape, and neither is changed.
+    """
     return target.to(torch.float64, copy=True).sub_(base)
 
 
@@ -57,9 +60,8 @@ def factorize(difference: Tensor, rank: int | None = None, energy: float | None 
     eigenvalues, vectors = torch.linalg.eigh(matrix @ matrix.T if short_out else matrix.T @ matrix)  # ascending
     count = _rank(eigenvalues.flip(0), total, rank, energy)
     vectors = vectors[:, -count:].flip(1)  # [shorter side, count]
-    projected = (
-        vectors.T @ matrix if short_out else (matrix @ vectors).T
-    )  # [count, longer side], a row is σᵢ times a unit vector
+    # [count, longer side]: each row is a singular value times a unit vector.
+    projected = vectors.T @ matrix if short_out else (matrix @ vectors).T
     singular = torch.linalg.vector_norm(projected, dim=1)
     # Beneath this a direction is rounding of the decomposition itself, and dividing by its root would blow it up.
     real = singular > singular.max() * len(eigenvalues) * torch.finfo(torch.float64).eps

@@ -34,8 +34,8 @@ class LowRank:
         return self.down.shape[0]
 
     def placed(self, start: int, rows: int) -> LowRank:
-        """The same difference on a weight of which it is a part: its outputs are those from ``start`` on of ``rows`` in
-        all, as where q, k and v are fused into one layer."""
+        """The same difference as a part of a larger weight, such as a layer that q, k and v are fused into: its outputs
+        are those from ``start`` on, of ``rows`` in all."""
         up = self.up.new_zeros(rows, self.rank)
         up[start : start + self.up.shape[0]] = self.up
         return LowRank(self.down, up)

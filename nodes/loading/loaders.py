@@ -16,23 +16,23 @@ from ...chats.words import shown, shown_error
 from ..advice import ATTACHMENT, prediction_advice, show
 from ..inputs import advanced
 
-# In a list of files: no file on this side.
+# What stands in a list of files for no file.
 NONE = "none"
 NO_METADATA = "no settings in these files, as in the published pairs: null an empty prompt, alpha 0.5, cfg 6"
 
 
 def pair_paths(
-    folder: str, preferred: str, dispreferred: str, suffix: str = "", optional: bool = False
+    folder: str, preferred: object, dispreferred: object, suffix: str = "", optional: bool = False
 ) -> tuple[str | None, str | None]:
     """The full paths of two files of one of ComfyUI's model folders; with ``optional``, None for `none`.
 
-    An error names the inputs: the member and ``suffix``. ComfyUI shows it on both, since it has no word from a check
-    for one of them.
+    An error names the input that it is about, the member with ``suffix``, since ComfyUI shows it on both inputs.
 
     Raises:
-        PairError: when a file is not there.
+        PairError: when a name is no text, or its file is not there.
     """
-    paths, missing = [], []
+    paths: list[str | None] = []
+    missing = []
     for member, name in (("preferred", preferred), ("dispreferred", dispreferred)):
         setting = f"{member}{suffix}"
         if not isinstance(name, str):
@@ -62,8 +62,8 @@ def read_pair(paths: tuple[str | None, str | None], node_id: str | None) -> pair
     return metadata
 
 
-# What ComfyUI raises for a whole file that is not the model it took it for: by what is missing, or has another shape or
-# type.
+# What ComfyUI raises for a file that is whole but not the model it was taken for: something is missing, or has another
+# shape or type.
 LOAD_ERRORS = (
     RuntimeError,
     KeyError,
@@ -78,8 +78,8 @@ LOAD_ERRORS = (
 
 @contextmanager
 def loading(name: str, kind: str) -> Iterator[None]:
-    """Has what goes wrong while ComfyUI loads a file say which file, and what to do; memory that runs out stays
-    ComfyUI's to report.
+    """Turns an error of ComfyUI's own loading into one that names the file and the way out. Memory that runs out stays
+    ComfyUI's error.
 
     Raises:
         PairError: when the file is not a ``kind`` that ComfyUI can load.
@@ -109,7 +109,7 @@ def with_metadata(metadata: pair.PairMetadata | None, *models: ModelPatcher) -> 
 def validate_pair(
     folder: str, preferred: object, dispreferred: object, suffix: str = "", optional: bool = False
 ) -> bool | str:
-    """What ComfyUI shows when a workflow is queued: True, or one sentence. An input that is a link is not known yet."""
+    """What ComfyUI shows when a workflow is queued: True, or one sentence. An input that is a link is still None."""
     if preferred is None or dispreferred is None:
         return True
     try:
@@ -186,8 +186,8 @@ class CHATSDiffusionModelPairLoader(io.ComfyNode):
             display_name="Load CHATS Diffusion Model Pair",
             category="loaders/CHATS",
             description="Loads a preferred and a dispreferred diffusion model (UNet or transformer, ComfyUI's or "
-            "diffusers' layout). "
-            "CLIP and VAE come from other loaders. Shows the settings that the pair's metadata recommends.",
+            "diffusers' layout). CLIP and VAE come from other loaders. Shows the settings that the pair's metadata "
+            "recommends.",
             inputs=[
                 *file_inputs("diffusion_models"),
                 advanced(

@@ -22,7 +22,7 @@ from .loaders import (
 )
 
 FOLDER = "loras"
-# Of the inputs' names.
+# What follows the member in the names of the file inputs.
 SUFFIX = "_lora"
 
 
@@ -58,9 +58,8 @@ class CHATSLoRAPairLoader(io.ComfyNode):
             display_name="Load CHATS LoRA Pair",
             category="loaders/CHATS",
             description="Puts the two LoRAs of a pair on one base, or one LoRA on a preferred model. CHATS Apply then "
-            "holds one set of "
-            "weights and runs both sides in one batch, as CFG does. Shows the settings that the pair's metadata "
-            "recommends.",
+            "holds one set of weights and runs both sides in one batch, as CFG does. Shows the settings that the "
+            "pair's metadata recommends.",
             inputs=[
                 io.Model.Input(
                     "model",

@@ -14,13 +14,13 @@ def apply_pair(
     """The pair as one model, after the checks; see :func:`.pairing.pair_models`.
 
     Raises:
-        ValueError: when the two cannot be sampled together, or the interval is empty.
+        ValueError: when the two cannot be sampled together, or the interval ends before it starts.
     """
     require_models(preferred=preferred, dispreferred=dispreferred)
     if start_percent > end_percent:
         raise ValueError(
-            f"`start_percent` is {start_percent:g} and `end_percent` {end_percent:g}; the start must not be after the "
-            "end"
+            f"`start_percent` is {start_percent:g} and `end_percent` {end_percent:g}; "
+            "the start must not be after the end"
         )
     check_models(preferred, dispreferred)
     return pair_models(preferred, dispreferred, start_percent, end_percent)
@@ -34,10 +34,9 @@ class CHATSApply(io.ComfyNode):
             display_name="CHATS Apply",
             category="model_patches/CHATS",
             description="Joins a preferred and a dispreferred model into one MODEL. Whatever sampler it is connected "
-            "to runs the positive "
-            "pass on the preferred and the negative pass on the dispreferred model. LoRAs and patches added after this "
-            "node act on both. "
-            "Two LoRAs on one base share its weights, and both passes run as one batch.",
+            "to runs the positive pass on the preferred and the negative pass on the dispreferred model. LoRAs and "
+            "patches added after this node act on both. Two LoRAs on one base share its weights, and both passes run "
+            "as one batch.",
             inputs=[*model_inputs(), *interval_inputs()],
             outputs=[io.Model.Output(display_name="MODEL", tooltip="For any sampler node.")],
         )

@@ -2,7 +2,6 @@
 
 from comfy.model_patcher import ModelPatcher
 
-from .inheritance import option_difference
 from .pairing import is_paired
 
 # What a noise process is called, by the class in ComfyUI that adds the noise.
@@ -10,11 +9,10 @@ PROCESS_NAMES = {"EPS": "diffusion", "CONST": "flow matching"}
 
 
 def check_models(preferred: ModelPatcher, dispreferred: ModelPatcher) -> None:
-    """Raises ValueError, in one sentence with the way out, unless the two models can be sampled together.
+    """Raises ValueError, in one sentence with the way out, unless the two models are of the same architecture, take the
+    same kind of noise, and are no pair yet.
 
-    Both need the same architecture and the same kind of noise. Two versions of one loaded model need the same options
-    too, since one pass serves both; whether their weights can be told apart in it, :func:`.pairing.pair_models` finds
-    out.
+    What two versions of one loaded model need beyond it, :func:`.pairing.pair_models` checks.
     """
     for name, model in (("preferred", preferred), ("dispreferred", dispreferred)):
         if is_paired(model):
@@ -25,15 +23,6 @@ def check_models(preferred: ModelPatcher, dispreferred: ModelPatcher) -> None:
             "pair"
         )
     _check_noise(preferred, dispreferred)
-    if preferred.is_clone(dispreferred):
-        if preferred.patches_uuid == dispreferred.patches_uuid:
-            raise ValueError("`preferred` and `dispreferred` are the same model; connect the two members of a pair")
-        if difference := option_difference(preferred, dispreferred):
-            raise ValueError(
-                "`preferred` and `dispreferred` share one set of weights and differ in more than LoRAs: "
-                f"`{difference}`; put the node that "
-                "sets it after CHATS Apply, or on the model before its LoRAs, or load the base twice, from two files"
-            )
 
 
 def _first_difference(preferred: ModelPatcher, dispreferred: ModelPatcher) -> str | None:

@@ -26,14 +26,13 @@ class InexpressibleError(ValueError):
     def __init__(self, what: str):
         super().__init__(
             f"`preferred` and `dispreferred` share one set of weights, and {what}, which cannot be added to one branch "
-            "of a batch; "
-            "load the base twice, from two files, or merge each side into a file of its own"
+            "of a batch; load the base twice, from two files, or merge each side into a file of its own"
         )
 
 
 @dataclass(frozen=True)
 class Term:
-    """One patch with its part in the final weight."""
+    """What one patch adds to the final weight: ``coefficient`` times its value."""
 
     coefficient: float
     value: object
@@ -44,7 +43,7 @@ class Term:
 def weight_differences(
     model: BaseModel, preferred: Patches, dispreferred: Patches
 ) -> dict[str, lowrank.LowRank | Tensor]:
-    """What the dispreferred's weights have beyond the preferred's, by weight key; a vector as it is, a matrix or kernel
+    """What the dispreferred's weights have beyond the preferred's, by weight key: a vector in full, a matrix or kernel
     as factors.
 
     Raises:
@@ -74,12 +73,13 @@ def _difference(key: str, preferred: list[tuple], dispreferred: list[tuple]) -> 
 
 
 def _terms(key: str, patches: list[tuple]) -> tuple[float, dict[tuple, Term]]:
-    """What a list of patches makes of a weight: the share of the unpatched weight that is kept, and the terms added to
-    it.
+    """What a list of patches makes of a weight: the share of the unpatched weight that is kept, and the terms that are
+    added to it.
 
-    A term is known by the patch's own object and place: clones share it, however often they were copied.
+    The key of a term is its patch's value, as an object, and its place: clones of a model share these objects.
     """
-    kept, terms = 1.0, {}
+    kept = 1.0
+    terms: dict[tuple, Term] = {}
     for strength, value, strength_model, offset, function in reversed(patches):
         identity = (id(value), offset)
         earlier = terms[identity].coefficient if identity in terms else 0.0
@@ -129,7 +129,7 @@ def _factors(key: str, term: Term, shape: torch.Size) -> lowrank.LowRank:
 
 
 def _permutation(key: str, function: Callable[[Tensor], Tensor], outputs: int) -> Tensor:
-    """The order of the outputs that a patch's function makes (the halves of Flux's last modulation change places)."""
+    """The order into which a patch's function brings the outputs (it swaps the halves of Flux's last modulation)."""
     order = function(torch.arange(outputs, dtype=torch.float32)[:, None])
     if order.shape != (outputs, 1) or not torch.equal(
         order.flatten().sort().values, torch.arange(outputs, dtype=torch.float32)
@@ -139,8 +139,8 @@ def _permutation(key: str, function: Callable[[Tensor], Tensor], outputs: int) -
 
 
 def _plain(value: object) -> tuple[str, tuple]:
-    """Kind and content of a patch that is no adapter: ``("diff", (tensor,))``, or the older ``(tensor,)`` for the
-    same."""
+    """Kind and content of a patch that is no adapter, ``("diff", (tensor,))``; a plain ``(tensor,)``, the older form,
+    is read as the same."""
     if isinstance(value, tuple) and len(value) == 1:
         return "diff", value
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):

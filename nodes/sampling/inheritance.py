@@ -1,4 +1,4 @@
-"""What other nodes put on a pair's MODEL after the two models were joined, and handing it on to the dispreferred model.
+"""Hands on to the dispreferred model what other nodes put on a pair's MODEL after the two models were joined.
 
 A LoRA or an attention patch that is added after *CHATS Apply* is meant for the model as a user sees it: both members.
 What the preferred model carried before stays its own.
@@ -39,8 +39,8 @@ class Baseline:
         )
 
     def hand_on(self, model: ModelPatcher, dispreferred: ModelPatcher) -> tuple[ModelPatcher, dict]:
-        """A clone of ``dispreferred`` with the patches that ``model`` got since, and its model options with the options
-        it got."""
+        """A clone of ``dispreferred`` with the patches that ``model`` got since, and model options for the clone: its
+        own, with those that ``model`` got since."""
         clone = self.with_later_patches(model, dispreferred)
         for name, value in model.object_patches.items():
             if name not in self.object_patches or not _same_after_clones(value, self.object_patches[name]):
@@ -60,18 +60,16 @@ class Baseline:
         if model.patches_uuid != self.patches_uuid:
             for key, patches in model.patches.items():
                 clone.patches.setdefault(key, []).extend(patches[self.patch_counts.get(key, 0) :])
-            # The same two sets of patches get the same identity in every run, so the weights are not patched anew each
-            # time.
+            # Made of the two sets' own, so it is the same in every run, and the weights are not patched anew each time.
             clone.patches_uuid = uuid.uuid5(dispreferred.patches_uuid, str(model.patches_uuid))
         return clone
 
     def order_wrappers(self, model_options: dict, key: str) -> None:
-        """Puts the wrappers of a run in the order that the pair, under ``key``, needs; ``model_options`` are the run's
-        own.
+        """Puts the wrappers in the model options of a run in the order that the pair's own, under ``key``, need.
 
-        CALC_COND_BATCH: first what was added after the pair, once around both models; then the pair, where it routes to
-        a second model; then the preferred's own. PREDICT_NOISE: the pair last, so that it sees the guidance that others
-        set.
+        PREDICT_NOISE: the pair's last, so that it sees the guidance that others set. CALC_COND_BATCH, if the pair has
+        one: first what was added after the two were joined, once around both models; then the pair's, which routes to
+        the second model; then the preferred's own.
         """
         wrappers = model_options["transformer_options"]["wrappers"]
         others = {name: added for name, added in wrappers[WrappersMP.PREDICT_NOISE].items() if name != key}
@@ -89,8 +87,8 @@ class Baseline:
 
 
 def option_difference(one: ModelPatcher, other: ModelPatcher) -> str | None:
-    """The first thing in which two clones of a model differ beside their weight patches, as a dotted name; None where
-    there is nothing."""
+    """The dotted name of the first thing, weight patches aside, in which two clones of a model differ; None where there
+    is nothing."""
     for name in sorted({*one.object_patches, *other.object_patches}):
         if not _same_object(one.object_patches.get(name), other.object_patches.get(name)):
             return name
@@ -122,10 +120,9 @@ def _same_object(one: object, other: object) -> bool:
 def later_options(
     now: dict, before: dict, leave_out: tuple[str, ...] = (), same: Callable[[object, object], bool] = operator.is_
 ) -> dict:
-    """What ``now`` has that ``before`` has not, in nested dicts: new keys, replaced values, and what was added to
-    lists.
+    """What ``now`` has that ``before`` has not, in nested dicts: new keys, replaced values, items added to lists.
 
-    CALC_COND_BATCH wrappers are not among it: they run once, around both models.
+    Wrappers of CALC_COND_BATCH are left out: they run once, around both models.
     """
     later = {}
     for name, value in now.items():
@@ -147,8 +144,8 @@ def later_options(
 
 
 def merged_options(options: dict, later: dict) -> dict:
-    """``options`` with ``later`` on top, in nested dicts; neither is changed. (ComfyUI's own merge lets the older value
-    win in 0.3.64.)"""
+    """``options`` with ``later`` on top, in nested dicts; neither is changed. (In 0.3.64 ComfyUI's own merge keeps the
+    older value.)"""
     merged = dict(options)
     for name, value in later.items():
         own = options.get(name)
@@ -171,13 +168,13 @@ def _sampling_options(model: ModelPatcher) -> dict:
 
 
 def _same_after_clones(value: object, before: object) -> bool:
-    """Whether an option is still what it was. ComfyUI up to 0.8 copies callable objects deeply each time it clones a
-    model."""
+    """Whether an option is still what it was, as far as can be told: ComfyUI up to 0.8 copies callable objects deeply
+    each time it clones a model, so two objects of one class count as the same."""
     if value is before:
         return True
     if type(value) is not type(before) or isinstance(value, (FunctionType, BuiltinFunctionType)):
         return False
-    if isinstance(value, MethodType):
+    if isinstance(value, MethodType) and isinstance(before, MethodType):
         return value.__func__ is before.__func__
     if isinstance(value, (bool, int, float, str, tuple)):
         return value == before

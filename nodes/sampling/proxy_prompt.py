@@ -59,9 +59,8 @@ def _proxy_entries(positive: list, null: list, alpha: float) -> list:
     if aligned is None:
         raise ValueError(
             f"the prompt's embedding is {list(tokens.shape)} and the null prompt's {list(null_tokens.shape)}, which no "
-            "exact "
-            "repetition makes alike; set `form` to `exact`, or encode both with the same text encoder at the same "
-            "length"
+            "exact repetition makes alike; set `form` to `exact`, or encode both with the same text encoder at the "
+            "same length"
         )
     mixed = {"pooled_output": _mixed_pooled(options.get("pooled_output"), null_options.get("pooled_output"), alpha)}
     for name in sorted(filter(_is_text, {**options, **null_options})):
@@ -78,8 +77,8 @@ def _proxy_entries(positive: list, null: list, alpha: float) -> list:
 
 
 def _exact_entries(positive: list, null: list, alpha: float) -> list:
-    """Eq. 16: the prompt and the null prompt as two entries with the strengths −α and 1+α; one of weight zero is left
-    out."""
+    """Eq. 16: the prompt and the null prompt as two entries with the strengths −α and 1+α; an entry of strength zero is
+    left out."""
     (tokens, options), (null_tokens, null_options) = positive, null
     if "default" in options:
         raise ValueError(
@@ -98,13 +97,13 @@ def _exact_entries(positive: list, null: list, alpha: float) -> list:
 
 
 def _mixed_pooled(pooled: torch.Tensor | None, null_pooled: torch.Tensor | None, alpha: float) -> torch.Tensor | None:
-    if (pooled is None) != (null_pooled is None):
+    if pooled is None and null_pooled is None:
+        return None
+    if pooled is None or null_pooled is None:
         lacking = "positive" if pooled is None else "null"
         raise ValueError(
             f"`{lacking}` has no pooled embedding, the other has; encode both with the same text encoder node"
         )
-    if pooled is None:
-        return None
     if pooled.shape[1:] != null_pooled.shape[1:]:
         raise ValueError(
             f"the pooled embeddings are {list(pooled.shape)} (positive) and {list(null_pooled.shape)} (null); "

@@ -1,66 +1,77 @@
-"""One run of one sampler with a pair: what both ways to have two models have in common."""
+"""One run of one sampler in which another model predicts the negative: what both kinds of run have in common."""
 
 from __future__ import annotations
 
 import math
 import uuid
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import comfy.model_management
 import comfy.samplers
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .pairing import Pair
+from .inheritance import Baseline
 
+# Of the wrappers on a MODEL that is a pair, and of the run in its model options.
 KEY = "chats"
 
 
+@dataclass(frozen=True)
+class Interval:
+    """Where the dispreferred model guides, as shares of the noise schedule; before and after it, cfg is 1."""
+
+    start_percent: float
+    end_percent: float
+
+
 class Run(ABC):
-    """Everything that a run needs, in the run's own model options (under ``KEY``), never in the patched model: ComfyUI
-    copies models freely, and samples in threads on several GPUs.
+    """A run that has begun. It is kept in the run's own model options (under ``KEY``), never in the patched model:
+    ComfyUI copies models freely, and samples in threads on several GPUs.
 
     Args:
-        pair: what is sampled.
         guider: of this run.
-        process_options: what this version of ComfyUI wants in process_conds beside the arguments of all.
+        interval: where the dispreferred model guides.
+        baseline: the preferred model as it was when the two were joined.
     """
 
-    def __init__(self, pair: Pair, guider: comfy.samplers.CFGGuider, process_options: dict):
-        self.pair, self.guider, self.process_options = pair, guider, process_options
-        pair.baseline.order_wrappers(guider.model_options, KEY)
+    def __init__(self, guider: comfy.samplers.CFGGuider, interval: Interval, baseline: Baseline):
+        self.guider, self.interval, self.baseline = guider, interval, baseline
+        baseline.order_wrappers(guider.model_options, KEY)
         guider.model_options[KEY] = self
         sampling = guider.model_patcher.get_model_object("model_sampling")
-        self.sigma_start = float(sampling.percent_to_sigma(pair.start_percent))
-        self.sigma_end = float(sampling.percent_to_sigma(pair.end_percent))
+        self.sigma_start = float(sampling.percent_to_sigma(interval.start_percent))
+        self.sigma_end = float(sampling.percent_to_sigma(interval.end_percent))
         self.prepared = False
-        self.inputs: dict | None = None  # what conditioning is encoded with, known from SAMPLER_SAMPLE on
+        # What process_conds encodes conditioning with; complete from SAMPLER_SAMPLE on.
+        self.inputs: dict = {}
         self.negative_uuids: frozenset[uuid.UUID] = frozenset()
 
     def guides_at(self, sigma: Tensor | float) -> bool:
-        """Whether the dispreferred model guides at this noise level. The whole interval asks nothing of the GPU."""
-        if self.pair.start_percent <= 0 and self.pair.end_percent >= 1:
+        """Whether the dispreferred model guides at this noise level. With the whole schedule as interval nothing is
+        read from the GPU."""
+        if self.interval.start_percent <= 0 and self.interval.end_percent >= 1:
             return True
         return self.sigma_end <= float(sigma) <= self.sigma_start
 
     def needs_negative(self, model_options: dict) -> bool:
-        """Whether the guider, as it stands, will ask for the negative pass; only the stock guider is known to skip it
-        at cfg 1."""
+        """Whether the guider, as it stands now, will ask for the negative pass. Only the stock guider is known to skip
+        it, at cfg 1."""
         stock = type(self.guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
         return not (stock and math.isclose(self.guider.cfg, 1.0)) or model_options.get(
             "disable_cfg1_optimization", False
         )
 
     def prepare(self) -> list[ModelPatcher]:
-        """Readies the dispreferred side before loading; what is to be loaded for it."""
+        """Readies the dispreferred side; the models that must be loaded for it."""
+        models = self._prepare()
         self.prepared = True
-        return self._prepare()
+        return models
 
     def load_late(self) -> None:
-        """Loads the dispreferred side in the middle of a run that began without need of it (cfg 1 changed on the
-        way)."""
+        """Loads the dispreferred side in the middle of a run that began without need of it: at a cfg of 1 that was
+        raised since."""
         models = self.prepare()
         loaded = self.guider.loaded_models
         loaded.extend(models)
@@ -71,8 +82,8 @@ class Run(ABC):
         self.encode()
 
     def encode(self) -> None:
-        """Puts the dispreferred side's negative, under new uuids, in the guider's place, once all is loaded."""
-        # New uuids: entries that ComfyUI completes from the positive carry the positive's.
+        """Gives the guider the dispreferred side's negative in place of its own; all models are loaded by now."""
+        # Under new uuids, because entries that ComfyUI completes from the positive carry the positive's.
         negative = [{**entry, "uuid": uuid.uuid4()} for entry in self._encode()]
         self.negative_uuids = frozenset(entry["uuid"] for entry in negative)
         self.guider.conds["negative"] = negative
@@ -84,11 +95,13 @@ class Run(ABC):
             self._close()
 
     @abstractmethod
-    def _prepare(self) -> list[ModelPatcher]: ...
+    def _prepare(self) -> list[ModelPatcher]:
+        """What ``prepare`` does, by kind."""
 
     @abstractmethod
     def _encode(self) -> list[dict]:
-        """The negative's entries, encoded."""
+        """The entries of the dispreferred side's negative, encoded."""
 
     @abstractmethod
-    def _close(self) -> None: ...
+    def _close(self) -> None:
+        """Undoes what ``_prepare`` and ``_encode`` did."""

@@ -1,0 +1,86 @@
+"""A file is as it was or the whole new one, whatever stops its writing."""
+
+import os
+
+import pytest
+
+from chats import files
+from chats.files import replacing, sync, write_text
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_after_an_error_the_old_file_is_there_and_no_other(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "ne\ud800")  # half of a character, which UTF-8 has not
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_block_that_fails_before_it_writes_says_its_own_error(tmp_path):
+    with pytest.raises(KeyError), replacing(tmp_path / "a"):
+        raise KeyError("why")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path):
+    path = tmp_path / "a"
+    with replacing(path) as one, replacing(path) as other:
+        assert one != other
+        # Beside the file, since a rename is only whole within one file system; hidden, so that no glob of the folder
+        # takes what a killed process left for a file of its own.
+        assert all(file.parent == tmp_path and file.name.startswith(".a.") for file in (one, other))
+        assert all(file.suffix == ".tmp" for file in (one, other))
+        for file in (one, other):
+            file.write_text("x")
+
+
+def test_folders_above_are_made(tmp_path):
+    write_text(str(tmp_path / "runs" / "one" / "notes.txt"), "α ⚠\n")
+    assert (tmp_path / "runs" / "one" / "notes.txt").read_bytes() == "α ⚠\n".encode()
+    write_text(tmp_path / "runs" / "one" / "other.txt", "")
+
+
+def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_it_is_over(tmp_path, monkeypatch):
+    """A power cut after the rename, with the bytes still in memory, would leave an empty file under the good name."""
+    done = []
+    fsync, rename = os.fsync, os.replace
+    monkeypatch.setattr(
+        files.os, "fsync", lambda handle: (done.append(("sync", os.readlink(f"/proc/self/fd/{handle}"))), fsync(handle))
+    )
+    monkeypatch.setattr(
+        files.os, "replace", lambda source, target: (done.append(("rename", str(target))), rename(source, target))
+    )
+    path = tmp_path / "a"
+    with replacing(path) as temporary:
+        temporary.write_text("x")
+    assert done == [("sync", str(temporary)), ("rename", str(path)), ("sync", str(tmp_path))]
+
+
+def test_no_handle_stays_open(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        write_text(tmp_path / "a", "x")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_windows_has_no_handle_of_a_folder(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files.os, "fsync", synced.append)
+    file = tmp_path / "a"
+    file.write_text("x")
+    monkeypatch.setattr(files.os, "name", "nt")
+    sync(tmp_path)
+    assert synced == []
+    sync(file)
+    assert len(synced) == 1
