@@ -149,14 +149,14 @@ def _draw(config: RunConfig, family: Family, settings: DemoSettings) -> None:
         family,
         family.load_denoiser().to(family.device),
         balanced_prompts(prompts, settings.pair_prompts, settings.seed),
-        config.data.path,
+        config.output_dir / PAIRS,
         candidates=settings.candidates,
         settings=SamplingSettings(steps=settings.pair_steps, guidance_scale=settings.pair_guidance_scale),
         seed=settings.seed,
     )
     print(
         f"pairs: {100 * counts.right:.0f} % are right; {counts.pairs} pairs of a right and a wrong one in "
-        f"{config.data.path}"
+        f"{config.output_dir / PAIRS}"
     )
 
 

@@ -91,7 +91,7 @@ def _draw_scale(axes: Any, figures: Sequence[Figures], colour: str) -> None:
         ]
         if not any(each.condition.form == form and each.condition.alpha != 0 for each in curve):
             continue
-        curve.sort(key=lambda each: each.condition.alpha)
+        curve.sort(key=lambda each: each.condition.alpha or 0.0)
         axes.errorbar(
             [each.condition.alpha for each in curve],
             [each.mean.mean for each in curve],

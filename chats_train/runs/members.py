@@ -15,12 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chats.pair import Member
+
 from ..families import Denoiser, Family
 from ..settings.config import RunConfig
 from ..support.errors import UserError
 from .checkpoint import RESUME
 
-PREFERRED, DISPREFERRED = "preferred", "dispreferred"
+PREFERRED: Member = "preferred"
+DISPREFERRED: Member = "dispreferred"
 
 
 class Members(ABC):
@@ -185,7 +188,7 @@ def adapter_weights(state: dict[str, Tensor], member: str) -> dict[str, Tensor]:
 
 
 def _prepared(family: Family, device: torch.device, config: RunConfig) -> Any:
-    module = family.load_denoiser().to(device)
+    module: Any = family.load_denoiser().to(device)
     if config.gradient_checkpointing:
         module.enable_gradient_checkpointing()
     return module

@@ -14,7 +14,7 @@ from chats.pair import PairMetadata
 from ..families import Family
 from ..settings.config import RunConfig
 from ..support.dtypes import TORCH_DTYPES
-from .members import adapter_weights
+from .members import DISPREFERRED, PREFERRED, adapter_weights
 from .pair_files import export_full, export_lora
 
 
@@ -40,11 +40,13 @@ def export_pair(
     Returns:
         the files.
     """
-    members = sorted({key.split(".", 1)[0] for key in weights}, reverse=True)
+    trained = {key.split(".", 1)[0] for key in weights}
     # The same weights make the same pair, however often they are exported.
     pair_id = uuid.uuid5(uuid.NAMESPACE_URL, f"{family.base_sha256} {config.sha256()} {fingerprint} {step}").hex
     paths = []
-    for member in members:
+    for member in (PREFERRED, DISPREFERRED):
+        if member not in trained:
+            continue
         metadata = PairMetadata(
             member,
             pair_id=pair_id,
@@ -60,7 +62,8 @@ def export_pair(
             step=step,
             config_sha256=config.sha256(),
             dataset_fingerprint=fingerprint,
-            **probe,
+            proxy_cosine=probe.get("proxy_cosine"),
+            proxy_relative_error=probe.get("proxy_relative_error"),
         )
         path = folder / f"{config.output_dir.name}_{member}.safetensors"
         title = f"{config.output_dir.name} {member}"

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -162,8 +163,10 @@ class Trainer:
         """Sums, checks, cuts and applies the gradients; their norm before the cut."""
         parameters = list(self.parameters.values())
         self.processes.sum_gradients(parameters)
+        # fp16 is over fp32 weights alone, whose optimizers are torch's own.
+        scaled = cast(torch.optim.Optimizer, self.optimizer)
         if self.scaler.is_enabled():
-            self.scaler.unscale_(self.optimizer)
+            self.scaler.unscale_(scaled)
         limit = self.config.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
         scales_down = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
@@ -172,7 +175,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
+            self.scaler.step(scaled)
             self.scaler.update()
         else:
             self.optimizer.step()
