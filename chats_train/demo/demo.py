@@ -73,7 +73,7 @@ def demo(output: Path, settings: DemoSettings | None = None) -> None:
         f"base: {family.parameter_counts()['unet'] / 1e6:.1f} M parameters, pictures of {RESOLUTION} × {RESOLUTION} "
         "pixels"
     )
-    _draw(output / PAIRS, family, settings)
+    _draw(config, family, settings)
     print(f"training: `python -m chats_train train {output / CONFIG}`, or what that would do")
     print(train(config))
     files = [output / f"{output.name}_{member}.safetensors" for member in (PREFERRED, DISPREFERRED)]
@@ -136,22 +136,28 @@ def write_config(output: Path, settings: DemoSettings) -> RunConfig:
     return load_config(output / CONFIG)
 
 
-def _draw(folder: Path, family: Family, settings: DemoSettings) -> None:
-    """The pairs, into a folder, from the base that is to be trained on them."""
+def _draw(config: RunConfig, family: Family, settings: DemoSettings) -> None:
+    """The pairs, from the base that is to be trained on them."""
     prompts, _ = split_prompts()
     total = settings.pair_prompts * settings.candidates
-    drawn = f"the base draws {total} pictures for {settings.pair_prompts} prompts"
-    print(f"pairs: {drawn}, a detector says which are right …", flush=True)
+    print(
+        f"pairs: the base draws {total} pictures for {settings.pair_prompts} prompts, a detector says which are right "
+        "…",
+        flush=True,
+    )
     counts = draw_pairs(
         family,
         family.load_denoiser().to(family.device),
         balanced_prompts(prompts, settings.pair_prompts, settings.seed),
-        folder,
+        config.output_dir / PAIRS,
         candidates=settings.candidates,
         settings=SamplingSettings(steps=settings.pair_steps, guidance_scale=settings.pair_guidance_scale),
         seed=settings.seed,
     )
-    print(f"pairs: {100 * counts.right:.0f} % are right; {counts.pairs} pairs of a right and a wrong one in {folder}")
+    print(
+        f"pairs: {100 * counts.right:.0f} % are right; {counts.pairs} pairs of a right and a wrong one in "
+        f"{config.output_dir / PAIRS}"
+    )
 
 
 def _count(config: RunConfig, family: Family, settings: DemoSettings) -> None:

@@ -45,10 +45,10 @@ class Condition:
     @property
     def folder(self) -> str:
         """The name as a folder's."""
-        parts: list[str] = ["chats" if self.models == "pair" else self.models]
-        if self.models == "pair":
-            parts += [f"a{self.alpha:g}"] if self.alpha == 0 else [str(self.form), f"a{self.alpha:g}"]
-        return "_".join([*parts, f"s{self.guidance_scale:g}"])
+        scale = f"s{self.guidance_scale:g}"
+        if self.models != "pair":
+            return f"{self.models}_{scale}"
+        return f"chats_a0_{scale}" if self.alpha == 0 else f"chats_{self.form}_a{self.alpha:g}_{scale}"
 
     @property
     def total_scale(self) -> float:
@@ -73,16 +73,17 @@ def make_conditions(
     Raises:
         UserError: for a guidance scale below 0.
     """
-    scales, alphas = (list(dict.fromkeys(each)) for each in (guidance_scales, alphas))
+    scales = list(dict.fromkeys(guidance_scales))
     for scale in scales:
         if not scale >= 0:
             raise UserError(f"`--guidance-scale` is {scale:g}; the paper's s is 0 or more, 5 by default")
     single: tuple[Models, ...] = ("base", "preferred")
     made = [Condition(models, scale) for models in single for scale in scales]
     if pair:
-        settings: set[tuple[float, Form]] = {(alpha, form if alpha else "proxy") for alpha in alphas for form in forms}
-        ordered = sorted(settings, key=lambda each: (alphas.index(each[0]), each[1] != "proxy"))
-        made += [Condition("pair", scale, alpha, form) for alpha, form in ordered for scale in scales]
+        both = sorted(set(forms), key=lambda form: form != "proxy")
+        for alpha in dict.fromkeys(alphas):
+            asked: list[Form] = both if alpha else ["proxy"]
+            made += [Condition("pair", scale, alpha, form) for form in asked for scale in scales]
     return made
 
 

@@ -40,8 +40,7 @@ class Scorer(Protocol):
             of the prompt's metadata, too); a kept score of another fingerprint is not used again.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: str
 
     @property
     def fingerprint(self) -> str: ...

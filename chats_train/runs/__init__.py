@@ -1,1 +1,1 @@
-"""A run's folder and its parts: opening, members, checkpoints, the pair's files."""
+"""A run's folder and its parts: opening, processes, members, checkpoints, previews, the pair's files."""

@@ -15,12 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chats.pair import Member
+
 from ..families import Denoiser, Family
 from ..settings.config import RunConfig
 from ..support.errors import UserError
 from .checkpoint import RESUME
 
-PREFERRED, DISPREFERRED = "preferred", "dispreferred"
+PREFERRED: Member = "preferred"
+DISPREFERRED: Member = "dispreferred"
 
 
 class Members(ABC):

@@ -6,16 +6,15 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import get_args
 
 from torch import Tensor
 
-from chats.pair import Member, PairMetadata
+from chats.pair import PairMetadata
 
 from ..families import Family
 from ..settings.config import RunConfig
 from ..support.dtypes import TORCH_DTYPES
-from .members import adapter_weights
+from .members import DISPREFERRED, PREFERRED, adapter_weights
 from .pair_files import export_full, export_lora
 
 
@@ -36,17 +35,18 @@ def export_pair(
         step: optimizer steps trained.
         fingerprint: of the data set.
         dtype: fp32, fp16 or bf16, of the files.
-        probe: what the probe of the proxy form measured, by the metadata's fields.
+        probe: fields of the metadata, what the probe of the proxy form measured.
 
     Returns:
         the files.
     """
     trained = {key.split(".", 1)[0] for key in weights}
-    members = [member for member in get_args(Member) if member in trained]
     # The same weights make the same pair, however often they are exported.
     pair_id = uuid.uuid5(uuid.NAMESPACE_URL, f"{family.base_sha256} {config.sha256()} {fingerprint} {step}").hex
     paths = []
-    for member in members:
+    for member in (PREFERRED, DISPREFERRED):
+        if member not in trained:
+            continue
         metadata = PairMetadata(
             member,
             pair_id=pair_id,

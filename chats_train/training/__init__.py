@@ -1,1 +1,1 @@
-"""The training loop: members, draws, optimizer, steps, checkpoints."""
+"""The training loop: gradients, optimizer, steps, reports."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,24 +37,19 @@ def make_optimizer(config: RunConfig, parameters: Iterable[nn.Parameter]) -> tor
 
 
 def _torch_optimizer(config: RunConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    betas, epsilon = (config.adam_beta1, config.adam_beta2), config.adam_epsilon
     if config.optimizer == "adafactor":
-        return torch.optim.Adafactor(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    adam: dict[str, Any] = {
-        "lr": config.learning_rate,
-        "betas": (config.adam_beta1, config.adam_beta2),
-        "eps": config.adam_epsilon,
-        "weight_decay": config.weight_decay,
-    }
+        return torch.optim.Adafactor(parameters, lr=rate, weight_decay=decay)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **adam)
+        return torch.optim.AdamW(parameters, lr=rate, betas=betas, eps=epsilon, weight_decay=decay)
     try:
         import bitsandbytes
     except ImportError as error:
         raise UserError(
             "`optimizer` is adamw8bit, which needs bitsandbytes; `pip install bitsandbytes`, or set adamw"
         ) from error
-    eight_bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, **adam)
-    return eight_bit
+    return bitsandbytes.optim.AdamW8bit(parameters, lr=rate, betas=betas, eps=epsilon, weight_decay=decay)
 
 
 class RoundingOptimizer:

@@ -13,9 +13,13 @@ def flatten_optimizer(state_dict: dict) -> tuple[dict[str, Tensor], dict[str, An
 
     bitsandbytes nests a part of its state, whose names are then `<parameter>.<name>.<name>`.
     """
-    leaves = dict(_leaves(state_dict["state"]))
-    tensors = {key: value for key, value in leaves.items() if isinstance(value, Tensor)}
-    values = {key: value for key, value in leaves.items() if key not in tensors}
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for key, value in _leaves(state_dict["state"]):
+        if isinstance(value, Tensor):
+            tensors[key] = value
+        else:
+            values[key] = value
     rest = {name: value for name, value in state_dict.items() if name not in ("state", "param_groups")}
     return tensors, {"values": values, "rest": rest}
 

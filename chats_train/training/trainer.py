@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from chats.objective import OBJECTIVES
 
 from ..data import PairDataset
 from ..data.pairs import PairSample
-from ..encodings.cache import NULL_PROMPT, PairEncodings
-from ..families import Family, Prompt
+from ..encodings.cache import PairEncodings
+from ..families import Family
 from ..runs.checkpoint import Checkpoint, State
 from ..runs.members import make_members
 from ..runs.processes import Processes
@@ -162,8 +163,10 @@ class Trainer:
         """Sums, checks, cuts and applies the gradients; their norm before the cut."""
         parameters = list(self.parameters.values())
         self.processes.sum_gradients(parameters)
+        # fp16 is over fp32 weights alone, whose optimizers are torch's own.
+        scaled = cast(torch.optim.Optimizer, self.optimizer)
         if self.scaler.is_enabled():
-            self.scaler.unscale_(self._scaled_optimizer())
+            self.scaler.unscale_(scaled)
         limit = self.config.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
         scales_down = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
@@ -172,16 +175,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.scaler.is_enabled():
-            self.scaler.step(self._scaled_optimizer())
+            self.scaler.step(scaled)
             self.scaler.update()
         else:
             self.optimizer.step()
         return norm
-
-    def _scaled_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer under the fp16 scaler: over fp32 weights, since the config refuses fp16 over bf16 ones."""
-        assert isinstance(self.optimizer, torch.optim.Optimizer)
-        return self.optimizer
 
     def _batch(self, micro: list[tuple[int, PairSample]]) -> Batch:
         pairs = [self.encodings.pair(sample) for _, sample in micro]
@@ -191,9 +189,9 @@ class Trainer:
         ]
         return make_batch(self.family, pairs, draws, self.null, self.config.null_prompt_prob, self.device)
 
-    def _null_prompt(self) -> Prompt:
+    def _null_prompt(self) -> dict[str, Tensor]:
         """∅ by the run's convention, as a batch of 1, from the cache: the encoders may be gone."""
-        empty = self.encodings.prompt(NULL_PROMPT)
+        empty = self.encodings.prompt("")
         return self.family.null_of({name: tensor[None].to(self.device) for name, tensor in empty.items()})
 
     def _means(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:

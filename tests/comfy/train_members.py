@@ -12,17 +12,16 @@ from pathlib import Path
 
 import tiny_pipelines
 import torch
-from chats_train.export import export_full
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from chats.pair import PairMetadata
 from chats_train.cli import main as chats_train
-from chats_train.runs.members import make_members
 from chats_train.runs.opening import open_family
+from chats_train.runs.pair_files import export_full
+from chats_train.runs.trained import open_trained, trained_members
 from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_pair
 from chats_train.settings.config_file import load_config
-from chats_train.training.train import CHECKPOINTS
 
 SEED, STEPS, PIXELS, GUIDANCE_SCALE, ALPHA = 5, 2, (64, 64), 2.0, 0.5
 
@@ -75,16 +74,12 @@ def main(family_name: str, method: str, folder: Path) -> None:
     family = open_family(config, "cpu")
     base = family.load_denoiser().state_dict()
     export_full(folder / "base.safetensors", family.name, base, PairMetadata("preferred"), title="base")
-    members = make_members(config, family, 2, True, torch.device("cpu"))
-    members.load_state(load_file(folder / "run" / CHECKPOINTS / "step-00000003" / "members.safetensors"))
-
-    def late(name: str):
-        return lambda *args, **options: members.denoiser(name)(*args, **options)
-
+    members = trained_members(config, family, open_trained(config, "latest"))
+    pair = [members.denoiser(member) for member in ("preferred", "dispreferred")]
     prompt, null = family.encode_prompt(["a b"]), family.null_prompt()
     noise = initial_noise(family, 1, *PIXELS, SEED)
     settings = SamplingSettings(STEPS, "normal", GUIDANCE_SCALE, ALPHA, "proxy")
-    results = {"trained": sample_pair(family, late("preferred"), late("dispreferred"), prompt, null, noise, settings)}
+    results = {"trained": sample_pair(family, *pair, prompt, null, noise, settings)}
     untrained = family.load_denoiser()
     results["base"] = sample_pair(family, untrained, untrained, prompt, null, noise, settings)
     prompts = {
