@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from chats.files import write_text
+from chats.words import shown
 
 from ..settings.config import RunConfig
 from ..support.errors import UserError
 from ..support.parallel import ordered_map
 from .buckets import Bucket, make_buckets, pair_bucket, place
+from .columns import single
+from .files import is_text
 from .folders import METADATA, metadata_folder, two_folders
-from .images import decode
-from .pairs import ImageBytes, PairImage, PairSample, PairSource, Problem, RawPair, pair_id
-from .tables import hub, parquet
+from .pairs import PairSample, PairSource, Problem, RawPair, pair_id
+from .tables import PARQUET, hub, parquet
+from .verdicts import Unusable, Verdicts
 
 LISTED_PROBLEMS = 10
-VERDICTS_FILE = "images.json"
 # JSON can state a half of a surrogate pair alone.
 SURROGATE = re.compile(r"[\ud800-\udfff]")
-# What decoding an image found, by the SHA-256 of its bytes: its size (width, height), or why it is broken.
-Verdicts = dict[str, tuple[int, int] | str]
 
 
 @dataclass(frozen=True)
@@ -37,13 +35,15 @@ class PairDataset:
     """The usable pairs of a run, in the order of their source, and what was wrong with the others.
 
     ``ties`` were left out as they state no preference. A pair in ``problems`` is not among the samples, unless its kind
-    is "size mismatch": such a pair is usable, cropped to one bucket.
+    is "size mismatch": such a pair is usable, cropped to one bucket. ``remarks`` are lines on the files that were read
+    and left out.
     """
 
     name: str
     samples: tuple[PairSample, ...]
     problems: tuple[Problem, ...]
     ties: int
+    remarks: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -57,6 +57,7 @@ class PairDataset:
             lines.append(f"  {bucket.width} × {bucket.height}: {count}")
         if enlarged := sum(map(_is_enlarged, self.samples)):
             lines.append(f"  {enlarged} pairs have an image smaller than its bucket, which is enlarged")
+        lines += [f"  {line}" for line in (*_near_duplicates(self.samples), *self.remarks)]
         counts = Counter(problem.kind for problem in self.problems)
         lines += [f"  {kind}: {count}" for kind, count in counts.most_common()]
         lines += [f"    {problem}" for problem in self.problems[:LISTED_PROBLEMS]]
@@ -76,21 +77,14 @@ def open_dataset(config: RunConfig, progress: bool = True) -> PairDataset:
             set.
     """
     source = _open_source(config)
-    verdicts = _load_verdicts(config.cache_dir / VERDICTS_FILE)
-    known = len(verdicts)
-    samples: dict[str, PairSample] = {}
+    verdicts = Verdicts(config.cache_dir)
     problems = list(source.problems)
-    for sample, found in tqdm(
+    checked = tqdm(
         _checked(source, config, verdicts), "checking pairs", len(source.pairs), unit="pair", disable=not progress
-    ):
-        problems += found
-        if sample is not None and sample.id in samples:
-            problems.append(Problem("duplicate", sample.name, f"same as {samples[sample.id].name}"))
-        elif sample is not None:
-            samples[sample.id] = sample
-    if len(verdicts) > known:
-        write_text(config.cache_dir / VERDICTS_FILE, json.dumps(verdicts))
-    dataset = PairDataset(source.name, tuple(samples.values()), tuple(problems), source.ties)
+    )
+    samples = _without_contradictions(checked, problems)
+    verdicts.save()
+    dataset = PairDataset(source.name, samples, tuple(problems), source.ties, tuple(source.remarks))
     _refuse_unusable(dataset, config.data.strict)
     return dataset
 
@@ -102,23 +96,29 @@ def _open_source(config: RunConfig) -> PairSource:
         source = hub(data.hub_id, data)
     else:
         assert data.path is not None, "the config has one of the two"
-        path = data.path.expanduser()
-        if not path.exists():
-            raise UserError(
-                f"`data.path` is {path}, which is not there; correct it, or set `data.hub_id` to fetch a data set"
-            )
-        if (path / METADATA).is_file():
-            source = metadata_folder(path, data.columns)
-        elif (path / "chosen").is_dir() and (path / "rejected").is_dir():
-            source = two_folders(path)
-        elif path.suffix == ".parquet" or (path.is_dir() and any(path.rglob("*.parquet"))):
-            source = parquet(path, data.columns, config.cache_dir / "tables")
-        else:
-            raise UserError(
-                f"`data.path` is {path}, which has none of {METADATA}, chosen/ and rejected/, or .parquet files; "
-                "bring the pairs into one of these forms"
-            )
-    return PairSource(source.name, source.pairs[: data.max_pairs], source.problems, source.ties)
+        source = _local_source(data.path.expanduser(), config)
+    return replace(source, pairs=source.pairs[: data.max_pairs])
+
+
+def _local_source(path: Path, config: RunConfig) -> PairSource:
+    """The pairs of a file or folder, in whichever form they are."""
+    if not path.exists():
+        raise UserError(
+            f"`data.path` is {path}, which is not there; correct it, or set `data.hub_id` to fetch a data set"
+        )
+    # A run's own folders may lie in the data's.
+    without = (config.output_dir, config.cache_dir)
+    if (path / METADATA).is_file():
+        return metadata_folder(path, config.data.columns, without)
+    if (path / "chosen").is_dir() and (path / "rejected").is_dir():
+        return two_folders(path, without)
+    table = path.is_dir() or path.suffix.lower() == PARQUET
+    if table and (source := parquet(path, config.data, config.cache_dir / "tables", without)):
+        return source
+    raise UserError(
+        f"`data.path` is {path}, which has none of {METADATA}, chosen/ and rejected/, or .parquet files; "
+        "bring the pairs into one of these forms"
+    )
 
 
 def _checked(
@@ -136,18 +136,18 @@ def _checked(
 
 def _check(pair: RawPair, buckets: tuple[Bucket, ...], verdicts: Verdicts) -> tuple[PairSample | None, list[Problem]]:
     """One pair as a sample, or None where it is not usable, with its problems."""
-    prompt = pair.prompt.strip() if isinstance(pair.prompt, str) else ""
-    if not prompt:
-        return None, [Problem("missing caption", pair.name, "no text")]
-    if SURROGATE.search(prompt):
-        return None, [Problem("missing caption", pair.name, "half of a character, which no text can hold")]
+    prompt = _prompt(pair)
+    if isinstance(prompt, Problem):
+        return None, [prompt]
     images = []
     for side in ("chosen", "rejected"):
-        found = _look_at(getattr(pair, side), verdicts)
-        if isinstance(found, str):
-            return None, [Problem("broken image", pair.name, f"{side}: {found}")]
+        found = verdicts.look_at(getattr(pair, side))
+        if isinstance(found, Unusable):
+            return None, [Problem(found.kind, pair.name, f"{side}: {found.reason}")]
         images.append(found)
     chosen, rejected = images
+    if chosen.sha256 == rejected.sha256:
+        return None, [Problem("same image", pair.name, "chosen and rejected are the same file")]
     sizes = (chosen.width, chosen.height), (rejected.width, rejected.height)
     problems = []
     if sizes[0] != sizes[1]:
@@ -157,28 +157,57 @@ def _check(pair: RawPair, buckets: tuple[Bucket, ...], verdicts: Verdicts) -> tu
     return PairSample(identity, pair.name, prompt, chosen, rejected, pair_bucket(buckets, *sizes)), problems
 
 
-def _look_at(source: ImageBytes, verdicts: Verdicts) -> PairImage | str:
-    """The image with its hash and size, or why it is broken."""
-    try:
-        encoded = source.read()
-    except OSError as error:
-        return error.strerror or str(error)
-    digest = hashlib.sha256(encoded).hexdigest()
-    if digest not in verdicts:
-        try:
-            verdicts[digest] = decode(encoded).size
-        except OSError as error:
-            verdicts[digest] = str(error)
-    verdict = verdicts[digest]
-    return verdict if isinstance(verdict, str) else PairImage(source, digest, *verdict)
+def _prompt(pair: RawPair) -> str | Problem:
+    """The text in the prompt's place, or what is wrong with what is there."""
+    prompt = single(pair.prompt)
+    if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
+        return Problem("missing caption", pair.name, "no text")
+    if not isinstance(prompt, str):
+        return Problem("missing caption", pair.name, f"no text but {shown(prompt)}")
+    if SURROGATE.search(prompt):
+        return Problem("missing caption", pair.name, "half of a character, which no text can hold")
+    if not is_text(prompt):
+        return Problem("unreadable caption", pair.name, "NUL characters, which no text holds")
+    return prompt.strip()
 
 
-def _load_verdicts(path: Path) -> Verdicts:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # The first time, or damaged: the images are decoded anew.
-    return stored if isinstance(stored, dict) else {}
+def _without_contradictions(
+    checked: Iterable[tuple[PairSample | None, list[Problem]]], problems: list[Problem]
+) -> tuple[PairSample, ...]:
+    """The samples that stand once and whose reverse does not stand too; adds to ``problems``."""
+    samples: dict[str, PairSample] = {}
+    # Of all by their ids, also of those that were taken out again.
+    names: dict[str, str] = {}
+    for sample, found in checked:
+        problems += found
+        if sample is None:
+            continue
+        reverse = pair_id(sample.prompt, sample.rejected.sha256, sample.chosen.sha256)
+        if sample.id in names:
+            problems.append(Problem("duplicate", sample.name, f"same as {names[sample.id]}"))
+            continue
+        names[sample.id] = sample.name
+        if reverse not in names:
+            samples[sample.id] = sample
+            continue
+        problems.append(Problem("reversed pair", sample.name, f"{names[reverse]} prefers the other image"))
+        if other := samples.pop(reverse, None):
+            problems.append(Problem("reversed pair", other.name, f"{sample.name} prefers the other image"))
+    return tuple(samples.values())
+
+
+def _near_duplicates(samples: Sequence[PairSample]) -> list[str]:
+    """How many samples repeat a part of an earlier one, a line for each kind; they are trained on."""
+    keys: dict[str, Callable[[PairSample], tuple[str, str]]] = {
+        "both images, under another prompt": lambda sample: (
+            min(sample.chosen.sha256, sample.rejected.sha256),
+            max(sample.chosen.sha256, sample.rejected.sha256),
+        ),
+        "prompt and chosen image": lambda sample: (sample.prompt, sample.chosen.sha256),
+        "prompt and rejected image": lambda sample: (sample.prompt, sample.rejected.sha256),
+    }
+    counts = {kind: len(samples) - len(set(map(key, samples))) for kind, key in keys.items()}
+    return [f"near-duplicates ({kind} of an earlier pair): {count}" for kind, count in counts.items() if count]
 
 
 def _is_enlarged(sample: PairSample) -> bool:
@@ -194,5 +223,9 @@ def _refuse_unusable(dataset: PairDataset, strict: bool) -> None:
             "mend or remove them, or set `data.strict: false`"
         )
     if not dataset.samples:
-        first = f", the first problem is {dataset.problems[0]}" if dataset.problems else ""
-        raise UserError(f"{dataset.name} has no usable pair{first}; see the README for the forms that pairs can have")
+        said = [f"{dataset.name} has no usable pair", *dataset.remarks[:1]]
+        if dataset.problems:
+            counts = Counter(problem.kind for problem in dataset.problems).most_common()
+            in_all = ", ".join(f"{kind}: {count}" for kind, count in counts)
+            said[1:] = [f"the first problem is {dataset.problems[0]}", f"in all {in_all}"]
+        raise UserError(f"{', '.join(said)}; see the README for the forms that pairs can have")

@@ -3,102 +3,132 @@
 from __future__ import annotations
 
 import json
+import os
+import posixpath
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from chats.words import shown_error
 
 from ..settings.config import Columns
 from ..support.errors import UserError
+from .captions import CAPTION_SUFFIXES, SIDES, Captions
+from .columns import missing, single
+from .files import LeftOut, NamedFiles, NamedImage, files_below, normalised, read_text, with_slashes
+from .images import picture_suffixes
 from .pairs import FileImage, PairSource, Problem, RawPair
 
 METADATA = "metadata.jsonl"
-SIDES = ("chosen", "rejected")
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 
 
-def metadata_folder(folder: Path, columns: Columns) -> PairSource:
+def metadata_folder(folder: Path, columns: Columns, without: Iterable[Path] = ()) -> PairSource:
     """A folder with metadata.jsonl: one JSON object a line, ``chosen_file_name`` and ``rejected_file_name`` (relative
     to the folder) and ``prompt``, or the keys that ``columns`` names.
 
+    Args:
+        folder: where it is.
+        columns: names of the keys, as far as they are not the usual ones.
+        without: folders below it that are no part of the data.
+
     Raises:
-        UserError: when a line is no JSON object, or no line has the keys.
+        UserError: when it is no text, a line is no JSON object, or no line has one of the keys.
     """
     keys = {
         "chosen": columns.chosen or "chosen_file_name",
         "rejected": columns.rejected or "rejected_file_name",
         "prompt": columns.prompt or "prompt",
     }
-    pairs, problems = [], []
-    for number, line in enumerate(_lines(folder), start=1):
-        if not line.strip():
+    files, pairs, problems = NamedFiles(folder), [], []
+    present: dict[str, None] = {}
+    named: set[str] = {METADATA}
+    for number, row in _rows(folder):
+        present |= dict.fromkeys(row)
+        name = f"{METADATA} line {number}"
+        stated = {side: single(row.get(keys[side])) for side in SIDES}
+        named.update(*(_forms(folder, file) for file in stated.values() if isinstance(file, str)))
+        if lacking := [side for side in SIDES if not isinstance(stated[side], str) or not stated[side]]:
+            problems.append(Problem("no partner", name, f"no `{keys[lacking[0]]}`"))
             continue
-        row = _json_object(line, number, folder)
-        files = [name for side in SIDES if isinstance(name := row.get(keys[side]), str) and name]
-        if len(files) < len(SIDES):
-            missing = next(keys[side] for side in SIDES if row.get(keys[side]) not in files)
-            problems.append(Problem("no partner", f"{METADATA} line {number}", f"no `{missing}`"))
-            continue
-        chosen, rejected = (FileImage(folder / name) for name in files)
-        pairs.append(RawPair(f"{METADATA} line {number}", row.get(keys["prompt"]), chosen, rejected))
-    if problems and not pairs:
-        raise UserError(
-            f"no line of {folder / METADATA} has `{keys['chosen']}` and `{keys['rejected']}`; "
-            "name its keys in `data.columns.chosen` and `data.columns.rejected`"
-        )
-    return PairSource(folder.name, pairs, problems)
+        pairs.append(RawPair(name, row.get(keys["prompt"]), *(NamedImage(files, stated[side]) for side in SIDES)))
+    for setting, key in keys.items():
+        if (pairs or problems) and key not in present:
+            raise missing(f"{folder / METADATA} has no key", setting, key, present)
+    left_out = LeftOut()
+    for file in files_below(folder, left_out, without):
+        if normalised(file) not in named:
+            left_out.add(f"files that no line of {METADATA} names", file)
+    return PairSource(folder.name, pairs, problems, remarks=left_out.remarks())
 
 
-def _lines(folder: Path) -> list[str]:
+def _forms(folder: Path, name: str) -> set[str]:
+    """The names, relative to the folder and normalised, that a file can have where a table states ``name``."""
+    path = Path(name)
+    if path.is_absolute() and path.is_relative_to(folder.absolute()):
+        name = path.relative_to(folder.absolute()).as_posix()
+    return {normalised(posixpath.normpath(name)), normalised(with_slashes(name))}
+
+
+def _rows(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each row with the number of its line."""
+    path = folder / METADATA
     try:
         # Not splitlines: JSON may hold other characters that are ends of lines to it, U+2028 for one.
-        return (folder / METADATA).read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{folder / METADATA} is not text in UTF-8; save it as such") from error
+        lines = read_text(path).split("\n")
+    except UnicodeError as error:
+        raise UserError(f"{path} is not text in UTF-8; save it as such") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"line {number} of {path} is not JSON ({shown_error(error)}); write one object a line"
+            ) from error
+        if not isinstance(row, dict):
+            raise UserError(f"line {number} of {path} is not a JSON object; write one object a line")
+        yield number, row
 
 
-def _json_object(line: str, number: int, folder: Path) -> dict:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"line {number} of {folder / METADATA} is not JSON ({shown_error(error)}); write one object a line"
-        ) from error
-    if not isinstance(row, dict):
-        raise UserError(f"line {number} of {folder / METADATA} is not a JSON object; write one object a line")
-    return row
-
-
-def two_folders(folder: Path) -> PairSource:
-    """``chosen/`` and ``rejected/`` with images of equal names (suffixes may differ), the caption in a ``.txt`` of that
-    name beside the chosen image, else beside the rejected one, else in ``folder``.
+def two_folders(folder: Path, without: Iterable[Path] = ()) -> PairSource:
+    """``chosen/`` and ``rejected/`` with images of equal names (suffixes may differ), also in folders below them, and
+    captions (:class:`.captions.Captions`).
 
     Pairs are in the order of their names.
     """
-    found: dict[str, dict[str, Path]] = {side: {} for side in SIDES}
-    problems = []
+    left_out, problems, pairs = LeftOut(), [], []
+    places = {side: folder / side for side in SIDES}
+    names = {side: files_below(places[side], left_out, without, f"{side}/") for side in SIDES}
+    captions = Captions(folder)
+    images: dict[str, dict[str, str]] = {side: {} for side in SIDES}
     for side in SIDES:
-        for path in sorted((folder / side).iterdir()):
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-                if path.stem in found[side]:
-                    problems.append(
-                        Problem("duplicate", f"{side}/{path.name}", f"{found[side][path.stem].name} has the same name")
-                    )
-                else:
-                    found[side][path.stem] = path
+        for name in names[side]:
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in CAPTION_SUFFIXES:
+                captions.add(side, name)
+            elif suffix.lower() not in picture_suffixes():
+                left_out.add("files that are no pictures by their names", f"{side}/{name}")
+            elif taken := images[side].get(normalised(stem)):
+                problems.append(Problem("duplicate", f"{side}/{name}", f"{taken} has the same name"))
+            else:
+                images[side][normalised(stem)] = name
+    for name in files_below(folder, left_out, [*places.values(), *without]):
+        if os.path.splitext(name)[1].lower() in CAPTION_SUFFIXES:
+            captions.add("", name)
+        else:
+            left_out.add("files outside of chosen/ and rejected/", name)
     for side, other in (SIDES, SIDES[::-1]):
-        lonely = found[side].keys() - found[other].keys()
+        lonely = images[side].keys() - images[other].keys()
         problems += [
-            Problem("no partner", f"{side}/{found[side][stem].name}", f"no {other}/{stem}") for stem in sorted(lonely)
+            Problem("no partner", f"{side}/{images[side][stem]}", f"no {other}/{stem}") for stem in sorted(lonely)
         ]
-    both = sorted(found["chosen"].keys() & found["rejected"].keys())
-    pairs = [RawPair(stem, _caption(folder, stem), *(FileImage(found[side][stem]) for side in SIDES)) for stem in both]
-    return PairSource(folder.name, pairs, problems)
-
-
-def _caption(folder: Path, stem: str) -> str | None:
-    for place in (folder / "chosen", folder / "rejected", folder):
-        # Not with_suffix: a name such as `cat.v2` has a dot of its own.
-        file = place / f"{stem}.txt"
-        if file.is_file():
-            return file.read_text(encoding="utf-8-sig", errors="replace")
-    return None
+    for stem in sorted(images["chosen"].keys() & images["rejected"].keys()):
+        files = {side: images[side][stem] for side in SIDES}
+        caption = captions.of(stem, files, left_out)
+        if isinstance(caption, Problem):
+            problems.append(caption)
+        else:
+            pairs.append(RawPair(stem, caption, *(FileImage(places[side] / files[side]) for side in SIDES)))
+    captions.leave_out_the_rest(left_out)
+    return PairSource(folder.name, pairs, problems, remarks=left_out.remarks())

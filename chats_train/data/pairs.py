@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -11,7 +12,20 @@ from chats.words import shown
 
 from .buckets import Bucket
 
-ProblemKind = Literal["broken image", "missing caption", "size mismatch", "no partner", "duplicate"]
+ProblemKind = Literal[
+    "broken image",
+    "several pictures",
+    "unknown range",
+    "missing caption",
+    "unreadable caption",
+    "size mismatch",
+    "no partner",
+    "duplicate",
+    "same image",
+    "reversed pair",
+]
+# Characters of a problem's detail: it may hold a path.
+LONGEST_DETAIL = 300
 
 
 class ImageBytes(Protocol):
@@ -32,10 +46,13 @@ class FileImage:
 
     path: Path
 
+    def is_there(self) -> bool:
+        """Whether it is a file: a pipe would wait for ever, a device give more than memory holds."""
+        return os.path.isfile(self.path)  # False too for a name that cannot be one
+
     def read(self) -> bytes:
-        # A pipe would wait for ever, a device give more than memory holds. False too for a name that cannot be one.
-        if not self.path.is_file():
-            raise OSError("no file is there")
+        if not self.is_there():
+            raise OSError(f"no file is there, looked for {self.path.absolute()}")
         return self.path.read_bytes()
 
     def __str__(self) -> str:
@@ -44,23 +61,30 @@ class FileImage:
 
 @dataclass(frozen=True, slots=True)
 class RawPair:
-    """A pair as its source states it. ``name`` tells the user where it is: a file's name or a row."""
+    """A pair as its source states it. ``name`` tells the user where it is: a file's name or a row.
+
+    ``prompt`` is what stands in its place, whatever that is.
+    """
 
     name: str
-    prompt: str | None
+    prompt: object
     chosen: ImageBytes
     rejected: ImageBytes
 
 
 @dataclass(frozen=True, slots=True)
 class PairImage:
-    """An image that was read and decoded once. ``sha256`` is of its encoded bytes, hexadecimal; sizes are in pixels, as
-    displayed."""
+    """An image that was read and decoded once.
+
+    ``sha256`` is of its encoded bytes, hexadecimal; sizes are in pixels, as displayed; ``by_range`` is that of
+    ``images.Decoded``.
+    """
 
     source: ImageBytes = field(repr=False)
     sha256: str
     width: int
     height: int
+    by_range: bool = False
 
     def read(self) -> bytes:
         """The encoded image."""
@@ -91,17 +115,21 @@ class Problem:
     detail: str
 
     def __str__(self) -> str:
-        return f"{shown(self.name)}: {self.kind} ({shown(self.detail)})"
+        return f"{shown(self.name)}: {self.kind} ({shown(self.detail, LONGEST_DETAIL)})"
 
 
 @dataclass(frozen=True)
 class PairSource:
-    """All pairs that a folder or table states, the problems found without opening an image, and the ties left out."""
+    """All pairs that a folder or table states, and the problems found without opening an image.
+
+    ``ties`` were left out; ``remarks`` are lines on what else was, and on what was read.
+    """
 
     name: str
     pairs: list[RawPair]
     problems: list[Problem] = field(default_factory=list)
     ties: int = 0
+    remarks: list[str] = field(default_factory=list)
 
 
 def pair_id(prompt: str, chosen_sha256: str, rejected_sha256: str) -> str:

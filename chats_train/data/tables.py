@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass
+import glob
+import itertools
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,60 +13,100 @@ from chats.words import shown, shown_error
 
 from ..settings.config import Columns, DataConfig
 from ..support.errors import UserError
-from .pairs import FileImage, PairSource, RawPair
+from .cells import TableImage
+from .columns import missing
+from .files import LeftOut, NamedFiles, files_below
+from .images import picture_suffixes
+from .pairs import LONGEST_DETAIL, PairSource, RawPair
+from .splits import of_splits, split_of, wanted_splits
 
 if TYPE_CHECKING:
     import datasets
 
+PARQUET = ".parquet"
 # Pick-a-Pic v2 (https://huggingface.co/datasets/yuvalkirstain/pickapic_v2): two images, and a label that is 1, 0 or,
 # for ties, 0.5.
 PICK_A_PIC = ("jpg_0", "jpg_1", "label_0", "label_1")
 PICK_A_PIC_PROMPT = "caption"
 
 
-@dataclass(frozen=True, slots=True)
-class TableImage:
-    """An image in a cell of a table: bytes, a ``{bytes, path}`` struct, or a path relative to ``folder``."""
-
-    column: datasets.Dataset  # of this one column, so that no other is read
-    row: int
-    folder: Path | None
-
-    def read(self) -> bytes:
-        (cell,) = self.column[self.row].values()
-        if isinstance(cell, dict):
-            cell = cell.get("bytes") or cell.get("path")
-        if isinstance(cell, bytes):
-            return cell
-        if isinstance(cell, str) and self.folder is not None:
-            return FileImage(self.folder / cell).read()
-        raise OSError("no image in this cell")
-
-    def __str__(self) -> str:
-        return f"`{self.column.column_names[0]}` of row {self.row}"
-
-
-def parquet(path: Path, columns: Columns, cache_dir: Path) -> PairSource:
-    """Local parquet: one file, or all of a folder and the folders below it.
+def parquet(path: Path, config: DataConfig, cache_dir: Path, without: Iterable[Path] = ()) -> PairSource | None:
+    """Local parquet: one file, or those of a folder and the folders below it that are of the split; None where no file
+    is there.
 
     Args:
         path: the file or folder.
-        columns: names of the columns, as far as they are not the usual ones.
+        config: names the columns, as far as they are not the usual ones, and the split.
         cache_dir: where ``datasets`` keeps its memory-mapped copy.
-    """
-    import datasets
+        without: folders that are no part of the data.
 
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    Raises:
+        UserError: when a file cannot be read or lacks a column, or all are of other splits.
+    """
+    left_out = LeftOut()
+    wanted = wanted_splits(config.split)
+    if path.is_dir():
+        folder = path
+        names = []
+        for name in files_below(path, left_out, without):
+            suffix = Path(name).suffix.lower()
+            if suffix == PARQUET:
+                names.append(name)
+            elif suffix not in picture_suffixes():  # which rows may name
+                left_out.add("files that are no parquet", name)
+        if not names:
+            return None
+        names, remarks = of_splits(names, wanted, left_out)
+    else:
+        folder, names = path.parent, [path.name]
+        # Read all the same: it was named by itself.
+        stated = split_of(path.name)
+        remarks = [f"read: {path.name}, by its name of the split {stated}"] if stated and stated not in wanted else []
+    tables = _tables(folder, names, cache_dir)
+    columns = {column: None for table in tables for column in table.data.column_names}
+    files, parts, rows = NamedFiles(folder), [], 0
+    for table in tables:
+        place = table.file if len(tables) > 1 else "the data"
+        others = [column for column in columns if column not in table.data.column_names]
+        parts.append(table_source(table.data, path.name, config.columns, files, place, others, rows))
+        rows += len(table.data)
+    return PairSource(
+        path.name,
+        [pair for part in parts for pair in part.pairs],
+        ties=sum(part.ties for part in parts),
+        remarks=[*remarks, *left_out.remarks()],
+    )
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The rows of files of one schema, and the name of the first."""
+
+    file: str
+    data: datasets.Dataset
+
+
+def _tables(folder: Path, names: list[str], cache_dir: Path) -> list[_Table]:
+    """Consecutive files of one schema as one table, as ``datasets`` refuses files of several."""
+    import datasets
+    import pyarrow.parquet
+
+    tables, schemas = [], {}
     try:
-        table = datasets.load_dataset(
-            "parquet", data_files=[str(file) for file in files], split="train", cache_dir=str(cache_dir)
-        )
+        for file in names:
+            schemas[file] = pyarrow.parquet.read_schema(folder / file)
+        for _, group in itertools.groupby(names, schemas.__getitem__):
+            file, *further = group
+            # Escaped, as a folder's name may have brackets.
+            paths = [glob.escape(str(folder / name)) for name in (file, *further)]
+            data = datasets.load_dataset("parquet", data_files=paths, split="train", cache_dir=str(cache_dir))
+            tables.append(_Table(file, data))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = shown_error(error)
         raise UserError(
-            f"`data.path` is {path}, which is not whole parquet of one schema ({reason}); write it again"
+            f"{shown(folder / file, LONGEST_DETAIL)} is not whole parquet ({shown_error(error)}); write it again, or "
+            "take it out of `data.path`"
         ) from error
-    return table_source(table, path.name, columns, path if path.is_dir() else path.parent)
+    return tables
 
 
 def hub(hub_id: str, config: DataConfig) -> PairSource:
@@ -82,60 +124,78 @@ def hub(hub_id: str, config: DataConfig) -> PairSource:
             f"`data.hub_id` is {hub_id}, which could not be fetched ({shown_error(error)}); "
             "check the id and the connection, or fetch it yourself and set `data.path`"
         ) from error
-    return table_source(table, hub_id, config.columns, None)
+    return table_source(table, hub_id, config.columns)
 
 
-def table_source(table: datasets.Dataset, name: str, columns: Columns, folder: Path | None) -> PairSource:
+def table_source(
+    table: datasets.Dataset,
+    name: str,
+    columns: Columns,
+    files: NamedFiles | None = None,
+    place: str = "the data",
+    others: Collection[str] = (),
+    rows_before: int = 0,
+) -> PairSource:
     """The pairs of a table by its columns: chosen, rejected and prompt, or those of Pick-a-Pic v2, whose ties are left
     out.
 
     Args:
-        table: the rows; images as bytes, ``{bytes, path}``, an Image feature or paths.
-        name: how to call it.
+        table: the rows; images as in :class:`.cells.TableImage`.
+        name: how to call the data set.
         columns: names of the columns, as far as they are not the usual ones.
-        folder: what paths in the table are relative to.
+        files: what the table names.
+        place: how to call the table.
+        others: columns that the set's other files have and this one has not. Where the prompt is among them, it is null
+            here.
+        rows_before: those of the set's earlier files.
+
+    Raises:
+        UserError: when a column is not there.
     """
-    stated = columns.chosen or columns.rejected or "chosen" in table.column_names
-    if not stated and set(PICK_A_PIC) <= set(table.column_names):
-        return _labelled(table, name, columns.prompt or PICK_A_PIC_PROMPT, folder)
-    chosen, rejected, prompt = columns.chosen or "chosen", columns.rejected or "rejected", columns.prompt or "prompt"
-    _require(table, {"chosen": chosen, "rejected": rejected, "prompt": prompt})
-    chosen_images, rejected_images = _images(table, chosen, folder), _images(table, rejected, folder)
-    prompts = table.select_columns([prompt])[:][prompt]
-    rows = zip(prompts, chosen_images, rejected_images, strict=True)
-    return PairSource(name, [RawPair(f"row {row}", *cells) for row, cells in enumerate(rows)])
+    there = table.column_names
+    labelled = not (columns.chosen or columns.rejected or "chosen" in there) and set(PICK_A_PIC) <= set(there)
+    if labelled:
+        wanted = {"chosen": PICK_A_PIC[0], "rejected": PICK_A_PIC[1], "prompt": columns.prompt or PICK_A_PIC_PROMPT}
+    else:
+        wanted = {setting: getattr(columns, setting) or setting for setting in ("chosen", "rejected", "prompt")}
+    for setting, column in wanted.items():
+        if column not in there and column not in others:
+            raise missing(f"{place} has no column", setting, column, there)
+        if column not in there and setting != "prompt":
+            raise UserError(
+                f"{place} has no column `{shown(column)}`, which other files of `data.path` have, only "
+                f"{shown(', '.join(there))}; write the column into it, or take it out of `data.path`"
+            )
+    column = wanted["prompt"]
+    prompts = table.select_columns([column])[:][column] if column in there else [None] * len(table)
+    images = (_images(table, wanted[side], files, rows_before) for side in ("chosen", "rejected"))
+    rows = enumerate(zip(prompts, *images, strict=True), start=rows_before)
+    pairs = [RawPair(f"row {row}", *cells) for row, cells in rows]
+    if not labelled:
+        return PairSource(name, pairs)
+    by_label = [pair for pair in map(_turned, pairs, *_labels(table)) if pair is not None]
+    return PairSource(name, by_label, ties=len(pairs) - len(by_label))
 
 
-def _labelled(table: datasets.Dataset, name: str, prompt: str, folder: Path | None) -> PairSource:
-    _require(table, {"prompt": prompt})
-    first, second = _images(table, "jpg_0", folder), _images(table, "jpg_1", folder)
-    cells = table.select_columns(["label_0", "label_1", prompt])[:]
-    pairs, ties = [], 0
-    for row, (label_0, label_1, text) in enumerate(zip(cells["label_0"], cells["label_1"], cells[prompt], strict=True)):
-        if label_0 is None or label_1 is None or label_0 == label_1:
-            ties += 1
-            continue
-        chosen, rejected = (first, second) if label_0 > label_1 else (second, first)
-        pairs.append(RawPair(f"row {row}", text, chosen[row], rejected[row]))
-    return PairSource(name, pairs, ties=ties)
+def _labels(table: datasets.Dataset) -> list[list[float | None]]:
+    """Of the first images, and of the second ones."""
+    names = list(PICK_A_PIC[2:])
+    cells = table.select_columns(names)[:]
+    return [cells[name] for name in names]
 
 
-def _images(table: datasets.Dataset, column: str, folder: Path | None) -> list[TableImage]:
+def _turned(pair: RawPair, label_0: float | None, label_1: float | None) -> RawPair | None:
+    """A pair of the first and the second image with the preferred one first; None for a tie."""
+    if label_0 is None or label_1 is None or label_0 == label_1:
+        return None
+    return pair if label_0 > label_1 else replace(pair, chosen=pair.rejected, rejected=pair.chosen)
+
+
+def _images(table: datasets.Dataset, column: str, files: NamedFiles | None, rows_before: int) -> Iterator[TableImage]:
     """The images of a column, none of them read yet."""
     import datasets
 
     single = table.select_columns([column])
     if isinstance(single.features[column], datasets.Image):
         single = single.cast_column(column, datasets.Image(decode=False))
-    return [TableImage(single, row, folder) for row in range(len(single))]
-
-
-def _require(table: datasets.Dataset, wanted: dict[str, str]) -> None:
-    names = table.column_names
-    for setting, column in wanted.items():
-        if column not in names:
-            near = difflib.get_close_matches(column, names, n=1)
-            raise UserError(
-                f"the data has no column `{column}`, only {shown(', '.join(names))}; "
-                f"set `data.columns.{setting}` to the one with the {setting}" + (f" (`{near[0]}`?)" if near else "")
-            )
+    return (TableImage(single, row, files, rows_before) for row in range(len(single)))

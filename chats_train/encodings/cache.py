@@ -126,7 +126,9 @@ class CachedEncodings(PairEncodings):
 
 def image_key(image: PairImage, bucket: Bucket, fingerprint: str) -> str:
     """Key of an image's latents, hexadecimal."""
-    return _digest("image", fingerprint, image.sha256, f"{bucket.width}x{bucket.height}")
+    # Version 0.1.0 decoded such images otherwise: its latents of them must not be read, those of all others may.
+    decoding = ["by range"] if image.by_range else []
+    return _digest("image", fingerprint, image.sha256, f"{bucket.width}x{bucket.height}", *decoding)
 
 
 def prompt_key(text: str, fingerprint: str) -> str:

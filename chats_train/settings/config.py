@@ -54,7 +54,9 @@ class DataConfig(Section):
     )
     subset: str | None = Field(None, description="hub only: the configuration, where the data set has several")
     revision: str | None = Field(None, description="hub only: a branch, tag or commit")
-    split: str = Field("train", description="hub only")
+    split: str = Field(
+        "train", description="of the hub, or of parquet files whose names state theirs (several with +, or all)"
+    )
     columns: Columns = Field(
         default_factory=Columns, description="names of the columns, where they are not the usual ones"
     )

@@ -46,6 +46,27 @@ def pairs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def open_pairs(tmp_path, monkeypatch):
+    """Opens a data set with a small run's settings; nothing is fetched."""
+    import socket
+
+    from chats_train.data import open_dataset
+    from chats_train.settings.config_file import PLACEHOLDERS, parse_config
+
+    def refuse(*_):
+        raise AssertionError("nothing is fetched unless the user names a hub id")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+    def open_pairs(path, data=None):
+        raw = {"version": 1, "family": "sd15", **PLACEHOLDERS, "resolution": 64, "bucket_reso_steps": 8}
+        raw |= {"output_dir": str(tmp_path / "run"), "data": {"path": str(path), **(data or {})}}
+        return open_dataset(parse_config(raw), progress=False)
+
+    return open_pairs
+
+
+@pytest.fixture
 def config(bases, pairs, tmp_path):
     """A tiny run's settings; each gets a folder of its own."""
     import tiny_runs

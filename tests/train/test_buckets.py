@@ -106,12 +106,12 @@ def test_pixels_span_minus_one_to_one():
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1"])
 def test_every_mode_becomes_rgb(mode):
     kind = "TIFF" if mode == "CMYK" else "PNG"
-    assert decode(encoded(picture(0).convert(mode), kind)).mode == "RGB"
+    assert decode(encoded(picture(0).convert(mode), kind)).image.mode == "RGB"
 
 
 def test_transparency_lies_over_white():
     clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
-    assert decode(encoded(clear)).getpixel((0, 0)) == (255, 255, 255)
+    assert decode(encoded(clear)).image.getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_broken_bytes_say_why():
