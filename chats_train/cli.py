@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING
 from .support.errors import UserError
 
 if TYPE_CHECKING:
-    from .data import PairDataset
     from .families import Family
     from .settings.config import RunConfig
 
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
-PROBLEMS_FILE = "data_problems.txt"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -224,22 +222,24 @@ def _init(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     from .check.readiness import model_size, print_disk, print_memory
+    from .runs.opening import open_pairs
 
     config = _read_config(args)
     print(f"config: {config.family}, {config.objective}, {config.training_method}, {config.max_train_steps} steps")
     family = _open_family(config)
     size = model_size(config, family)
-    dataset = _open_dataset(config)
+    dataset = open_pairs(config)
     print_memory(config, size)
     print_disk(config, size, dataset)
 
 
 def _cache(args: argparse.Namespace) -> None:
     from .encodings.cache import fill_cache
+    from .runs.opening import open_pairs
 
     config = _read_config(args)
     family = _open_family(config)
-    dataset = _open_dataset(config)
+    dataset = open_pairs(config)
     fill_cache(config.cache_dir, dataset.samples, family, config.sample_prompts)
     print(f"cached in {config.cache_dir}: {len(dataset.samples)} pairs")
 
@@ -328,17 +328,3 @@ def _open_family(config: RunConfig) -> Family:
     sizes = ", ".join(f"{part} {count_text(count)}" for part, count in parts.items())
     print(f"base: {config.pretrained_model} ({family.prediction_type}, null prompt {family.null_prompt_kind}): {sizes}")
     return family
-
-
-def _open_dataset(config: RunConfig) -> PairDataset:
-    """The run's pairs; what is wrong with them is printed, and listed whole in a file of the run."""
-    from chats.files import write_text
-
-    from .data import open_dataset
-
-    dataset = open_dataset(config)
-    print("\n".join(["data: " + dataset.report()[0], *dataset.report()[1:]]))
-    if dataset.problems:
-        write_text(config.output_dir / PROBLEMS_FILE, "".join(f"{problem}\n" for problem in dataset.problems))
-        print(f"  all {len(dataset.problems)} problems are listed in {config.output_dir / PROBLEMS_FILE}")
-    return dataset

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from chats.files import write_text
+
+from ..data import PairDataset, open_dataset
 from ..families import Family, load_family
 from ..settings.config import RunConfig
 from ..support.dtypes import TORCH_DTYPES, forward_dtype
+from .folder import PROBLEMS_FILE
 
 
 def open_family(config: RunConfig, device: torch.device | str | None = None) -> Family:
@@ -30,6 +34,19 @@ def open_family(config: RunConfig, device: torch.device | str | None = None) -> 
         prediction_type=config.prediction_type,
         null_prompt=config.null_prompt,
     )
+
+
+def open_pairs(config: RunConfig, progress: bool = True) -> PairDataset:
+    """The run's pairs. What is wrong with them is printed, and listed whole in a file of the run, before anything is
+    trained on them."""
+    dataset = open_dataset(config, progress)
+    first, *others = dataset.report()
+    print("\n".join([f"data: {first}", *others]))
+    if dataset.problems:
+        path = config.output_dir / PROBLEMS_FILE
+        write_text(path, "".join(f"{problem}\n" for problem in dataset.problems))
+        print(f"  all {len(dataset.problems)} problems are listed in {path}")
+    return dataset
 
 
 def settled(config: RunConfig, family: Family) -> RunConfig:

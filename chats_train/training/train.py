@@ -13,7 +13,7 @@ from ..encodings.cache import CachedEncodings, LiveEncodings, PairEncodings, fil
 from ..families import Family
 from ..runs.checkpoint import RESUME, has_checkpoint, open_checkpoint
 from ..runs.folder import CHECKPOINTS, CONFIG_FILE, LOCK
-from ..runs.opening import open_family, settled
+from ..runs.opening import open_family, open_pairs, settled
 from ..runs.pair_export import export_pair
 from ..runs.probe_file import read_probe
 from ..runs.processes import Processes
@@ -83,7 +83,7 @@ def _open_data(config: RunConfig, processes: Processes) -> PairDataset:
     """The data set; the main process looks at it first and leaves its verdicts for the others."""
     if not processes.is_main:
         processes.wait()
-    dataset = open_dataset(config, progress=processes.is_main)
+    dataset = open_pairs(config) if processes.is_main else open_dataset(config, progress=False)
     if processes.is_main:
         processes.wait()
     return dataset
