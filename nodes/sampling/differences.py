@@ -7,7 +7,7 @@ its own. Whatever both lists have in common cancels; what is left must be plain 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import comfy.utils
 import torch
@@ -30,8 +30,7 @@ class InexpressibleError(ValueError):
         )
 
 
-@dataclass(frozen=True)
-class Term:
+class Term(NamedTuple):
     """What one patch adds to the final weight: ``coefficient`` times its value."""
 
     coefficient: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import comfy.model_management
 import comfy.samplers
@@ -18,8 +18,7 @@ from .inheritance import Baseline
 KEY = "chats"
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """Where the dispreferred model guides, as shares of the noise schedule; before and after it, cfg is 1."""
 
     start_percent: float
