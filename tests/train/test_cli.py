@@ -13,6 +13,7 @@ from pictures import write_folders
 from safetensors.torch import save_file
 
 from chats_train import cli
+from chats_train.runs.folder import PROBLEMS_FILE
 from chats_train.settings.config_file import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,7 +140,7 @@ def test_check_tells_what_a_run_will_take(config, capsys):
     assert "broken: broken image (chosen: not an image)" in said
     assert "full, weight_dtype bf16: " in said
     assert said.count("(this run)") == 1
-    assert (config.parent / "run" / cli.PROBLEMS_FILE).read_text() == "broken: broken image (chosen: not an image)\n"
+    assert (config.parent / "run" / PROBLEMS_FILE).read_text() == "broken: broken image (chosen: not an image)\n"
     assert cli.main(["check", str(config), "--set", "data.strict=true"]) == 2
     assert "`data.strict` is true and pairs has 1 problems" in capsys.readouterr().err
 
