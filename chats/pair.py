@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -120,17 +120,16 @@ class PairMetadata:
 NULL_PROMPT_WORDS = {"encoded_empty": "an empty prompt", "zeros": "zeros (ConditioningZeroOut)"}
 
 
-def _parse(name: str, key: str, value: str, hint: object) -> object:
-    """One header value as the type of its field."""
-    options = [arg for arg in (get_args(hint) or (hint,)) if arg is not type(None)]
-    kind = options[0]
-    allowed = get_args(kind) or [option for option in options if isinstance(option, str)]
+def _parse(name: str, key: str, value: str, hint: Any) -> object:
+    """One header value as the type of its field: a number, any text, or one of some words; None may stand beside it."""
+    kind = hint if get_origin(hint) is Literal else (get_args(hint) or (hint,))[0]
+    words = get_args(kind)
     try:
-        parsed = value if allowed or kind is str else kind(value)
+        parsed = value if words else kind(value)
     except ValueError:
         parsed = None
-    if parsed is None or parsed != parsed or (allowed and value not in allowed):
-        expected = " or ".join(f"`{word}`" for word in allowed) if allowed else f"a number ({kind.__name__})"
+    if parsed is None or parsed != parsed or (words and value not in words):
+        expected = " or ".join(f"`{word}`" for word in words) if words else f"a number ({kind.__name__})"
         raise PairError(
             f"{name} has `{PREFIX}{key}` = `{shown(value)}`, expected {expected}; it was not written by this pack: "
             "export it again"

@@ -258,6 +258,13 @@ def test_unknown_chats_keys_are_left_alone():
     assert pair.PairMetadata.from_header(header) == pair.PairMetadata("preferred")
 
 
+def test_keys_of_other_tools_are_not_taken_for_ours():
+    # Other trainers write a `step` or an `alpha` of their own, and no `chats.` before it.
+    others = {"format": "pt", "step": "one", "member": "winner", "modelspec.title": "t"}
+    assert pair.PairMetadata.from_header(others) is None
+    assert pair.PairMetadata.from_header({"chats.member": "preferred", **others}) == pair.PairMetadata("preferred")
+
+
 def test_broken_files_are_one_clear_sentence(tmp_path, write):
     whole = write("p.safetensors", PREFERRED).read_bytes()
     damaged = {
