@@ -13,6 +13,8 @@ CFG = 6.0
 @pytest.fixture
 def said(nodes, pairs, caplog):
     """The lines that a run logs, by its settings and the pair's metadata."""
+    from comfy_execution.utils import CurrentNodeContext
+
     advice, pair = pack_module("nodes.advice"), pack_module("chats.pair")
 
     def sample(used_alpha=0.5, /, *, form="proxy", cfg=CFG, zeros=False, steps=1, **metadata):
@@ -24,8 +26,9 @@ def said(nodes, pairs, caplog):
             null = [[tokens * 0, options] for tokens, options in null]
         joined = nodes["CHATSApply"](*models, 0.0, 1.0)[0]
         caplog.clear()
-        with caplog.at_level(logging.WARNING):
+        with CurrentNodeContext("any prompt", "the node of the proxy prompt"):
             negative = nodes["CHATSProxyPrompt"](positive, null, used_alpha, form)[0]
+        with caplog.at_level(logging.WARNING):
             run(guider_of(joined, positive, negative, cfg), mini.latent("sd15"), steps=steps)
         return [
             record.getMessage().removeprefix("CHATS: ")
@@ -102,6 +105,29 @@ def texts(monkeypatch):
     found = []
     monkeypatch.setattr(PromptServer, "instance", Recorder(), raising=False)
     return found
+
+
+def test_auto_is_shown_on_the_node_that_has_the_setting(nodes, pairs, texts):
+    from comfy_execution.utils import CurrentNodeContext
+
+    positive, null = mini.conditioning("sd15", 3, 154), mini.conditioning("sd15", 4)
+    sampling = (mini.latent("sd15"), 7, 1, CFG, "euler", "normal", 1.0)
+    for prompt, form in (("a", "auto"), ("b", "auto"), ("c", "proxy")):
+        with CurrentNodeContext(prompt, "prompt node"):
+            negative = nodes["CHATSProxyPrompt"](positive, null, 0.5, form)[0]
+        with CurrentNodeContext(prompt, "stock sampler"):
+            run(guider_of(nodes["CHATSApply"](*pairs("sd15"), 0.0, 1.0)[0], positive, negative, CFG), sampling[0])
+        with CurrentNodeContext(prompt, "own sampler"):
+            nodes["CHATSKSampler"](*pairs("sd15"), positive, null, *sampling, 1.5, form, 0.0, 1.0)
+    line, warning = "auto: proxy, two passes", "⚠ alpha 1.5 is outside 0 to 1: try 0.5 to 0.7"
+    assert texts == [
+        ("prompt node", line),
+        ("own sampler", f"{line}\n{warning}"),
+        ("prompt node", line),
+        ("own sampler", f"{line}\n{warning}"),
+        ("prompt node", ""),
+        ("own sampler", warning),
+    ]
 
 
 def test_a_node_that_samples_tile_by_tile_says_it_once_and_takes_it_back(said, texts):
