@@ -18,6 +18,8 @@ from ..chats import guidance, pair, probe
 
 # The attachment of a MODEL that holds its pair's metadata, as the loaders read it; clones keep it.
 ATTACHMENT = "chats_pair"
+# The attachment of a pair's MODEL whose members are sampled differently: the preferred's model sampling, and a line.
+SAMPLING = "chats_sampling"
 # The option of a conditioning entry that holds the ProxyFacts it was made with.
 PROXY = "chats_proxy"
 # ComfyUI's classes that interpret a network's output, each with the metadata's word for that kind of prediction.
@@ -105,7 +107,7 @@ def advise_on_run(model: ModelPatcher, cfg: float | None, negative: Iterable[dic
     """
     metadata = model.attachments.get(ATTACHMENT)
     facts = dict.fromkeys(entry[PROXY] for entry in negative if PROXY in entry)
-    lines = [prediction_advice(metadata, model), cfg_advice(metadata, cfg)]
+    lines = [prediction_advice(metadata, model), sampling_advice(model), cfg_advice(metadata, cfg)]
     lines += [line for each in facts for line in proxy_advice(metadata, each)]
     found = [line for line in lines if line]
     here = executing_node()
@@ -113,6 +115,13 @@ def advise_on_run(model: ModelPatcher, cfg: float | None, negative: Iterable[dic
     if show_lines([*notes, *(f"⚠ {line}" for line in found)]):
         for line in found:
             logging.warning("CHATS: %s", line)
+
+
+def sampling_advice(model: ModelPatcher) -> str | None:
+    """A line where the two members are sampled differently. A model sampling node after CHATS Apply is for both and
+    ends that."""
+    sampling, line = model.attachments.get(SAMPLING, (None, None))
+    return line if model.get_model_object("model_sampling") is sampling else None
 
 
 def cfg_advice(metadata: pair.PairMetadata | None, cfg: float | None) -> str | None:

@@ -5,7 +5,7 @@ import logging
 import mini
 import pytest
 from conftest import pack_module
-from running import guider_of, run
+from running import guider_of, result, run
 
 CFG = 6.0
 
@@ -91,6 +91,47 @@ def test_each_contradiction_is_one_line(said, settings, line):
 
 def test_it_is_said_once_a_run(said):
     assert len(said(1.5, steps=4)) == 1
+
+
+@pytest.fixture
+def said_of_sampling(nodes, pairs, caplog):
+    """What a run says of two models with model sampling nodes on either, or on the pair."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
+
+    classes = {"sd15": ModelSamplingDiscrete, "sd3": ModelSamplingSD3}
+
+    def sample(kind, preferred=None, dispreferred=None, pair=None):
+        given = zip(pairs(kind), (preferred, dispreferred), strict=True)
+        models = [
+            model if settings is None else result(classes[kind], model, *settings)[0] for model, settings in given
+        ]
+        joined = nodes["CHATSApply"](*models, 0.0, 1.0)[0]
+        joined = joined if pair is None else result(classes[kind], joined, *pair)[0]
+        conds = mini.conditioning(kind, 3), mini.conditioning(kind, 4)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            run(guider_of(joined, *conds, CFG), mini.latent(kind), steps=1)
+        return [r.getMessage() for r in caplog.records if r.getMessage().startswith("CHATS: ")]
+
+    return sample
+
+
+def test_members_that_are_sampled_differently_are_said(said_of_sampling):
+    v, epsilon, v_zsnr = ("v_prediction", False), ("eps", False), ("v_prediction", True)
+    for settings, words in (
+        (
+            ("sd15", v),
+            "preferred is sampled as v_prediction, dispreferred as epsilon; if both are of one kind, put the",
+        ),
+        (("sd15", None, v), "preferred is sampled as epsilon, dispreferred as v_prediction"),
+        (("sd15", ("lcm", False)), "preferred is sampled as LCM, dispreferred as epsilon"),
+        (("sd15", v_zsnr, v), "unlike noise schedules (sigma_max 4518.76 and 14.6146): put the model"),
+        (("sd3", (2.0,)), "unlike noise schedules (shift 2 and 3): put the model sampling node after CHATS Apply"),
+    ):
+        (line,) = said_of_sampling(*settings)
+        assert words in line
+    for settings in (("sd15", v, v), ("sd15", v, None, v), ("sd15", epsilon), ("sd3", (3.0,))):
+        assert said_of_sampling(*settings) == []
 
 
 @pytest.fixture
