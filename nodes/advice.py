@@ -18,6 +18,8 @@ from ..chats import guidance, pair, probe
 
 # The attachment of a MODEL that holds its pair's metadata, as the loaders read it; clones keep it.
 ATTACHMENT = "chats_pair"
+# The attachment of a pair's MODEL whose members are sampled differently: the preferred's model sampling, and a line.
+SAMPLING = "chats_sampling"
 # The option of a conditioning entry that holds the ProxyFacts it was made with.
 PROXY = "chats_proxy"
 # ComfyUI's classes that interpret a network's output, each with the metadata's word for that kind of prediction.
@@ -38,11 +40,17 @@ _shown: dict[str, tuple[str, list[str]]] = {}
 
 @dataclass(frozen=True)
 class ProxyFacts:
-    """The settings that a negative was made with, and whether its null prompt is zeros."""
+    """The settings that a negative was made with, whether its null prompt is zeros, and a line on how it was made.
+
+    ``form`` is the one that was used, where the setting leaves it open. The line stands on the node with ``node_id``,
+    which made the negative; where that node samples too, above the lines on its run.
+    """
 
     alpha: float
     form: str
     null_is_zeros: bool
+    line: str | None = None
+    node_id: str | None = None
 
 
 def show(text: str, node_id: str | None) -> None:
@@ -50,6 +58,27 @@ def show(text: str, node_id: str | None) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id)
+
+
+def executing_node() -> str | None:
+    """The id of the node that executes; None outside of a server."""
+    context = get_executing_context()
+    return context.node_id if context else None
+
+
+def show_lines(lines: list[str]) -> bool:
+    """Shows lines on the node that executes, in place of those of earlier executions; False where there is nothing new
+    in this one."""
+    context = get_executing_context()
+    if context is None:
+        return True
+    execution, shown_before = _shown.get(context.node_id, (None, []))
+    if execution == context.prompt_id and (not lines or lines == shown_before):
+        return False
+    _shown[context.node_id] = (context.prompt_id, lines)
+    if lines or shown_before:
+        show("\n".join(lines), context.node_id)
+    return True
 
 
 def prediction_of(model: ModelPatcher) -> str | None:
@@ -78,19 +107,21 @@ def advise_on_run(model: ModelPatcher, cfg: float | None, negative: Iterable[dic
     """
     metadata = model.attachments.get(ATTACHMENT)
     facts = dict.fromkeys(entry[PROXY] for entry in negative if PROXY in entry)
-    lines = [prediction_advice(metadata, model), cfg_advice(metadata, cfg)]
+    lines = [prediction_advice(metadata, model), sampling_advice(model), cfg_advice(metadata, cfg)]
     lines += [line for each in facts for line in proxy_advice(metadata, each)]
     found = [line for line in lines if line]
-    context = get_executing_context()
-    if context is not None:
-        execution, shown_before = _shown.get(context.node_id, (None, []))
-        _shown[context.node_id] = (context.prompt_id, found)
-        if (execution, shown_before) == (context.prompt_id, found):
-            return
-        if found or shown_before:
-            show("\n".join(f"⚠ {line}" for line in found), context.node_id)
-    for line in found:
-        logging.warning("CHATS: %s", line)
+    here = executing_node()
+    notes = [each.line for each in facts if each.line and each.node_id == here]
+    if show_lines([*notes, *(f"⚠ {line}" for line in found)]):
+        for line in found:
+            logging.warning("CHATS: %s", line)
+
+
+def sampling_advice(model: ModelPatcher) -> str | None:
+    """A line where the two members are sampled differently. A model sampling node after CHATS Apply is for both and
+    ends that."""
+    sampling, line = model.attachments.get(SAMPLING, (None, None))
+    return line if model.get_model_object("model_sampling") is sampling else None
 
 
 def cfg_advice(metadata: pair.PairMetadata | None, cfg: float | None) -> str | None:

@@ -67,10 +67,11 @@ def form_input() -> io.Combo.Input:
     return advanced(
         io.Combo.Input(
             "form",
-            options=["proxy", "exact"],
-            default="proxy",
+            # `auto` is last: graphs that older versions saved hold the other two by their places.
+            options=["proxy", "exact", "auto"],
+            default="auto",
             tooltip="proxy (Eq. 17): one mixed prompt, two passes a step. exact (Eq. 16): prompt and null apart, three "
-            "passes a step.",
+            "passes a step. auto: proxy where prompt and null can be mixed, else exact; the node shows which.",
         )
     )
 

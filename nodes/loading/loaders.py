@@ -54,12 +54,17 @@ def pair_paths(
 def read_pair(paths: tuple[str | None, str | None], node_id: str | None) -> pair.PairMetadata | None:
     """Checks the files, shows on the node what their metadata recommends, and logs what does not fit together."""
     metadata, warnings = pair.check_files(*paths)
+    show_pair(metadata, warnings, node_id)
+    return metadata
+
+
+def show_pair(metadata: pair.PairMetadata | None, warnings: list[str], node_id: str | None) -> None:
+    """Shows on the node what the metadata recommends, and the warnings; logs those."""
     for warning in warnings:
         logging.warning("CHATS: %s", warning)
-    lines = [f"recommended: {metadata.recommendation()}"] if metadata and metadata.recommendation() else []
-    lines += [f"⚠ {warning}" for warning in warnings]
-    show("\n".join(lines) or NO_METADATA, node_id)
-    return metadata
+    recommended = f"recommended: {metadata.recommendation()}" if metadata and metadata.recommendation() else NO_METADATA
+    lines = [] if recommended == NO_METADATA and warnings else [recommended]
+    show("\n".join([*lines, *(f"⚠ {warning}" for warning in warnings)]), node_id)
 
 
 # What ComfyUI raises for a file that is whole but not the model it was taken for: something is missing, or has another

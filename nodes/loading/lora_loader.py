@@ -1,5 +1,7 @@
 """Load CHATS LoRA Pair: a LoRA for each side on one base, two MODELs that share its weights."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import comfy.lora
@@ -15,8 +17,8 @@ from .loaders import (
     loading,
     model_outputs,
     pair_paths,
-    read_pair,
     safetensors_files,
+    show_pair,
     validate_pair,
     with_metadata,
 )
@@ -24,23 +26,63 @@ from .loaders import (
 FOLDER = "loras"
 # What follows the member in the names of the file inputs.
 SUFFIX = "_lora"
+# How the keys of LoRAs for text encoders begin, in the formats that ComfyUI reads (`comfy.lora.model_lora_keys_clip`).
+TEXT_ENCODER_KEYS = (
+    "lora_te",
+    "lora_prior_te_",
+    "text_encoder",
+    "text_model.",
+    "base_model.model.text_model.",
+    "te1.",
+    "te2.",
+)
+# Where the name of a weight ends in a key of a LoRA.
+KEY_ENDS = re.compile(r"[._]lora[._]|\.(?:hada|lokr|oft)_|\.(?:alpha|dora_scale|diff|diff_b)$")
 
 
-def with_lora(model: ModelPatcher, path: str | None, strength: float) -> ModelPatcher:
-    """A clone of ``model`` with a LoRA on it; without a file, ``model`` itself.
+def with_lora(model: ModelPatcher, path: str | None, strength: float) -> tuple[ModelPatcher, list[str]]:
+    """A clone of ``model`` with a LoRA on it, and a line for each kind of weights in the file that is not used; without
+    a file, ``model`` itself.
+
+    A pair's text side is the same for both members, so weights for text encoders are left out.
 
     Raises:
         PairError: when nothing in the file is for this model.
     """
     if path is None:
-        return model
-    with loading(Path(path).name, "LoRA"):
+        return model, []
+    name = Path(path).name
+    with loading(name, "LoRA"):
         state = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(path, safe_load=True))
-        patches = comfy.lora.load_lora(state, comfy.lora.model_lora_keys_unet(model.model, {}))
+        places = comfy.lora.model_lora_keys_unet(model.model, {})
+        text = {key for key in state if key.startswith(TEXT_ENCODER_KEYS) and not _place(key, places)}
+        foreign = {key for key in state if key not in text and not _place(key, places)}
+        patches = comfy.lora.load_lora({key: state[key] for key in state if key not in text}, places)
     patched = model.clone()
     if not patched.add_patches(patches, strength):
-        raise pair.PairError(f"{Path(path).name} changes no weight of `model`; connect the base that it was trained on")
-    return patched
+        if len(text) == len(state):
+            raise pair.PairError(
+                f"{name} has weights for text encoders only ({_weights(text)}), which a pair does not use; put it on "
+                "the CLIP with LoraLoader, and choose a LoRA of the diffusion model here"
+            )
+        raise pair.PairError(f"{name} changes no weight of `model`; connect the base that it was trained on")
+    kinds = (
+        (text, "for text encoders, which are not used; where both members need them, put them on the CLIP"),
+        (foreign, "that `model` has no place for, which are not used; is it the base that it was trained on?"),
+    )
+    return patched, [f"{name} also has {_weights(keys)} weights {words}" for keys, words in kinds if keys]
+
+
+def _place(key: str, places: dict) -> bool:
+    """Whether a key of a LoRA is about one of the model's places: it begins with its name, up to a dot or `_lora.`."""
+    parts = key.split(".")
+    names = (".".join(parts[:end]) for end in range(1, len(parts)))
+    return any(name in places or name.removesuffix("_lora") in places for name in names)
+
+
+def _weights(keys: Iterable[str]) -> int:
+    """How many weights the keys of a LoRA are about: a weight has an up, a down and an alpha."""
+    return len({KEY_ENDS.split(key)[0] for key in keys})
 
 
 class CHATSLoRAPairLoader(io.ComfyNode):
@@ -95,10 +137,12 @@ class CHATSLoRAPairLoader(io.ComfyNode):
     ) -> io.NodeOutput:
         require_models(model=model)
         paths = pair_paths(FOLDER, preferred_lora, dispreferred_lora, SUFFIX, optional=True)
-        metadata = read_pair(paths, cls.hidden.unique_id if cls.hidden else None)
+        metadata, warnings = pair.check_files(*paths)
         strengths = (strength_preferred, strength_dispreferred)
-        models = [with_lora(model, path, strength) for path, strength in zip(paths, strengths, strict=True)]
-        return io.NodeOutput(*with_metadata(metadata, *models))
+        loaded = [with_lora(model, path, strength) for path, strength in zip(paths, strengths, strict=True)]
+        warnings += [line for _, lines in loaded for line in lines]
+        show_pair(metadata, warnings, cls.hidden.unique_id if cls.hidden else None)
+        return io.NodeOutput(*with_metadata(metadata, *(patched for patched, _ in loaded)))
 
 
 NODES = [CHATSLoRAPairLoader]

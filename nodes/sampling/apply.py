@@ -3,9 +3,11 @@
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..advice import SAMPLING
 from ..inputs import interval_inputs, model_inputs, require_models
-from .compatibility import check_models
+from .compatibility import check_models, sampling_difference
 from .pairing import pair_models
+from .single_use import saying_what_is_lost
 
 
 def apply_pair(
@@ -23,7 +25,12 @@ def apply_pair(
             "the start must not be after the end"
         )
     check_models(preferred, dispreferred)
-    return pair_models(preferred, dispreferred, start_percent, end_percent)
+    joined = saying_what_is_lost(pair_models(preferred, dispreferred, start_percent, end_percent))
+    if line := sampling_difference(preferred, dispreferred):
+        joined.set_attachments(SAMPLING, (preferred.get_model_object("model_sampling"), line))
+    else:
+        joined.remove_attachments(SAMPLING)
+    return joined
 
 
 class CHATSApply(io.ComfyNode):

@@ -5,18 +5,32 @@ positive entry, either one entry of mixed embeddings (``proxy``) or two entries 
 (``exact``): ComfyUI divides the weighted predictions by the sum of the strengths, which is 1.
 """
 
+import dataclasses
 import logging
 
 import torch
 from comfy_api.latest import io
 
 from ...chats import guidance
-from ..advice import PROXY, ProxyFacts
+from ..advice import PROXY, ProxyFacts, executing_node, show_lines
 from ..inputs import alpha_input, form_input, null_input, require_conditioning
 
 # Options of an entry that come out of the text encoders, as opposed to where, when and how the entry is applied.
 TEXT_OPTIONS = frozenset({"pooled_output", "t5xxl_ids", "t5xxl_weights", "text_input_ids", "unprocessed_ltxav_embeds"})
 TEXT_OPTION_PREFIXES = ("attention_mask", "conditioning_", "text_embedding_mask")
+
+
+class NoMixture(ValueError):
+    """A prompt and a null prompt that cannot be mixed, but can be weighed apart.
+
+    Args:
+        sentence: with the way out, for people.
+        reason: in a few words, for a line on a node.
+    """
+
+    def __init__(self, sentence: str, reason: str):
+        super().__init__(sentence)
+        self.reason = reason
 
 
 def build_negative(positive: list, null: list, alpha: float, form: str) -> list:
@@ -26,7 +40,8 @@ def build_negative(positive: list, null: list, alpha: float, form: str) -> list:
         positive: conditioning of the prompt; areas, masks, ranges, ControlNets and sizes of each entry stay.
         null: conditioning of the null prompt; by index where it has as many entries as ``positive``, else its first.
         alpha: share of the dispreferred conditional; 0 gives ``null`` as it is.
-        form: ``proxy`` (Eq. 17) or ``exact`` (Eq. 16).
+        form: ``proxy`` (Eq. 17), ``exact`` (Eq. 16), or ``auto``: proxy where all entries can be mixed, else exact for
+            all, so that the regions of one picture are guided alike.
 
     Raises:
         ValueError: when the two cannot be combined; the message names the way out.
@@ -36,9 +51,11 @@ def build_negative(positive: list, null: list, alpha: float, form: str) -> list:
         raise ValueError(
             f"`{'null' if positive else 'positive'}` is an empty conditioning; connect the output of a text encode node"
         )
-    if form not in FORMS:
-        raise ValueError(f"`form` is {form!r}; choose `proxy` (two passes) or `exact` (three passes)")
-    facts = ProxyFacts(alpha, form, null_is_zeros=not any(bool(tokens.any()) for tokens, _ in null))
+    if form != AUTO and form not in FORMS:
+        raise ValueError(f"`form` is {form!r}; choose `auto`, `proxy` (two passes) or `exact` (three passes)")
+    facts = ProxyFacts(
+        alpha, form, null_is_zeros=not any(bool(tokens.any()) for tokens, _ in null), node_id=executing_node()
+    )
     if alpha == 0:
         return [[tokens, {**options, PROXY: facts}] for tokens, options in null]
     if len(null) not in (1, len(positive)):
@@ -48,25 +65,52 @@ def build_negative(positive: list, null: list, alpha: float, form: str) -> list:
             len(positive),
         )
     nulls = null if len(null) == len(positive) else null[:1] * len(positive)
-    entries = [entry for pair in zip(positive, nulls, strict=True) for entry in FORMS[form](*pair, alpha)]
+    pairs = list(zip(positive, nulls, strict=True))
+    if form == AUTO:
+        entries, used, line = _automatic_entries(pairs, alpha)
+        facts = dataclasses.replace(facts, form=used, line=line)
+    else:
+        entries = _entries(pairs, alpha, form)
     return [[tokens, {**options, PROXY: facts}] for tokens, options in entries]
+
+
+def _automatic_entries(pairs: list[tuple[list, list]], alpha: float) -> tuple[list, str, str]:
+    """The entries in the proxy form where that is possible, else in the exact one; which it is, and a line that says
+    why."""
+    try:
+        return _entries(pairs, alpha, "proxy"), "proxy", "auto: proxy, two passes"
+    except NoMixture as error:
+        if any("default" in options for (_, options), _ in pairs):
+            raise ValueError(
+                f"prompt and null have no mixture ({error.reason}), and the exact form cannot weigh a `default` "
+                "conditioning entry; give that entry an area or a mask"
+            ) from error
+        return _entries(pairs, alpha, "exact"), "exact", f"auto: exact, three passes ({error.reason})"
+
+
+def _entries(pairs: list[tuple[list, list]], alpha: float, form: str) -> list:
+    return [entry for pair in pairs for entry in FORMS[form](*pair, alpha)]
 
 
 def _proxy_entries(positive: list, null: list, alpha: float) -> list:
     """Eq. 17: one entry, its token embeddings and pooled embedding mixed."""
     (tokens, options), (null_tokens, null_options) = positive, null
+    shapes = f"the prompt's embedding is {list(tokens.shape)} and the null prompt's {list(null_tokens.shape)}"
+    if tokens.shape[-1] != null_tokens.shape[-1]:
+        raise ValueError(f"{shapes}, which are of two widths; encode both with the same text encoder")
     aligned = guidance.align_null(tokens, null_tokens) if tokens.ndim == null_tokens.ndim == 3 else None
     if aligned is None:
-        raise ValueError(
-            f"the prompt's embedding is {list(tokens.shape)} and the null prompt's {list(null_tokens.shape)}, which no "
-            "exact repetition makes alike; set `form` to `exact`, or encode both with the same text encoder at the "
-            "same length"
+        raise NoMixture(
+            f"{shapes}, which no exact repetition makes alike; set `form` to `exact`, or encode both with the same "
+            "text encoder at the same length",
+            f"{tokens.shape[1]} and {null_tokens.shape[1]} tokens",
         )
     mixed = {"pooled_output": _mixed_pooled(options.get("pooled_output"), null_options.get("pooled_output"), alpha)}
     for name in sorted(filter(_is_text, {**options, **null_options})):
         if name != "pooled_output" and not _same(options.get(name), null_options.get(name)):
-            raise ValueError(
-                f"the prompt and the null prompt differ in `{name}`, which has no mixture; set `form` to `exact`"
+            raise NoMixture(
+                f"the prompt and the null prompt differ in `{name}`, which has no mixture; set `form` to `exact`",
+                f"`{name}` differs",
             )
     return [
         [
@@ -123,6 +167,7 @@ def _same(one: object, other: object) -> bool:
 
 
 FORMS = {"proxy": _proxy_entries, "exact": _exact_entries}
+AUTO = "auto"
 
 
 class CHATSProxyPrompt(io.ComfyNode):
@@ -151,7 +196,10 @@ class CHATSProxyPrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, positive: list, null: list, alpha: float, form: str) -> io.NodeOutput:
-        return io.NodeOutput(build_negative(positive, null, alpha, form))
+        negative = build_negative(positive, null, alpha, form)
+        line = negative[0][1][PROXY].line
+        show_lines([line] if line else [])
+        return io.NodeOutput(negative)
 
 
 NODES = [CHATSProxyPrompt]

@@ -5,7 +5,7 @@ import logging
 import mini
 import pytest
 from conftest import pack_module
-from running import guider_of, run
+from running import guider_of, result, run
 
 CFG = 6.0
 
@@ -13,6 +13,8 @@ CFG = 6.0
 @pytest.fixture
 def said(nodes, pairs, caplog):
     """The lines that a run logs, by its settings and the pair's metadata."""
+    from comfy_execution.utils import CurrentNodeContext
+
     advice, pair = pack_module("nodes.advice"), pack_module("chats.pair")
 
     def sample(used_alpha=0.5, /, *, form="proxy", cfg=CFG, zeros=False, steps=1, **metadata):
@@ -24,8 +26,9 @@ def said(nodes, pairs, caplog):
             null = [[tokens * 0, options] for tokens, options in null]
         joined = nodes["CHATSApply"](*models, 0.0, 1.0)[0]
         caplog.clear()
-        with caplog.at_level(logging.WARNING):
+        with CurrentNodeContext("any prompt", "the node of the proxy prompt"):
             negative = nodes["CHATSProxyPrompt"](positive, null, used_alpha, form)[0]
+        with caplog.at_level(logging.WARNING):
             run(guider_of(joined, positive, negative, cfg), mini.latent("sd15"), steps=steps)
         return [
             record.getMessage().removeprefix("CHATS: ")
@@ -91,6 +94,47 @@ def test_it_is_said_once_a_run(said):
 
 
 @pytest.fixture
+def said_of_sampling(nodes, pairs, caplog):
+    """What a run says of two models with model sampling nodes on either, or on the pair."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
+
+    classes = {"sd15": ModelSamplingDiscrete, "sd3": ModelSamplingSD3}
+
+    def sample(kind, preferred=None, dispreferred=None, pair=None):
+        given = zip(pairs(kind), (preferred, dispreferred), strict=True)
+        models = [
+            model if settings is None else result(classes[kind], model, *settings)[0] for model, settings in given
+        ]
+        joined = nodes["CHATSApply"](*models, 0.0, 1.0)[0]
+        joined = joined if pair is None else result(classes[kind], joined, *pair)[0]
+        conds = mini.conditioning(kind, 3), mini.conditioning(kind, 4)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            run(guider_of(joined, *conds, CFG), mini.latent(kind), steps=1)
+        return [r.getMessage() for r in caplog.records if r.getMessage().startswith("CHATS: ")]
+
+    return sample
+
+
+def test_members_that_are_sampled_differently_are_said(said_of_sampling):
+    v, epsilon, v_zsnr = ("v_prediction", False), ("eps", False), ("v_prediction", True)
+    for settings, words in (
+        (
+            ("sd15", v),
+            "preferred is sampled as v_prediction, dispreferred as epsilon; if both are of one kind, put the",
+        ),
+        (("sd15", None, v), "preferred is sampled as epsilon, dispreferred as v_prediction"),
+        (("sd15", ("lcm", False)), "preferred is sampled as LCM, dispreferred as epsilon"),
+        (("sd15", v_zsnr, v), "unlike noise schedules (sigma_max 4518.76 and 14.6146): put the model"),
+        (("sd3", (2.0,)), "unlike noise schedules (shift 2 and 3): put the model sampling node after CHATS Apply"),
+    ):
+        (line,) = said_of_sampling(*settings)
+        assert words in line
+    for settings in (("sd15", v, v), ("sd15", v, None, v), ("sd15", epsilon), ("sd3", (3.0,))):
+        assert said_of_sampling(*settings) == []
+
+
+@pytest.fixture
 def texts(monkeypatch):
     """What a server is asked to show, as (node, text)."""
     from server import PromptServer
@@ -102,6 +146,29 @@ def texts(monkeypatch):
     found = []
     monkeypatch.setattr(PromptServer, "instance", Recorder(), raising=False)
     return found
+
+
+def test_auto_is_shown_on_the_node_that_has_the_setting(nodes, pairs, texts):
+    from comfy_execution.utils import CurrentNodeContext
+
+    positive, null = mini.conditioning("sd15", 3, 154), mini.conditioning("sd15", 4)
+    sampling = (mini.latent("sd15"), 7, 1, CFG, "euler", "normal", 1.0)
+    for prompt, form in (("a", "auto"), ("b", "auto"), ("c", "proxy")):
+        with CurrentNodeContext(prompt, "prompt node"):
+            negative = nodes["CHATSProxyPrompt"](positive, null, 0.5, form)[0]
+        with CurrentNodeContext(prompt, "stock sampler"):
+            run(guider_of(nodes["CHATSApply"](*pairs("sd15"), 0.0, 1.0)[0], positive, negative, CFG), sampling[0])
+        with CurrentNodeContext(prompt, "own sampler"):
+            nodes["CHATSKSampler"](*pairs("sd15"), positive, null, *sampling, 1.5, form, 0.0, 1.0)
+    line, warning = "auto: proxy, two passes", "⚠ alpha 1.5 is outside 0 to 1: try 0.5 to 0.7"
+    assert texts == [
+        ("prompt node", line),
+        ("own sampler", f"{line}\n{warning}"),
+        ("prompt node", line),
+        ("own sampler", f"{line}\n{warning}"),
+        ("prompt node", ""),
+        ("own sampler", warning),
+    ]
 
 
 def test_a_node_that_samples_tile_by_tile_says_it_once_and_takes_it_back(said, texts):

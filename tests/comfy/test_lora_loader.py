@@ -102,6 +102,52 @@ def test_loras_of_two_pairs_are_warned_of(nodes, files, written, pairs, caplog):
     assert "different pairs (p1 and p2)" in caplog.text
 
 
+def text_encoder_lora(style, layers=2):
+    """A LoRA for text encoders as kohya's, diffusers' and OneTrainer's tools name it."""
+    names = {
+        "kohya": [f"lora_te1_text_model_encoder_layers_{i}_mlp_fc1" for i in range(layers)],
+        "diffusers": [f"text_encoder.text_model.encoder.layers.{i}.mlp.fc1" for i in range(layers)],
+        "generic": [
+            f"text_encoders.t5xxl.transformer.encoder.block.{i}.layer.0.SelfAttention.q" for i in range(layers)
+        ],
+        "kohya, one encoder": [f"lora_te_text_model_encoder_layers_{i}_mlp_fc1" for i in range(layers)],
+    }[style]
+    ends = (
+        ("lora_A.weight", "lora_B.weight") if style == "diffusers" else ("lora_down.weight", "lora_up.weight", "alpha")
+    )
+    return {f"{name}.{end}": torch.ones(() if end == "alpha" else (2, 2)) for name in names for end in ends}
+
+
+@pytest.mark.parametrize("style", ["kohya", "kohya, one encoder", "diffusers", "generic"])
+def test_weights_for_text_encoders_are_counted_on_the_node(style, nodes, files, written, pairs, caplog):
+    base = pairs("sd15")[0]
+    written("with_text.safetensors", {**files["preferred"], **text_encoder_lora(style)}, "preferred")
+    preferred, _ = nodes["CHATSLoRAPairLoader"](base, "with_text.safetensors", "dispreferred.safetensors", 1.0, 1.0)
+    plain, _ = nodes["CHATSLoRAPairLoader"](base, "preferred.safetensors", "dispreferred.safetensors", 1.0, 1.0)
+    assert preferred.patches.keys() == plain.patches.keys()
+    assert "with_text.safetensors also has 2 weights for text encoders, which are not used" in caplog.text
+    assert "lora key not loaded" not in caplog.text
+    written("text.safetensors", text_encoder_lora(style, 72), "preferred")
+    with pytest.raises(ValueError, match=r"text.safetensors has weights for text encoders only \(72\)"):
+        nodes["CHATSLoRAPairLoader"](base, "text.safetensors", "dispreferred.safetensors", 1.0, 1.0)
+
+
+def test_weights_that_the_model_has_no_place_for_are_counted(nodes, files, written, pairs, monkeypatch):
+    loader, said = pack_module("nodes.loading.loaders"), []
+    monkeypatch.setattr(loader, "show", lambda text, node_id: said.append(text))
+    foreign = {
+        f"lora_unet_single_blocks_{i}_linear1.{end}.weight": torch.ones(2, 2)
+        for i in range(3)
+        for end in ("lora_up", "lora_down")
+    }
+    written("odd.safetensors", {**files["preferred"], **foreign}, "preferred")
+    nodes["CHATSLoRAPairLoader"](pairs("sd15")[0], "odd.safetensors", "dispreferred.safetensors", 1.0, 1.0)
+    (text,) = said
+    assert text.startswith(
+        "recommended: alpha 0.5\n⚠ odd.safetensors also has 3 weights that `model` has no place for, which are"
+    )
+
+
 def test_the_base_stays_as_it_was(nodes, files, pairs):
     base = pairs("sd15")[0]
     before = dict(base.patches)

@@ -1,7 +1,9 @@
 """The negative conditioning: what is mixed, what stays, what is refused."""
 
+import mini
 import pytest
 import torch
+from running import guider_of, run
 
 
 @pytest.fixture
@@ -156,3 +158,98 @@ def test_what_the_exact_form_cannot_do_is_refused(negative):
         negative([entry(77, 2)], [])
     with pytest.raises(ValueError, match="`form` is 'other'"):
         negative([entry(77, 2)], [entry(77, 4)], 0.5, "other")
+
+
+# Prompt and null prompt as the text encoders of these models give them, in small; lengths follow the text.
+UNMIXABLE = {
+    "sd3, long": (entry(154, 2, 4096), entry(77, 4, 4096), "154 and 77 tokens"),
+    "qwen-image, z-image, flux.2": (entry(25, 2, 64), entry(5, 4, 64), "25 and 5 tokens"),
+    "lumina2, chroma": (
+        entry(25, 2, 64, attention_mask=torch.ones(1, 25)),
+        entry(5, 4, 64, attention_mask=torch.ones(1, 5)),
+        "25 and 5 tokens",
+    ),
+    "one length, two masks": (
+        entry(32, 2, 64, attention_mask=torch.ones(1, 32)),
+        entry(32, 4, 64, attention_mask=torch.arange(32)[None] < 5),
+        "`attention_mask` differs",
+    ),
+    "hidream": (
+        entry(128, 2, 64, conditioning_llama3=torch.ones(1, 2, 20, 8)),
+        entry(128, 4, 64, conditioning_llama3=torch.ones(1, 2, 9, 8)),
+        "`conditioning_llama3` differs",
+    ),
+    "anima": (
+        entry(32, 2, 64, t5xxl_ids=torch.arange(8)),
+        entry(32, 4, 64, t5xxl_ids=torch.arange(3)),
+        "`t5xxl_ids` differs",
+    ),
+}
+
+
+def bare(entries):
+    """The entries without the facts on how they were made."""
+    return [[tokens, {name: v for name, v in options.items() if name != "chats_proxy"}] for tokens, options in entries]
+
+
+def assert_same_entries(actual, expected):
+    for (tokens, options), (others, other_options) in zip(bare(actual), bare(expected), strict=True):
+        assert torch.equal(tokens, others)
+        assert options.keys() == other_options.keys()
+        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(other_options[name])) for name, v in options.items())
+
+
+@pytest.mark.parametrize("case", UNMIXABLE)
+def test_auto_is_the_exact_form_where_two_prompts_cannot_be_mixed(negative, case):
+    positive, null, reason = UNMIXABLE[case]
+    given = negative([positive], [null], 0.5, "auto")
+    assert_same_entries(given, negative([positive], [null], 0.5, "exact"))
+    (facts,) = {options["chats_proxy"] for _, options in given}
+    assert (facts.form, facts.line) == ("exact", f"auto: exact, three passes ({reason})")
+
+
+@pytest.mark.parametrize(("prompt", "null"), [(entry(77, 2), entry(77, 4)), (entry(231, 2), entry(77, 4))])
+def test_auto_is_the_proxy_form_where_two_prompts_can_be_mixed(negative, prompt, null):
+    given = negative([prompt], [null], 0.5, "auto")
+    assert_same_entries(given, negative([prompt], [null], 0.5, "proxy"))
+    assert (given[0][1]["chats_proxy"].form, given[0][1]["chats_proxy"].line) == ("proxy", "auto: proxy, two passes")
+
+
+def test_auto_takes_one_form_for_all_regions(negative):
+    positive = [entry(77, 2, area=(8, 4, 0, 0)), entry(154, 6, 4096)]
+    null = [entry(77, 4), entry(77, 8, 4096)]
+    assert_same_entries(negative(positive, null, 0.5, "auto"), negative(positive, null, 0.5, "exact"))
+
+
+def test_auto_with_a_default_entry_is_the_proxy_form_or_a_sentence(negative):
+    given = negative([entry(77, 2, default=True)], [entry(77, 4)], 0.5, "auto")
+    assert_same_entries(given, negative([entry(77, 2, default=True)], [entry(77, 4)], 0.5, "proxy"))
+    with pytest.raises(ValueError, match=r"\(25 and 5 tokens\).*cannot weigh a `default` conditioning entry"):
+        negative([entry(25, 2, 64, default=True)], [entry(5, 4, 64)], 0.5, "auto")
+
+
+@pytest.mark.parametrize(
+    ("positive", "null", "message"),
+    [
+        (entry(77, 2), entry(77, 4, 1024), "two widths; encode both with the same text encoder"),
+        (entry(77, 2, pooled_output=torch.ones(1, 8)), entry(77, 4), "`null` has no pooled embedding"),
+        (
+            entry(77, 2, pooled_output=torch.ones(1, 8)),
+            entry(77, 4, pooled_output=torch.ones(1, 9)),
+            "pooled embeddings are",
+        ),
+    ],
+)
+def test_auto_takes_two_text_encoders_for_a_mistake(negative, positive, null, message):
+    with pytest.raises(ValueError, match=message):
+        negative([positive], [null], 0.5, "auto")
+
+
+def test_auto_samples_as_the_exact_form_does(nodes, pairs):
+    positive, null = mini.conditioning("sd3", 3, 154), mini.conditioning("sd3", 4, 77)
+    joined = nodes["CHATSApply"](*pairs("sd3"), 0.0, 1.0)[0]
+    samples = [
+        run(guider_of(joined, positive, nodes["CHATSProxyPrompt"](positive, null, 0.5, form)[0], 6.0), latent)
+        for form, latent in (("auto", mini.latent("sd3")), ("exact", mini.latent("sd3")))
+    ]
+    assert torch.equal(*samples)
