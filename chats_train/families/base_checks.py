@@ -94,14 +94,15 @@ def _check_noise(family: Family, prediction_type: PredictionType | None) -> None
 
 
 def _check_latents(family: Family, vae: Mapping[str, Any]) -> None:
-    where, statistics = family.source.where("vae"), ("latents_mean", "latents_std")
+    statistics = ("latents_mean", "latents_std")
     if (vae["latents_mean"] is None) != (vae["latents_std"] is None):
         key = next(key for key in statistics if vae[key] is not None)
-        raise unhonoured(key, vae[key], where, family.facts.title)
+        raise _refusal(family, "vae", key, vae[key])
     for key in statistics:
         if vae[key] is not None and not _are_numbers(vae[key], vae["latent_channels"]):
+            channels = vae["latent_channels"]
             raise SourceError(
-                f"{where}: `{key}` is not one number for each of {vae['latent_channels']} channels; correct it"
+                f"{family.source.where('vae')}: `{key}` is not one number for each of {channels} channels; correct it"
             )
 
 
@@ -114,11 +115,11 @@ def _are_numbers(values: Any, count: int) -> bool:
 
 
 def _check_text_encoder(family: Family, part: str) -> None:
-    config, where = family.source.config(part), family.source.where(part)
+    config = family.source.config(part)
     if config.get("quantization_config"):
-        raise unhonoured("quantization_config", config["quantization_config"], where, family.facts.title)
+        raise _refusal(family, part, "quantization_config", config["quantization_config"])
     if (kind := config.get("model_type")) not in TEXT_MODELS:
-        raise unhonoured("model_type", kind, where, family.facts.title, TEXT_MODELS)
+        raise _refusal(family, part, "model_type", kind, *TEXT_MODELS)
 
 
 def _check_widths(family: Family, denoiser: Mapping[str, Any]) -> None:
@@ -153,21 +154,26 @@ def _check_names(family: Family) -> None:
 
 def _check_comfy_sizes(family: Family, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
     """What shows in no weight, so that ComfyUI could not know it of the exported pair."""
-    sizes, where = family.comfy_sizes, family.source.where(family.facts.denoiser_part)
+    sizes, part = family.comfy_sizes, family.facts.denoiser_part
     for key in ("norm_num_groups", "norm_eps"):
         if (wanted := getattr(sizes, key)) is not None and denoiser[key] != wanted:
-            raise unhonoured(key, denoiser[key], where, family.facts.title, (wanted,))
+            raise _refusal(family, part, key, denoiser[key], wanted)
     if sizes.heads is not None or sizes.head_width is not None:
         channels, stated = denoiser["block_out_channels"], denoiser["attention_head_dim"]
         # diffusers' name is a mistake that it keeps: these are numbers of heads.
         heads = stated if isinstance(stated, list | tuple) else [stated] * len(channels)
         wanted = [sizes.heads or width // (sizes.head_width or width) for width in channels]
         if list(heads) != wanted:
-            raise unhonoured("attention_head_dim", stated, where, family.facts.title, (wanted,))
+            raise _refusal(family, part, "attention_head_dim", stated, wanted)
     if vae["latents_mean"] is None:
         for key in ("scaling_factor", "shift_factor"):
             if not math.isclose(vae[key] or 0.0, getattr(sizes, key)):
-                raise unhonoured(key, vae[key], family.source.where("vae"), family.facts.title, (getattr(sizes, key),))
+                raise _refusal(family, "vae", key, vae[key], getattr(sizes, key))
+
+
+def _refusal(family: Family, part: str, key: str, value: Any, *values: Any) -> SourceError:
+    stated = key in family.source.config(part)
+    return unhonoured(key, value, family.source.where(part), family.facts.title, values, stated)
 
 
 def _text_width(denoiser: Mapping[str, Any]) -> Any:

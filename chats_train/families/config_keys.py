@@ -172,7 +172,7 @@ FLOW_NOISE = ConfigKeys(
 
 def with_defaults(stated: Mapping[str, Any], cls: type | None) -> dict[str, Any]:
     """A configuration as diffusers' class takes it: what is not stated is the class's default."""
-    parameters = inspect.signature(cls.__init__).parameters.items() if cls is not None else ()
+    parameters = inspect.signature(cls).parameters.items() if cls is not None else ()
     defaults = {
         name: parameter.default for name, parameter in parameters if parameter.default is not inspect.Parameter.empty
     }

@@ -16,9 +16,10 @@ from ..settings.facts import FAMILIES
 from .base import Denoiser, Family, Prompt, expand
 from .base_checks import ComfySizes
 from .config_keys import FLOW_NOISE, ConfigKeys
+from .errors import SourceError
 from .schedule import FlowSchedule, Schedule
 from .sd3 import require_flow
-from .sources import Shapes, SourceError
+from .sources import Shapes
 
 # ComfyUI's shift for Flux is mu = 1.15 at every size, e^mu in the terms of `FlowSchedule`.
 SAMPLING_MU = 1.15

@@ -11,8 +11,9 @@ from ..settings.facts import FAMILIES
 from .base import Denoiser, Family, Prompt, expand
 from .base_checks import ComfySizes
 from .config_keys import DIFFUSION_NOISE, UNET
+from .errors import SourceError
 from .schedule import DiffusionSchedule, Schedule
-from .sources import Source, SourceError
+from .sources import Source
 
 
 class SD15(Family):
