@@ -10,18 +10,27 @@ from pathlib import Path
 from chats.pair import PairMetadata, read_header
 from chats.words import shown
 
-from .layouts.recognition import DIFF_ENDINGS, DOWN_ENDINGS, denoiser_kind, is_lora, lora_title
+from .families.scaled_fp8 import FP8, MARK, PACKED, SCALES
+from .layouts.recognition import (
+    CHECKPOINT_PARTS,
+    DIFF_ENDINGS,
+    DOWN_ENDINGS,
+    EDM_MARKS,
+    OLDER_DOWN_ENDINGS,
+    PREDICTION_MARKS,
+    adapter_kind,
+    adapter_modules,
+    denoiser_kind,
+    is_lora,
+    lora_title,
+    on_text_encoder,
+    other_input,
+)
 from .support.amounts import bytes_text, count_text
+from .support.gguf import GgufHeader, read_gguf
 from .support.tensor_files import Tensors, read_tensors
 
-# Parts of a native checkpoint, by key prefix.
-CHECKPOINT_PARTS = {
-    "denoiser": ("model.diffusion_model.",),
-    "VAE": ("first_stage_model.", "vae."),
-    "text encoders": ("cond_stage_model.", "conditioner.", "text_encoders."),
-}
-LORA_ENDINGS = (".lora_down.weight", ".lora_up.weight", ".lora_A.weight", ".lora_B.weight", ".alpha")
-MARKERS = {"v_pred": "v-prediction", "ztsnr": "zero terminal SNR"}
+PREFIX = CHECKPOINT_PARTS["denoiser"][0]
 
 
 def describe(path: str | os.PathLike[str]) -> list[str]:
@@ -29,8 +38,11 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
 
     Raises:
         PairError: when it is no whole safetensors file, or its `chats.*` metadata cannot be understood.
+        UserError: when it is a GGUF file that is cut off.
     """
     path = Path(path)
+    if path.is_file() and (gguf := read_gguf(path)) is not None:
+        return _gguf(path, gguf)
     metadata = read_header(path)
     tensors = read_tensors(path)
     dtypes = Counter(info.dtype for info in tensors.values() if info.numbers)
@@ -53,44 +65,95 @@ def kind(tensors: Tensors) -> str:
     """Family, role and layout in a few words, by key names and shapes."""
     if is_lora(tensors):
         return _lora_kind(tensors)
-    prefix = CHECKPOINT_PARTS["denoiser"][0]
-    in_checkpoint = any(key.startswith(prefix) for key in tensors)
+    in_checkpoint = any(key.startswith(PREFIX) for key in tensors)
     bare = (
-        {key.removeprefix(prefix): info for key, info in tensors.items() if key.startswith(prefix)}
+        {key.removeprefix(PREFIX): info for key, info in tensors.items() if key.startswith(PREFIX)}
         if in_checkpoint
         else tensors
     )
     found = denoiser_kind(bare)
-    if found is None:
-        return "a safetensors file of a kind not known here"
     role = "checkpoint" if _has_part(tensors, "VAE") else "diffusion model"
-    markers = [words for key, words in MARKERS.items() if key in bare]
-    return f"{found} {role}" + (f", marked {' and '.join(markers)}" if markers else "")
+    parts = [
+        "a safetensors file of a kind not known here" if found is None else f"{found} {role}",
+        None if found is None else other_input(bare),
+        _quantization(bare),
+        *_marks(tensors),
+    ]
+    return ", ".join(part for part in parts if part is not None)
+
+
+def _quantization(bare: Tensors) -> str | None:
+    """In what a denoiser's weights are, where they are not their own numbers or have 8 bits."""
+    dtypes = {info.dtype for info in bare.values() if info.numbers}
+    if dtypes & set(PACKED) - {"U8"} or any(
+        info.dtype == "U8" and key.endswith(".weight") for key, info in bare.items()
+    ):
+        return "quantized"
+    if not dtypes & set(FP8):
+        return None
+    is_scaled = any(key.endswith(SCALES) or key.rpartition(".")[2] == MARK for key in bare)
+    return "scaled fp8" if is_scaled else "fp8 without scales"
+
+
+def _marks(tensors: Tensors) -> list[str]:
+    """What the marks on a model say of its prediction and noise.
+
+    ComfyUI's checkpoint loader looks for them at the file's root, its loader of diffusion models below the prefix where
+    there is one; each is blind to the other place.
+    """
+    words = PREDICTION_MARKS | EDM_MARKS
+    at_root = [words[mark] for mark in words if mark in tensors]
+    below = [words[mark] for mark in words if PREFIX + mark in tensors]
+    return [
+        *([f"marked {' and '.join(at_root)}"] if at_root else []),
+        *([f"marked {' and '.join(below)} below `{PREFIX}`, where no checkpoint loader looks"] if below else []),
+    ]
+
+
+def _gguf(path: Path, header: GgufHeader) -> list[str]:
+    architecture = f" of {shown(header.architecture)}" if header.architecture else ""
+    return [
+        f"{path.name}: a GGUF file{architecture}, version {header.version}, which is no safetensors file",
+        f"  {bytes_text(path.stat().st_size)}, {header.tensors} tensors, quantized",
+        "  in ComfyUI two GGUF loaders, one for each member, and CHATS Apply make a pair of such files",
+        "  the trainer does not read it; train on the .safetensors file that it was made from",
+    ]
 
 
 def _lora_kind(tensors: Tensors) -> str:
     """Family, ranks and completeness of a LoRA."""
+    name = adapter_kind(tensors)
     downs = {key: info for key, info in tensors.items() if key.endswith(DOWN_ENDINGS)}
     diffs = [key for key in tensors if key.endswith(DIFF_ENDINGS)]
-    modules = {_module(key) for key in downs}
+    modules = adapter_modules(tensors)
     with_alpha = sum(f"{module}.alpha" in tensors for module in modules)
-    first = next(iter([*downs, *diffs]))
-    style = "kohya keys" if first.startswith("lora_") else f"`{shown(first.partition('.')[0])}.` keys"
-    beside = f", {len(diffs)} plain differences" if diffs else ""
+    on_text = sum(map(on_text_encoder, modules))
+    beside = f", {on_text} of them on text encoders" if on_text else ""
+    beside += f", {len(diffs)} plain differences" if diffs else ""
     rank = f" of rank {_ranks({info.shape[0] for info in downs.values()})}" if downs else ""
     return (
-        f"LoRA{rank} for {lora_title(tensors)} ({style}), {len(modules)} modules, {with_alpha} of them with "
-        f"alpha{beside}"
+        f"{name}{rank} for {lora_title(tensors)} ({_style(tensors)}), {len(modules)} modules, {with_alpha} of them "
+        f"with alpha{beside}"
     )
+
+
+def _style(tensors: Tensors) -> str:
+    """Whose names a LoRA's keys are."""
+    # A model's own keys say more than its text encoders'.
+    first = min((key for key in tensors), key=on_text_encoder)
+    if first.startswith("lora_"):
+        return "kohya keys"
+    keys = f"`{shown(first.partition('.')[0])}.` keys"
+    if any(key.endswith(OLDER_DOWN_ENDINGS) for key in tensors):
+        return f"{keys}, diffusers' older form"
+    if first.startswith(("unet.", "transformer.", "text_encoder")) and any(".lora_A." in key for key in tensors):
+        return f"{keys}, diffusers' PEFT form"
+    return keys
 
 
 def _ranks(ranks: set[int], most: int = 3) -> str:
     """A few ranks one by one, many by their range."""
     return ", ".join(map(str, sorted(ranks))) if len(ranks) <= most else f"{min(ranks)} to {max(ranks)}"
-
-
-def _module(key: str) -> str:
-    return next((key.removesuffix(ending) for ending in LORA_ENDINGS if key.endswith(ending)), key)
 
 
 def _has_part(tensors: Iterable[str], part: str) -> bool:

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from chats.pair import NullPrompt, PredictionType
 
 from ..settings.facts import FamilyFacts
+from .base_checks import ComfySizes, check_base
+from .config_keys import ConfigKeys
 from .schedule import Schedule
-from .sources import Shapes, Source, SourceError, parameter_count
+from .sources import Shapes, Source, parameter_count
 
 # Part of every fingerprint: raise it when the same encoders would give other encodings than before.
 ENCODING_VERSION = 1
@@ -41,9 +43,21 @@ class Family(ABC):
         device: of the encoders and the VAE.
         prediction_type: overrides what the base states of itself (`epsilon` or `v_prediction`); None trusts it.
         null_prompt: overrides the base's convention; None keeps it.
+
+    Attributes:
+        facts: the family's record.
+        denoiser_keys, noise_keys: what its denoiser's and its scheduler's configuration may say.
+        comfy_sizes: what ComfyUI takes for granted of it; ``latent_space`` is the channels of its latents.
+
+    Raises:
+        SourceError: when the base is not what the family takes it for.
     """
 
     facts: ClassVar[FamilyFacts]
+    denoiser_keys: ClassVar[ConfigKeys]
+    noise_keys: ClassVar[ConfigKeys]
+    comfy_sizes: ClassVar[ComfySizes]
+    latent_space: ClassVar[int]
 
     def __init__(
         self,
@@ -56,7 +70,7 @@ class Family(ABC):
         null_prompt: NullPrompt | None = None,
     ):
         self.source, self.dtype, self.encoder_dtype, self.device = source, dtype, encoder_dtype, torch.device(device)
-        self._check_class()
+        check_base(self, prediction_type)
         self.schedule: Schedule = self._make_schedule(prediction_type)
         self.prediction_type: PredictionType = self.schedule.prediction_type
         self.null_prompt_kind: NullPrompt = null_prompt or self._null_convention()
@@ -164,16 +178,26 @@ class Family(ABC):
         latent is then the same whenever it was made.
         """
         posterior = self.vae.encode(pixels.to(self.device, torch.float32)).latent_dist
-        return (posterior.mode() - self._vae_shift()) * self.vae.config.scaling_factor
+        shift, scale = self._latent_scale()
+        return (posterior.mode() - shift) * scale
 
     @torch.no_grad()
     def decode_image(self, latents: Tensor) -> Tensor:
         """Pixels [batch, 3, height, width], about in [-1, 1], for latents in the denoiser's scale."""
-        raw = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor + self._vae_shift()
-        return self.vae.decode(raw, return_dict=False)[0]
+        shift, scale = self._latent_scale()
+        return self.vae.decode(latents.to(self.device, torch.float32) / scale + shift, return_dict=False)[0]
 
-    def _vae_shift(self) -> float:
-        return self.vae.config.get("shift_factor") or 0.0
+    def _latent_scale(self) -> tuple[Tensor | float, Tensor | float]:
+        """Shift and scale that take the VAE's latents to the denoiser's; where the base states its latents' mean and
+        deviation, for each channel, as diffusers' pipelines apply them."""
+        config = self.vae.config
+        if config.get("latents_mean") is None:
+            return config.get("shift_factor") or 0.0, config.scaling_factor
+        mean, deviation = (
+            torch.tensor(config[key], device=self.device).reshape(1, -1, 1, 1)
+            for key in ("latents_mean", "latents_std")
+        )
+        return mean, config.scaling_factor / deviation
 
     def null_prompt(self) -> Prompt:
         """The null prompt ∅ by the base's convention, as a batch of 1."""
@@ -210,12 +234,28 @@ class Family(ABC):
         """SHA-256 over everything that encodings depend on: VAE, text encoders, tokenizers, their precision. Reads each
         file once."""
         contents = self.source.digest(["vae", *self.facts.text_parts, *self.facts.tokenizer_parts])
-        return hashlib.sha256(f"{ENCODING_VERSION} {self.name} {self.encoder_dtype} {contents}".encode()).hexdigest()
+        # Version 0.1.0 took no notice of the statistics; what it cached with such a base is not to be used.
+        scaled = " by latents_mean and latents_std" if self._has_statistics else ""
+        text = f"{ENCODING_VERSION} {self.name} {self.encoder_dtype} {contents}{scaled}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
     def base_sha256(self) -> str:
         """SHA-256 over the base's denoiser, `chats.base_sha256` of a pair."""
         return self.source.digest([self.facts.denoiser_part])
+
+    @property
+    def notes(self) -> list[str]:
+        """What its user should know of this base, a sentence each; none of most."""
+        statistics = (
+            f"{self.source.where('vae')}: latents are scaled by `latents_mean` and `latents_std`, of which ComfyUI "
+            "knows nothing; sample the pair with `sample` and `evaluate`, or give a base without them"
+        )
+        return [*self.source.notes, *([statistics] if self._has_statistics else [])]
+
+    @property
+    def _has_statistics(self) -> bool:
+        return self.source.config("vae").get("latents_mean") is not None
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters each part has, from headers alone."""
@@ -223,17 +263,6 @@ class Family(ABC):
             part: parameter_count(self.source.shapes(part))
             for part in (self.facts.denoiser_part, "vae", *self.facts.text_parts)
         }
-
-    def _check_class(self) -> None:
-        expected, stated = (
-            self.part_classes()[self.facts.denoiser_part].__name__,
-            self.source.config(self.facts.denoiser_part).get("_class_name"),
-        )
-        if stated != expected:
-            raise SourceError(
-                f"`pretrained_model` has a {stated} as its {self.facts.denoiser_part}, `family` {self.name} needs a "
-                f"{expected}; correct `family`"
-            )
 
 
 def last_hidden_but_one(encoder: Any, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,12 @@ from chats.pair import PredictionType
 
 from ..settings.facts import FAMILIES
 from .base import Denoiser, Family, Prompt, expand
+from .base_checks import ComfySizes
+from .config_keys import FLOW_NOISE, ConfigKeys
+from .errors import SourceError
 from .schedule import FlowSchedule, Schedule
 from .sd3 import require_flow
-from .sources import Shapes, SourceError
+from .sources import Shapes
 
 # ComfyUI's shift for Flux is mu = 1.15 at every size, e^mu in the terms of `FlowSchedule`.
 SAMPLING_MU = 1.15
@@ -29,6 +32,22 @@ HEAD_DIM = 128
 
 class Flux(Family):
     facts = FAMILIES["flux"]
+    denoiser_keys = ConfigKeys(
+        honoured={
+            "patch_size": (1,),
+            "in_channels": (64,),
+            "out_channels": (None, 64),
+            "attention_head_dim": (HEAD_DIM,),
+            "axes_dims_rope": ((16, 56, 56),),
+        },
+        # Whether it takes a guidance scale: `_make_schedule` tells dev and schnell apart.
+        built=(
+            "num_layers num_single_layers num_attention_heads joint_attention_dim pooled_projection_dim guidance_embeds"
+        ),
+    )
+    noise_keys = FLOW_NOISE
+    comfy_sizes = ComfySizes(4096, scaling_factor=0.3611, shift_factor=0.1159)
+    latent_space = 16
 
     @staticmethod
     def part_classes() -> dict[str, type]:

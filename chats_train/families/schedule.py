@@ -16,6 +16,7 @@ from torch import Tensor
 from chats.pair import PredictionType
 
 TRAIN_TIMESTEPS = 1000
+BETA_START, BETA_END = 0.00085, 0.012
 # ComfyUI's stand-in for ᾱ = 0 at the last step of a zero-terminal-SNR schedule, whose σ would be infinite.
 ZERO_SNR_ALPHA_BAR = 4.8973451890853435e-08
 
@@ -80,7 +81,7 @@ class DiffusionSchedule(Schedule):
     def __init__(self, prediction_type: PredictionType, zero_terminal_snr: bool = False):
         self.prediction_type = prediction_type
         self.zero_terminal_snr = zero_terminal_snr
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, TRAIN_TIMESTEPS, dtype=torch.float64) ** 2
+        betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TRAIN_TIMESTEPS, dtype=torch.float64) ** 2
         signal = torch.cumprod(1 - betas, dim=0).sqrt()
         if zero_terminal_snr:
             # Lin et al. 2023 (arXiv 2305.08891), Algorithm 1: shift √ᾱ to end at zero, scale it to keep its beginning.

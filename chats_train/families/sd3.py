@@ -11,6 +11,8 @@ from chats.pair import PredictionType
 
 from ..settings.facts import FAMILIES
 from .base import Denoiser, Family, Prompt, expand, last_hidden_but_one, open_clip_ids
+from .base_checks import ComfySizes
+from .config_keys import FLOW_NOISE, ConfigKeys
 from .schedule import TRAIN_TIMESTEPS, FlowSchedule, Schedule
 from .sources import Shapes
 
@@ -21,6 +23,24 @@ HEAD_DIM = 64
 
 class SD3(Family):
     facts = FAMILIES["sd3"]
+    denoiser_keys = ConfigKeys(
+        honoured={
+            "patch_size": (facts.patch,),
+            "in_channels": (16,),
+            "out_channels": (16,),
+            "attention_head_dim": (HEAD_DIM,),
+            "qk_norm": (None, "rms_norm"),
+        },
+        built=(
+            "num_layers num_attention_heads joint_attention_dim caption_projection_dim pooled_projection_dim "
+            "pos_embed_max_size dual_attention_layers"
+        ),
+        # Of the table of positions, which comes with the weights.
+        idle="sample_size",
+    )
+    noise_keys = FLOW_NOISE.but(shift=(SHIFT,), use_dynamic_shifting=(False,))
+    comfy_sizes = ComfySizes(4096, scaling_factor=1.5305, shift_factor=0.0609)
+    latent_space = 16
 
     @staticmethod
     def part_classes() -> dict[str, type]:

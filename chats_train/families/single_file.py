@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from chats.words import shown
+
 from ..layouts.formats import file_format
-from ..layouts.places import LayoutError, from_native
+from ..layouts.places import LayoutError, Place, from_native
 from ..settings.facts import FamilyFacts
 from ..support.digests import file_digest
-from ..support.tensor_files import TensorReader, Tensors, read_tensors
-from .sources import FolderSource, Shapes, Source, SourceError, read_json
+from ..support.tensor_files import TensorReader
+from .errors import SourceError
+from .native_file import NativeFile
+from .scaled_fp8 import dequantized
+from .sources import FolderSource, Shapes, Source, read_json
 
 CONFIGS = Path(__file__).parent / "configs"
 # CLIP's tokenizer as ComfyUI ships it, below ComfyUI's folder.
@@ -53,10 +57,45 @@ class CheckpointSource(Source):
         self.path, self.facts, self.denoiser_config, self.encoders = path, facts, denoiser_config, encoders
         self.tokenizer_folder = tokenizer
         self.configs = configs or CONFIGS / facts.name
-        self._held = self._read_header()
+        self.file = NativeFile(path, facts)
+
+    def require_kind(self) -> None:
+        self.file.require_kind()
+
+    def require_stated_prediction(self) -> None:
+        self.file.require_stated_prediction()
+
+    def require_whole(self, classes: Mapping[str, type], denoiser: str) -> None:
+        shapes = self.shapes(denoiser)
+        native = {key: torch.empty(info.shape, device="meta") for key, info in self.file.weights(denoiser).items()}
+        places = self._places(shapes)
+        self._from_native(native, places, shapes)
+        if lost := sorted(native.keys() - {place.key for place in places.values()}):
+            raise SourceError(
+                f"{self.file} has {len(lost)} weights that no {self.facts.title} has, the first is `{shown(lost[0])}`; "
+                "give the base without what was added to it"
+            )
+        for part, cls in classes.items():
+            if part == denoiser:
+                continue
+            if (lender := self._lender(part)) is not None:
+                lender.require_whole({part: cls}, denoiser)
+            else:
+                self.file.scales(part)
+
+    def where(self, part: str) -> str:
+        if part == "scheduler" or (part == self.facts.denoiser_part and self._told() is not None):
+            return str(self.file)
+        if (lender := self._lender(part)) is not None:
+            return lender.where(part)
+        return f"`configs` {self.configs / part / 'config.json'}"
+
+    @property
+    def notes(self) -> list[str]:
+        return self.file.notes()
 
     def config(self, part: str) -> dict[str, Any]:
-        told = self.denoiser_config(self._native_shapes(part)) if part == self.facts.denoiser_part else None
+        told = self._told() if part == self.facts.denoiser_part else None
         if told is not None:
             return told
         if (lender := self._lender(part)) is not None:
@@ -69,7 +108,7 @@ class CheckpointSource(Source):
         if (lender := self._lender(part)) is not None:
             return lender.module(part, cls, dtype)
         prefix = self.facts.prefixes[part]
-        tensors = {prefix + key: tensor.to(dtype) for key, tensor in self._tensors(part).items()}
+        tensors = {prefix + key: tensor for key, tensor in self.file.read_whole(part, dtype).items()}
         module = _converted(cls, tensors, self.configs, part)
         if module is None:
             raise SourceError(
@@ -99,44 +138,32 @@ class CheckpointSource(Source):
 
     @property
     def noise(self) -> dict[str, Any]:
-        marked = {"prediction_type": "v_prediction"} if "v_pred" in self._held else {}
-        return marked | ({"rescale_betas_zero_snr": True} if "ztsnr" in self._held else {})
+        marked = {"prediction_type": "v_prediction"} if self.file.is_marked("v_pred") else {}
+        return marked | ({"rescale_betas_zero_snr": True} if self.file.is_marked("ztsnr") else {})
 
     @property
     def zeros_for_empty_prompt(self) -> bool:
         return True if self.encoders is None else self.encoders.zeros_for_empty_prompt
 
-    def _read_header(self) -> Tensors:
-        if self.path.suffix != ".safetensors":
-            raise SourceError(
-                f"{self.path.name} is a file that can run code when it is opened; convert it to .safetensors first"
-            )
-        return read_tensors(self.path, SourceError)
-
     def _lender(self, part: str) -> FolderSource | None:
         """The diffusers folder beside the file, where a part comes from it."""
         if self.encoders is not None:
             return self.encoders
-        if part not in self.facts.prefixes or not any(key.startswith(self.facts.prefixes[part]) for key in self._held):
+        if part not in self.facts.prefixes or not any(
+            key.startswith(self.facts.prefixes[part]) for key in self.file.held
+        ):
             raise SourceError(
                 f"`pretrained_model` {self.path.name} holds no `{part}`; set `encoders` to a diffusers folder of the "
                 "family that has one"
             )
         return None
 
-    def _prefix(self, part: str) -> str:
-        """A file with nothing but the denoiser often has no prefix."""
-        prefix = self.facts.prefixes[part]
-        return prefix if part != self.facts.denoiser_part or any(key.startswith(prefix) for key in self._held) else ""
+    def _told(self) -> dict[str, Any] | None:
+        """The denoiser's configuration as its shapes tell it, where the family's do."""
+        return self.denoiser_config(self._native_shapes(self.facts.denoiser_part))
 
     def _native_shapes(self, part: str) -> Shapes:
-        prefix = self._prefix(part)
-        return {key[len(prefix) :]: info.shape for key, info in self._held.items() if key.startswith(prefix)}
-
-    def _tensors(self, part: str) -> dict[str, Tensor]:
-        prefix = self._prefix(part)
-        with safe_open(self.path, framework="pt") as file:
-            return {key[len(prefix) :]: file.get_tensor(key) for key in sorted(self._held) if key.startswith(prefix)}
+        return {key: info.shape for key, info in self.file.weights(part).items()}
 
     def _empty_denoiser(self, cls: Any = None) -> nn.Module:
         import diffusers
@@ -149,16 +176,28 @@ class CheckpointSource(Source):
     def _denoiser(self, cls: Any, dtype: torch.dtype) -> nn.Module:
         module = self._empty_denoiser(cls)
         shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-        places = file_format(self.facts.name).layout(shapes)
-        try:
-            tensors = from_native(self._tensors(self.facts.denoiser_part), places, shapes)
-        except LayoutError as error:
-            raise SourceError(f"`pretrained_model` {self.path.name}: {error}") from error
-        # Copies, so that the module does not keep the whole file mapped and fused tensors alive.
-        module.load_state_dict(
-            {key: tensor.to(dtype, copy=True) for key, tensor in tensors.items()}, strict=True, assign=True
-        )
+        places, native = self._places(shapes), self.file.read(self.facts.denoiser_part)
+        scales = self.file.scales(self.facts.denoiser_part)
+
+        def number(key: str, tensor: Tensor) -> Tensor:
+            scale = scales.get(places[key].key)
+            # Copies, so that the module does not keep the whole file mapped and fused tensors alive.
+            return tensor.to(dtype, copy=True) if scale is None else dequantized(tensor, native[scale]).to(dtype)
+
+        tensors = self._from_native(native, places, shapes)
+        module.load_state_dict({key: number(key, tensor) for key, tensor in tensors.items()}, strict=True, assign=True)
         return module.requires_grad_(True).eval()
+
+    def _places(self, shapes: Shapes) -> dict[str, Place]:
+        return file_format(self.facts.name).layout(shapes)
+
+    def _from_native(
+        self, native: Mapping[str, Tensor], places: Mapping[str, Place], shapes: Shapes
+    ) -> dict[str, Tensor]:
+        try:
+            return from_native(native, places, shapes)
+        except LayoutError as error:
+            raise SourceError(f"{self.file}: {error}") from error
 
     def _clip_tokenizer(self) -> Path:
         candidates = (
@@ -184,11 +223,14 @@ class CheckpointSource(Source):
             return hashlib.sha256(
                 "".join(file_digest(folder / name) for name in ("vocab.json", "merges.txt")).encode()
             ).hexdigest()
-        prefix, reader = self._prefix(part), TensorReader(self.path)
-        for name in sorted(key for key in self._held if key.startswith(prefix)):
+        prefix, reader = self.file.prefix(part), TensorReader(self.path)
+        for name in sorted(key for key in self.file.held if key.startswith(prefix)):
             key, tensor = name[len(prefix) :], reader.read(name)
             total.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
             total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        if part != self.facts.denoiser_part and self.file.scales(part):
+            # Version 0.1.0 took the codes for numbers; what it cached with them is not to be used.
+            total.update(b"by their scales")
         return total.hexdigest()
 
 

@@ -21,20 +21,45 @@ from torch import nn
 from chats.words import shown_error
 
 from ..support.digests import file_digest
-from ..support.errors import UserError
-from ..support.tensor_files import read_tensors
+from ..support.tensor_files import Tensors
+from .errors import SourceError
+from .scaled_fp8 import FP8, is_weight, scale_of
+from .weight_files import VARIANTS, WeightFiles, find_weights
 
 Shapes = dict[str, tuple[int, ...]]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HASHED_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 
 
-class SourceError(UserError):
-    """A base model that cannot be used; the message is one sentence that names the setting and the way out."""
-
-
 class Source(ABC):
     """The parts of a base model, each loaded when asked for. A part is named as diffusers names it: `unet`, `vae`, …"""
+
+    @property
+    @abstractmethod
+    def notes(self) -> list[str]:
+        """What is done to the base's weights that its user should know, a sentence each."""
+
+    @abstractmethod
+    def require_kind(self) -> None:
+        """Raises SourceError when the base is seen to be no such base before any configuration is read."""
+
+    @abstractmethod
+    def require_stated_prediction(self) -> None:
+        """Raises SourceError when the base says two things of what it predicts."""
+
+    @abstractmethod
+    def require_whole(self, classes: Mapping[str, type], denoiser: str) -> None:
+        """Raises SourceError, from headers alone, when a part is not whole, or is quantized in a way that is not undone
+        here.
+
+        Args:
+            classes: of the parts that hold weights.
+            denoiser: the part whose weights must be those of its class, one for one.
+        """
+
+    @abstractmethod
+    def where(self, part: str) -> str:
+        """The setting and the file that a part's configuration comes from, or `scheduler`'s, for errors."""
 
     @abstractmethod
     def config(self, part: str) -> dict[str, Any]:
@@ -63,7 +88,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def noise(self) -> dict[str, Any]:
-        """`prediction_type` and `rescale_betas_zero_snr`, as far as the base states them."""
+        """The configuration of the base's scheduler, as far as the base states one."""
 
     @property
     @abstractmethod
@@ -80,23 +105,48 @@ class FolderSource(Source):
     """
 
     def __init__(self, root: Path, setting: str = "pretrained_model"):
-        self.root, self.setting = root, setting
+        self.root, self.setting, self._fp8 = root, setting, list[str]()
         if not (root / "model_index.json").is_file():
             raise SourceError(
                 f"`{setting}` is {root}, which has no model_index.json; give a diffusers folder or a .safetensors file"
             )
 
+    def require_kind(self) -> None:
+        pass  # Its configurations say what it is.
+
+    def require_stated_prediction(self) -> None:
+        pass  # Its scheduler alone says it.
+
+    def require_whole(self, classes: Mapping[str, type], denoiser: str) -> None:
+        for part, cls in classes.items():
+            tensors = self._weights(part).tensors()
+            self._require_plain(part, tensors)
+            if part == denoiser:
+                self._require_all(part, cls, tensors)
+
+    @property
+    def notes(self) -> list[str]:
+        return [f"{part} has fp8 weights, which are taken as they are, as there are no scales" for part in self._fp8]
+
+    def where(self, part: str) -> str:
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        return f"`{self.setting}` {self.root / part / name}"
+
     def config(self, part: str) -> dict[str, Any]:
         return read_json(self._folder(part) / "config.json")
 
     def module(self, part: str, cls: Any, dtype: torch.dtype) -> nn.Module:
-        files = self._weights(part)
-        options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
-        if variant := re.search(r"\.(fp16|bf16)\b", files[0].name):
-            options["variant"] = variant.group(1)
+        options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+        options["variant"] = self._weights(part).variant
         # diffusers and transformers spell this option differently.
         options["torch_dtype" if cls.__module__.startswith("diffusers.") else "dtype"] = dtype
-        module: nn.Module = cls.from_pretrained(self.root, subfolder=part, **options)
+        module, report = cls.from_pretrained(self.root, subfolder=part, **options)
+        if missing := sorted(report["missing_keys"]):
+            # They would be left random.
+            raise SourceError(
+                f"`{self.setting}` {self.root / part} lacks {len(missing)} weights, the first is `{missing[0]}`; "
+                "download it again"
+            )
         return module.eval()
 
     def tokenizer(self, part: str) -> Any:
@@ -105,9 +155,7 @@ class FolderSource(Source):
         return AutoTokenizer.from_pretrained(self._folder(part), local_files_only=True)
 
     def shapes(self, part: str) -> Shapes:
-        return {
-            key: info.shape for file in self._weights(part) for key, info in read_tensors(file, SourceError).items()
-        }
+        return {key: info.shape for key, info in self._weights(part).tensors().items()}
 
     def digest(self, parts: Iterable[str]) -> str:
         total = hashlib.sha256()
@@ -135,16 +183,42 @@ class FolderSource(Source):
             )
         return folder
 
-    def _weights(self, part: str) -> list[Path]:
-        """The safetensors files of a part: those of full precision, else one variant."""
-        files = sorted(file for file in self._folder(part).glob("*.safetensors") if file.is_file())
-        plain = [file for file in files if not re.search(r"\.(fp16|bf16|non_ema)\b", file.name)]
-        if not files:
+    def _weights(self, part: str) -> WeightFiles:
+        return find_weights(self._folder(part))
+
+    def _require_plain(self, part: str, tensors: Tensors) -> None:
+        """Weights that are their own numbers: diffusers knows nothing of scales beside them."""
+        if scale_of(tensors, f"`{self.setting}` {self.root / part}") or not all(map(is_weight, tensors)):
             raise SourceError(
-                f"{self.root / part} has no .safetensors file; pickled weights (.bin) are never opened, convert them "
-                "first"
+                f"`{self.setting}` {self.root / part} has scaled fp8 weights, which are read from single files only; "
+                "give the folder in fp16, bf16 or fp32"
             )
-        return plain or [file for file in files if file.name.split(".")[1] == files[0].name.split(".")[1]]
+        if any(info.dtype in FP8 for info in tensors.values()):
+            self._fp8.append(part)
+
+    def _require_all(self, part: str, cls: Any, tensors: Tensors) -> None:
+        wanted = empty_shapes(cls, self.config(part))
+        held = {key: info.shape for key, info in tensors.items()}
+        if differing := sorted(key for key in wanted.keys() | held.keys() if wanted.get(key) != held.get(key)):
+            key = differing[0]
+            raise SourceError(
+                f"`{self.setting}` {self.root / part} has {len(differing)} weights that do not fit its config.json, "
+                f"the first is `{key}` ({_shape(held.get(key))} instead of {_shape(wanted.get(key))}); download it "
+                "again"
+            )
+
+
+def empty_shapes(cls: Any, config: Mapping[str, Any]) -> Shapes:
+    """The shape of each weight of diffusers' class under a configuration; nothing is allocated."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=True):
+        module = cls.from_config(config)
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str(list(shape))
 
 
 def open_folder(source: str, setting: str, parts: Iterable[str]) -> FolderSource:
@@ -177,11 +251,15 @@ def wanted_files(names: Iterable[str], parts: Iterable[str]) -> list[str]:
         if name.count("/") == 1 and name.split("/")[0] in parts and name.endswith(HASHED_SUFFIXES)
     ]
     variant = re.compile(r"\.(fp16|bf16|non_ema|onnx|flax)\b")
-    full = {name.split("/")[0] for name in inside if name.endswith(".safetensors") and not variant.search(name)}
-    wanted = [
-        name for name in inside if not variant.search(name) or (name.split("/")[0] not in full and ".fp16" in name)
-    ]
-    return ["model_index.json", *wanted]
+    weights = [name for name in inside if name.endswith(".safetensors")]
+    found = {(name.split("/")[0], match[1] if (match := variant.search(name)) else "") for name in weights}
+
+    def is_wanted(name: str) -> bool:
+        part, match = name.split("/")[0], variant.search(name)
+        chosen = next((known for known in VARIANTS if (part, known) in found), "")
+        return match is None or match[1] == chosen
+
+    return ["model_index.json", *filter(is_wanted, inside)]
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:

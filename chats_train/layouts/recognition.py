@@ -9,9 +9,56 @@ from typing import Literal
 from ..settings.facts import FAMILIES, FamilyFacts
 from ..support.tensor_files import Tensors
 
-DOWN_ENDINGS = (".lora_down.weight", ".lora_A.weight")
+# Parts of a native checkpoint, by key prefix.
+CHECKPOINT_PARTS = {
+    "denoiser": ("model.diffusion_model.",),
+    "VAE": ("first_stage_model.", "vae."),
+    "text encoders": ("cond_stage_model.", "conditioner.", "text_encoders."),
+}
+# Keys that are a mark on the whole model, at the file's root or below the denoiser's prefix.
+PREDICTION_MARKS = {"v_pred": "v-prediction", "ztsnr": "zero terminal SNR"}
+EDM_MARKS = {"edm_vpred.sigma_max": "EDM v-prediction", "edm_mean": "EDM (Playground 2.5)"}
+# A denoiser's first layer, and the channels that it takes where it makes pictures from prompts alone: of the latents,
+# for Flux packed in fours.
+FIRST_LAYERS = {
+    "input_blocks.0.0.weight": 4,
+    "conv_in.weight": 4,
+    "x_embedder.proj.weight": 16,
+    "pos_embed.proj.weight": 16,
+    "img_in.weight": 64,
+    "x_embedder.weight": 64,
+}
+# What other channels are for.
+INPUTS = {
+    5: "a map of depth",
+    7: "a small picture, to enlarge",
+    8: "a picture, to edit",
+    9: "a mask and a masked picture, to inpaint",
+    128: "a picture, as Flux Canny and Depth do",
+    384: "a mask and a masked picture, as Flux Fill does",
+}
+DOWN_ENDINGS = (
+    ".lora_down.weight",
+    ".lora_A.weight",
+    ".lora_A.default.weight",
+    ".lora.down.weight",
+    "_lora.down.weight",
+    ".lora_linear_layer.down.weight",
+)
+# diffusers' older forms are the last three.
+OLDER_DOWN_ENDINGS = DOWN_ENDINGS[3:]
 # Plain differences beside the factors: of a weight (a norm's) and of a bias.
 DIFF_ENDINGS = (".diff", ".diff_b")
+# Adapters that are no products of two factors, by the end of a key that each layer has.
+ADAPTER_ENDINGS = {
+    "LoHa": (".hada_w1_a",),
+    "LoKr": (".lokr_w1", ".lokr_w1_a"),
+    "OFT": (".oft_blocks", ".oft_diag", ".oft_R.weight"),
+}
+_OTHER_ADAPTERS = tuple(ending for endings in ADAPTER_ENDINGS.values() for ending in endings)
+DORA_ENDINGS = (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+# Beginnings of an adapter's keys on text encoders: sd-scripts', diffusers', ComfyUI's own.
+TEXT_BEGINNINGS = ("lora_te", "lora_prior_te_", "lycoris_te", "text_encoder", "clip_l.", "clip_g.", "t5xxl.")
 # UNets tell their family by the width of the text that they attend to. These are known, but have no family here.
 OTHER_UNETS = {1024: "SD2", 1280: "SDXL refiner"}
 
@@ -36,7 +83,32 @@ class DenoiserKind:
 
 def is_lora(tensors: Iterable[str]) -> bool:
     """Whether a file changes a model rather than being one."""
-    return any(key.endswith((*DOWN_ENDINGS, *DIFF_ENDINGS)) for key in tensors)
+    return any(key.endswith((*DOWN_ENDINGS, *DIFF_ENDINGS, *_OTHER_ADAPTERS)) for key in tensors)
+
+
+def adapter_kind(tensors: Tensors) -> str:
+    """What kind of LoRA a file is."""
+    for kind, endings in ADAPTER_ENDINGS.items():
+        if found := [key for key in tensors if key.endswith(endings)]:
+            # ComfyUI tells the two by this: blocks of blocks.
+            return "BOFT" if kind == "OFT" and len(tensors[found[0]].shape) == 4 else kind
+    return "DoRA" if any(key.endswith(DORA_ENDINGS) for key in tensors) else "LoRA"
+
+
+def adapter_modules(tensors: Iterable[str]) -> set[str]:
+    """The layers that a LoRA has factors for, by the beginning of their keys."""
+    endings = (*DOWN_ENDINGS, *_OTHER_ADAPTERS)
+    return {
+        key.removesuffix(ending) for key in tensors if (ending := next(filter(key.endswith, endings), None)) is not None
+    }
+
+
+def other_input(tensors: Tensors) -> str | None:
+    """What a denoiser takes beside the noisy latents, by its own keys, prefix removed; None where it takes nothing."""
+    for key, usual in FIRST_LAYERS.items():
+        if key in tensors and len(shape := tensors[key].shape) > 1 and shape[1] != usual:
+            return f"{shape[1]} input channels instead of {usual}: {INPUTS.get(shape[1], 'more than noisy latents')}"
+    return None
 
 
 def denoiser_kind(tensors: Tensors) -> DenoiserKind | None:
@@ -59,17 +131,28 @@ def unet_title(text_width: int, otherwise: str) -> str:
     return family.title if family else OTHER_UNETS.get(text_width, f"{otherwise} with text of width {text_width}")
 
 
+def on_text_encoder(key: str) -> bool:
+    """Whether a LoRA's key is for a text encoder."""
+    return key.startswith(TEXT_BEGINNINGS)
+
+
 def lora_title(tensors: Tensors) -> str:
     """What a LoRA is for, in words."""
+    # The older form of diffusers' keys names the processor between the layer and its projection.
+    tensors = {key.replace(".processor.", "."): info for key, info in tensors.items() if not on_text_encoder(key)}
+    if not tensors:
+        return "text encoders alone"
     names = [key.replace(".", "_") for key in tensors]
     marked = [facts for facts in FAMILIES.values() if any(mark in name for name in names for mark in facts.marks.lora)]
     if marked:
         # A family's marks may hold of its relatives too; the one with more to go by is meant.
         return max(marked, key=lambda facts: len(facts.marks.diffusers)).title
-    downs = {key: info for key, info in tensors.items() if key.endswith(DOWN_ENDINGS)}
-    widths = [info.shape[1] for key, info in downs.items() if "attn2_to_k" in key.replace(".", "_")]
+    layers = [key for key in tensors if "attn2_to_k" in key.replace(".", "_")]
+    widths = [width for key in layers if (width := _input_width(key, tensors)) is not None]
     if widths:
         return unet_title(widths[0], "a UNet")
+    if layers:
+        return "a UNet"
     blocks = any("transformer_blocks_" in name and "attentions" not in name for name in names)
     return "SD3 or Flux" if blocks else "a model not known here"
 
@@ -96,3 +179,16 @@ def _title(facts: FamilyFacts, tensors: Tensors, layout: KeyLayout) -> str:
 
 def _unet_of(text_width: int) -> FamilyFacts | None:
     return next((facts for facts in FAMILIES.values() if facts.marks.text_width == text_width), None)
+
+
+def _input_width(key: str, tensors: Tensors) -> int | None:
+    """The width that an adapted layer takes in, where one of its tensors tells."""
+    shape = tensors[key].shape
+    if key.endswith((*DOWN_ENDINGS, ".hada_w1_b")):
+        return shape[1]
+    if key.endswith(".lokr_w1"):
+        # A Kronecker product's width is that of both factors, of which the second may be two factors itself.
+        stem = key.removesuffix(".lokr_w1")
+        second = tensors.get(f"{stem}.lokr_w2") or tensors.get(f"{stem}.lokr_w2_b")
+        return shape[1] * second.shape[1] if second else None
+    return None

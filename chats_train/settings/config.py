@@ -10,8 +10,9 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from ..support.paths import PathError, expanded
 from .facts import FAMILIES, FamilyFacts
 
 CONFIG_VERSION = 1
@@ -24,7 +25,11 @@ OptionalCount = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
-FilePath = Annotated[Path, Field(strict=False)]
+# Paths are expanded as they are read, so that every use, and the copy that a run saves, has the same one.
+_expanded = BeforeValidator(lambda value: expanded(value) if isinstance(value, str) else value)
+FilePath = Annotated[Path, _expanded, Field(strict=False)]
+# A path, or a word that stands for one: a hub id, `latest`.
+PathText = Annotated[str, _expanded]
 
 
 class Section(BaseModel):
@@ -83,16 +88,16 @@ class RunConfig(Section):
     family: str = Field(description=f"{', '.join(FAMILIES)}; 3.5 is an sd3")
     output_dir: FilePath = Field(description="checkpoints, previews, logs and the finished pair go here")
 
-    pretrained_model: str = Field(
+    pretrained_model: PathText = Field(
         description="the base: a .safetensors checkpoint, a diffusers folder, or a hub id, which is fetched"
     )
-    encoders: str | None = Field(
+    encoders: PathText | None = Field(
         None, description="VAE and text encoders where a checkpoint has none: a diffusers folder or hub id"
     )
-    tokenizer: str | None = Field(
+    tokenizer: PathText | None = Field(
         None, description="for a checkpoint: a folder with CLIP's vocab.json and merges.txt; null is ComfyUI's"
     )
-    configs: str | None = Field(
+    configs: PathText | None = Field(
         None, description="for a checkpoint of unusual size: a folder of diffusers' configurations"
     )
     prediction_type: Literal["epsilon", "v_prediction", "flow"] | None = Field(
@@ -175,7 +180,9 @@ class RunConfig(Section):
 
     checkpointing_steps: Count = Field(500, description="optimizer steps between checkpoints")
     checkpoints_total_limit: Count | None = Field(3, description="older ones are removed; null keeps all")
-    resume_from_checkpoint: str | None = Field(None, description="latest, a checkpoint's folder, or null to start anew")
+    resume_from_checkpoint: PathText | None = Field(
+        None, description="latest, a checkpoint's folder, or null to start anew"
+    )
 
     validation_pairs: OptionalCount = Field(32, description="pairs held out of training to measure on; 0 is none")
     validation_steps: Count = Field(250, description="optimizer steps between measurements")
@@ -262,11 +269,18 @@ def _derived(family: FamilyFacts, raw: dict[str, Any]) -> dict[str, Any]:
     step = raw.get("bucket_reso_steps", DEFAULT_BUCKET_STEPS)
     if not isinstance(resolution, int) or not isinstance(step, int) or step < 1:
         resolution, step = family.resolution, DEFAULT_BUCKET_STEPS
-    output_dir = raw.get("output_dir")
     return {
         "resolution": family.resolution,
         "min_bucket_reso": min(resolution, max(step, resolution // 2 // step * step)),
         "max_bucket_reso": resolution * 2,
-        "cache_dir": str(Path(output_dir if isinstance(output_dir, str | Path) else "") / "cache"),
+        "cache_dir": str(_usable(raw.get("output_dir")) / "cache"),
         "learning_rate": FULL_LEARNING_RATE if raw.get("training_method") == "full" else LORA_LEARNING_RATE,
     }
+
+
+def _usable(output_dir: Any) -> Path:
+    """A folder to derive others from; what is wrong with it is said of it alone."""
+    try:
+        return Path(expanded(str(output_dir)) if isinstance(output_dir, str | Path) else "")
+    except PathError:
+        return Path()

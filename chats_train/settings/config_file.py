@@ -16,8 +16,10 @@ from chats.files import write_text
 from chats.words import LONGEST, shown, shown_error
 
 from ..support.errors import UserError
+from ..support.paths import PathError
 from .config import CONFIG_VERSION, DERIVED, RunConfig
 from .facts import FAMILIES
+from .other_names import other_name
 
 # Headings of the template, above the field that each begins with.
 HEADINGS = {
@@ -183,7 +185,9 @@ def _read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"the config {path} is not text in UTF-8; save it as such") from error
     except yaml.YAMLError as error:
-        raise UserError(f"the config {path} is not valid YAML: {_yaml_reason(error)}") from error
+        # Double quotes make a backslash the beginning of an escape, of which most letters are none.
+        advice = "; put a path with backslashes in single quotes" if "escape" in str(error) else ""
+        raise UserError(f"the config {path} is not valid YAML: {_yaml_reason(error)}{advice}") from error
     if not isinstance(raw, dict):
         raise UserError(f"the config {path} holds no settings; `python -m chats_train init` makes one")
     return raw
@@ -232,7 +236,8 @@ def _sentence(details: Mapping[str, Any]) -> str:
     location, kind, value = details["loc"], details["type"], details.get("input")
     name = shown(".".join(str(part) for part in location))
     if kind == "value_error":
-        return str(details["ctx"]["error"])
+        error = details["ctx"]["error"]
+        return f"`{name}` is `{shown(value)}`, {error}" if isinstance(error, PathError) else str(error)
     if kind == "extra_forbidden":
         return f"`{name}` is not a setting{_suggestion(location)}"
     field = _field(location)
@@ -274,7 +279,10 @@ def _field(location: tuple[Any, ...]) -> Any:
 
 
 def _suggestion(location: tuple[Any, ...]) -> str:
-    """The way out for an unknown key: the nearest name of its section, then of the whole config."""
+    """The way out for an unknown key: what another trainer means by it, else the nearest name of its section, then of
+    the whole config."""
+    if known := other_name(str(location[-1])):
+        return f"; {known}"
     section = _field(location[:-1]).annotation if location[:-1] else RunConfig
     prefix = ".".join(location[:-1])
     near = difflib.get_close_matches(shown(location[-1]), section.model_fields, n=1)

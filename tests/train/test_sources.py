@@ -116,6 +116,23 @@ def test_of_a_hub_repository_only_what_is_read_is_fetched():
     ]
 
 
+def test_of_a_hub_repository_all_shards_of_one_precision_are_fetched():
+    shards = [
+        "unet/diffusion_pytorch_model.{}-0000{}-of-00002.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.{}.json",
+    ]
+    names = {
+        kind: ["unet/config.json", *(shards[0].format(kind, number) for number in (1, 2)), shards[1].format(kind)]
+        for kind in ("fp16", "bf16")
+    }
+    assert wanted_files([*names["fp16"], *names["bf16"]], ["unet"]) == [
+        "model_index.json",
+        *names["fp16"],
+        "unet/config.json",
+    ]
+    assert wanted_files(names["bf16"], ["unet"]) == ["model_index.json", *names["bf16"]]
+
+
 def test_importing_the_families_is_light():
     code = (
         "import sys, chats_train.families; print([m for m in ('diffusers', 'transformers', 'accelerate') if m "
@@ -160,9 +177,13 @@ def test_a_checkpoint_that_is_not_whole_is_refused(bases, tmp_path, dropped, mes
     save_file(
         {key: value for key, value in tensors.items() if not key.startswith(dropped)}, tmp_path / "base.safetensors"
     )
-    family = load_family("sd15", str(tmp_path / "base.safetensors"), configs=str(bases["sd15"]))
+
+    def load():
+        family = load_family("sd15", str(tmp_path / "base.safetensors"), configs=str(bases["sd15"]))
+        return family.vae, family.text_encoders
+
     with pytest.raises(SourceError, match=message):
-        family.load_denoiser(), family.vae, family.text_encoders
+        load()
 
 
 def test_markers_of_a_checkpoint_tell_its_prediction(bases, tmp_path):

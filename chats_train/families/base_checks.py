@@ -1,0 +1,180 @@
+"""Whether a base is what its family takes it for, from headers and configurations alone: what `check` and `train` look
+at as the base is opened, before any weight is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from chats.pair import PredictionType
+
+from ..layouts.formats import file_format
+from ..layouts.places import LayoutError, require_all
+from .config_keys import VAE, ConfigKeys, require_honoured, unhonoured, with_defaults
+from .errors import SourceError
+
+if TYPE_CHECKING:
+    from .base import Family
+
+TEXT_MODELS = ("clip_text_model", "t5")
+
+
+@dataclass(frozen=True)
+class ComfySizes:
+    """What ComfyUI takes for granted of a base that it detects as the family, by the width of its text.
+
+    A base of other widths is trained too, but no ComfyUI loads it, so for it nothing of this is asked.
+
+    Attributes:
+        text_width: of the prompts that the denoiser attends to.
+        scaling_factor, shift_factor: from the VAE's latents to the denoiser's.
+        heads, head_width: of a UNet's attention, of which ComfyUI knows one.
+        norm_num_groups, norm_eps: of a UNet's norms.
+    """
+
+    text_width: int
+    scaling_factor: float
+    shift_factor: float = 0.0
+    heads: int | None = None
+    head_width: int | None = None
+    norm_num_groups: int | None = None
+    norm_eps: float | None = None
+
+
+def check_base(family: Family, prediction_type: PredictionType | None) -> None:
+    """Refuses a base that would be trained as what it is not.
+
+    Args:
+        family: over the base; its parts' classes and records say what is right.
+        prediction_type: what the run's config states instead of the base.
+
+    Raises:
+        SourceError, UserError: one sentence that names the file, the key and its value, and the way out.
+    """
+    facts, source = family.facts, family.source
+    source.require_kind()
+    denoiser = _checked_config(family, facts.denoiser_part, family.denoiser_keys)
+    vae = _checked_config(family, "vae", VAE.but(latent_channels=(family.latent_space,)))
+    _check_noise(family, prediction_type)
+    _check_latents(family, vae)
+    for part in facts.text_parts:
+        _check_text_encoder(family, part)
+    _check_widths(family, denoiser)
+    source.require_whole(family.part_classes(), facts.denoiser_part)
+    _check_names(family)
+    if _text_width(denoiser) == family.comfy_sizes.text_width:
+        _check_comfy_sizes(family, denoiser, vae)
+
+
+def _checked_config(family: Family, part: str, keys: ConfigKeys) -> dict[str, Any]:
+    """A part's configuration with its class's defaults, once every key of it is known to be honoured."""
+    stated, cls, where = family.source.config(part), family.part_classes()[part], family.source.where(part)
+    if (name := stated.get("_class_name")) != cls.__name__:
+        way_out = "correct `family`" if part == family.facts.denoiser_part else "give a base with one"
+        raise SourceError(
+            f"{where} has a {name} as its {part}, `family` {family.name} needs a {cls.__name__}; {way_out}"
+        )
+    require_honoured(stated, cls, keys, where, family.facts.title)
+    return with_defaults(stated, cls)
+
+
+def _check_noise(family: Family, prediction_type: PredictionType | None) -> None:
+    import diffusers
+
+    stated = dict(family.source.noise)
+    if prediction_type is not None:
+        stated.pop("prediction_type", None)
+    else:
+        family.source.require_stated_prediction()
+    cls = getattr(diffusers, str(stated.get("_class_name")), None)
+    require_honoured(stated, cls, family.noise_keys, family.source.where("scheduler"), family.facts.title)
+
+
+def _check_latents(family: Family, vae: Mapping[str, Any]) -> None:
+    statistics = ("latents_mean", "latents_std")
+    if (vae["latents_mean"] is None) != (vae["latents_std"] is None):
+        key = next(key for key in statistics if vae[key] is not None)
+        raise _refusal(family, "vae", key, vae[key])
+    for key in statistics:
+        if vae[key] is not None and not _are_numbers(vae[key], vae["latent_channels"]):
+            channels = vae["latent_channels"]
+            raise SourceError(
+                f"{family.source.where('vae')}: `{key}` is not one number for each of {channels} channels; correct it"
+            )
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == count
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    )
+
+
+def _check_text_encoder(family: Family, part: str) -> None:
+    config = family.source.config(part)
+    if config.get("quantization_config"):
+        raise _refusal(family, part, "quantization_config", config["quantization_config"])
+    if (kind := config.get("model_type")) not in TEXT_MODELS:
+        raise _refusal(family, part, "model_type", kind, *TEXT_MODELS)
+
+
+def _check_widths(family: Family, denoiser: Mapping[str, Any]) -> None:
+    """The text encoders give what the denoiser takes."""
+    given = family.prompt_shapes()
+    wanted = {
+        "cross_attention_dim": given["tokens"][-1],
+        "joint_attention_dim": given["tokens"][-1],
+        "pooled_projection_dim": given.get("pooled", (None,))[-1],
+    }
+    if denoiser.get("addition_embed_type") == "text_time":
+        # Six numbers of sizes follow the pooled text, each as a vector of this width.
+        sizes = 6 * (denoiser["addition_time_embed_dim"] or 0)
+        wanted["projection_class_embeddings_input_dim"] = given["pooled"][-1] + sizes
+    for key, width in wanted.items():
+        stated = denoiser.get(key, width)
+        if any(each != width for each in (stated if isinstance(stated, list | tuple) else [stated])):
+            raise SourceError(
+                f"{family.source.where(family.facts.denoiser_part)}: `{key}` is {stated}, and the text encoders give "
+                f"{width}; give denoiser and text encoders of one base, or correct `family`"
+            )
+
+
+def _check_names(family: Family) -> None:
+    """Every weight has a name in the native layout, or export would fail at the end."""
+    shapes = family.source.shapes(family.facts.denoiser_part)
+    try:
+        require_all(shapes, file_format(family.name).layout(shapes), family.name)
+    except LayoutError as error:
+        raise SourceError(f"{family.source.where(family.facts.denoiser_part)}: {error}") from error
+
+
+def _check_comfy_sizes(family: Family, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """What shows in no weight, so that ComfyUI could not know it of the exported pair."""
+    sizes, part = family.comfy_sizes, family.facts.denoiser_part
+    for key in ("norm_num_groups", "norm_eps"):
+        if (wanted := getattr(sizes, key)) is not None and denoiser[key] != wanted:
+            raise _refusal(family, part, key, denoiser[key], wanted)
+    if sizes.heads is not None or sizes.head_width is not None:
+        channels, stated = denoiser["block_out_channels"], denoiser["attention_head_dim"]
+        # diffusers' name is a mistake that it keeps: these are numbers of heads.
+        heads = stated if isinstance(stated, list | tuple) else [stated] * len(channels)
+        wanted = [sizes.heads or width // (sizes.head_width or width) for width in channels]
+        if list(heads) != wanted:
+            raise _refusal(family, part, "attention_head_dim", stated, wanted)
+    if vae["latents_mean"] is None:
+        for key in ("scaling_factor", "shift_factor"):
+            if not math.isclose(vae[key] or 0.0, getattr(sizes, key)):
+                raise _refusal(family, "vae", key, vae[key], getattr(sizes, key))
+
+
+def _refusal(family: Family, part: str, key: str, value: Any, *values: Any) -> SourceError:
+    stated = key in family.source.config(part)
+    return unhonoured(key, value, family.source.where(part), family.facts.title, values, stated)
+
+
+def _text_width(denoiser: Mapping[str, Any]) -> Any:
+    return denoiser.get("cross_attention_dim", denoiser.get("joint_attention_dim"))
