@@ -18,7 +18,7 @@ ORDER = {
     "nodes": ["inputs", "advice", "loading", "sampling"],
     "chats_train": [
         *("support", "settings", "layouts", "families", "data", "encodings", "sampling", "runs", "training", "check"),
-        *("evaluation", "extraction", "demo", "inspection", "cli", "__main__"),
+        *("evaluation", "extraction", "demo", "inspection", "arguments", "cli", "__main__"),
     ],
 }
 BLOCKER = """

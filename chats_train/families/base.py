@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from chats.pair import NullPrompt, PredictionType
 
 from ..settings.facts import FamilyFacts
-from .base_checks import ComfySizes, check_base
+from .base_checks import check_base
 from .config_keys import ConfigKeys
 from .schedule import Schedule
 from .sources import Shapes, Source, parameter_count
@@ -47,7 +47,6 @@ class Family(ABC):
     Attributes:
         facts: the family's record.
         denoiser_keys, noise_keys: what its denoiser's and its scheduler's configuration may say.
-        comfy_sizes: what ComfyUI takes for granted of it; ``latent_space`` is the channels of its latents.
 
     Raises:
         SourceError: when the base is not what the family takes it for.
@@ -56,8 +55,6 @@ class Family(ABC):
     facts: ClassVar[FamilyFacts]
     denoiser_keys: ClassVar[ConfigKeys]
     noise_keys: ClassVar[ConfigKeys]
-    comfy_sizes: ClassVar[ComfySizes]
-    latent_space: ClassVar[int]
 
     def __init__(
         self,

@@ -6,45 +6,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 from chats.pair import PredictionType
 
 from ..layouts.formats import file_format
 from ..layouts.places import LayoutError, require_all
+from ..settings.facts import FamilyFacts
 from .config_keys import VAE, ConfigKeys, require_honoured, unhonoured, with_defaults
 from .errors import SourceError
-
-if TYPE_CHECKING:
-    from .base import Family
+from .sources import Source
 
 TEXT_MODELS = ("clip_text_model", "t5")
 
 
-@dataclass(frozen=True)
-class ComfySizes:
-    """What ComfyUI takes for granted of a base that it detects as the family, by the width of its text.
+class Base(Protocol):
+    """What is checked: a family over a base model."""
 
-    A base of other widths is trained too, but no ComfyUI loads it, so for it nothing of this is asked.
+    facts: ClassVar[FamilyFacts]
+    denoiser_keys: ClassVar[ConfigKeys]
+    noise_keys: ClassVar[ConfigKeys]
+    source: Source
 
-    Attributes:
-        text_width: of the prompts that the denoiser attends to.
-        scaling_factor, shift_factor: from the VAE's latents to the denoiser's.
-        heads, head_width: of a UNet's attention, of which ComfyUI knows one.
-        norm_num_groups, norm_eps: of a UNet's norms.
-    """
+    @staticmethod
+    def part_classes() -> dict[str, type]: ...
 
-    text_width: int
-    scaling_factor: float
-    shift_factor: float = 0.0
-    heads: int | None = None
-    head_width: int | None = None
-    norm_num_groups: int | None = None
-    norm_eps: float | None = None
+    def prompt_shapes(self) -> dict[str, tuple[int, ...]]: ...
 
 
-def check_base(family: Family, prediction_type: PredictionType | None) -> None:
+def check_base(family: Base, prediction_type: PredictionType | None) -> None:
     """Refuses a base that would be trained as what it is not.
 
     Args:
@@ -57,7 +47,7 @@ def check_base(family: Family, prediction_type: PredictionType | None) -> None:
     facts, source = family.facts, family.source
     source.require_kind()
     denoiser = _checked_config(family, facts.denoiser_part, family.denoiser_keys)
-    vae = _checked_config(family, "vae", VAE.but(latent_channels=(family.latent_space,)))
+    vae = _checked_config(family, "vae", VAE.but(latent_channels=(family.facts.latent_channels,)))
     _check_noise(family, prediction_type)
     _check_latents(family, vae)
     for part in facts.text_parts:
@@ -65,23 +55,23 @@ def check_base(family: Family, prediction_type: PredictionType | None) -> None:
     _check_widths(family, denoiser)
     source.require_whole(family.part_classes(), facts.denoiser_part)
     _check_names(family)
-    if _text_width(denoiser) == family.comfy_sizes.text_width:
+    if _text_width(denoiser) == family.facts.comfy_sizes.text_width:
         _check_comfy_sizes(family, denoiser, vae)
 
 
-def _checked_config(family: Family, part: str, keys: ConfigKeys) -> dict[str, Any]:
+def _checked_config(family: Base, part: str, keys: ConfigKeys) -> dict[str, Any]:
     """A part's configuration with its class's defaults, once every key of it is known to be honoured."""
     stated, cls, where = family.source.config(part), family.part_classes()[part], family.source.where(part)
     if (name := stated.get("_class_name")) != cls.__name__:
         way_out = "correct `family`" if part == family.facts.denoiser_part else "give a base with one"
         raise SourceError(
-            f"{where} has a {name} as its {part}, `family` {family.name} needs a {cls.__name__}; {way_out}"
+            f"{where} has a {name} as its {part}, `family` {family.facts.name} needs a {cls.__name__}; {way_out}"
         )
     require_honoured(stated, cls, keys, where, family.facts.title)
     return with_defaults(stated, cls)
 
 
-def _check_noise(family: Family, prediction_type: PredictionType | None) -> None:
+def _check_noise(family: Base, prediction_type: PredictionType | None) -> None:
     import diffusers
 
     stated = dict(family.source.noise)
@@ -93,7 +83,7 @@ def _check_noise(family: Family, prediction_type: PredictionType | None) -> None
     require_honoured(stated, cls, family.noise_keys, family.source.where("scheduler"), family.facts.title)
 
 
-def _check_latents(family: Family, vae: Mapping[str, Any]) -> None:
+def _check_latents(family: Base, vae: Mapping[str, Any]) -> None:
     statistics = ("latents_mean", "latents_std")
     if (vae["latents_mean"] is None) != (vae["latents_std"] is None):
         key = next(key for key in statistics if vae[key] is not None)
@@ -114,7 +104,7 @@ def _are_numbers(values: Any, count: int) -> bool:
     )
 
 
-def _check_text_encoder(family: Family, part: str) -> None:
+def _check_text_encoder(family: Base, part: str) -> None:
     config = family.source.config(part)
     if config.get("quantization_config"):
         raise _refusal(family, part, "quantization_config", config["quantization_config"])
@@ -122,7 +112,7 @@ def _check_text_encoder(family: Family, part: str) -> None:
         raise _refusal(family, part, "model_type", kind, *TEXT_MODELS)
 
 
-def _check_widths(family: Family, denoiser: Mapping[str, Any]) -> None:
+def _check_widths(family: Base, denoiser: Mapping[str, Any]) -> None:
     """The text encoders give what the denoiser takes."""
     given = family.prompt_shapes()
     wanted = {
@@ -143,18 +133,18 @@ def _check_widths(family: Family, denoiser: Mapping[str, Any]) -> None:
             )
 
 
-def _check_names(family: Family) -> None:
+def _check_names(family: Base) -> None:
     """Every weight has a name in the native layout, or export would fail at the end."""
     shapes = family.source.shapes(family.facts.denoiser_part)
     try:
-        require_all(shapes, file_format(family.name).layout(shapes), family.name)
+        require_all(shapes, file_format(family.facts.name).layout(shapes), family.facts.name)
     except LayoutError as error:
         raise SourceError(f"{family.source.where(family.facts.denoiser_part)}: {error}") from error
 
 
-def _check_comfy_sizes(family: Family, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+def _check_comfy_sizes(family: Base, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
     """What shows in no weight, so that ComfyUI could not know it of the exported pair."""
-    sizes, part = family.comfy_sizes, family.facts.denoiser_part
+    sizes, part = family.facts.comfy_sizes, family.facts.denoiser_part
     for key in ("norm_num_groups", "norm_eps"):
         if (wanted := getattr(sizes, key)) is not None and denoiser[key] != wanted:
             raise _refusal(family, part, key, denoiser[key], wanted)
@@ -171,7 +161,7 @@ def _check_comfy_sizes(family: Family, denoiser: Mapping[str, Any], vae: Mapping
                 raise _refusal(family, "vae", key, vae[key], getattr(sizes, key))
 
 
-def _refusal(family: Family, part: str, key: str, value: Any, *values: Any) -> SourceError:
+def _refusal(family: Base, part: str, key: str, value: Any, *values: Any) -> SourceError:
     stated = key in family.source.config(part)
     return unhonoured(key, value, family.source.where(part), family.facts.title, values, stated)
 

@@ -14,7 +14,6 @@ from chats.pair import PredictionType
 
 from ..settings.facts import FAMILIES
 from .base import Denoiser, Family, Prompt, expand
-from .base_checks import ComfySizes
 from .config_keys import FLOW_NOISE, ConfigKeys
 from .errors import SourceError
 from .schedule import FlowSchedule, Schedule
@@ -46,8 +45,6 @@ class Flux(Family):
         ),
     )
     noise_keys = FLOW_NOISE
-    comfy_sizes = ComfySizes(4096, scaling_factor=0.3611, shift_factor=0.1159)
-    latent_space = 16
 
     @staticmethod
     def part_classes() -> dict[str, type]:

@@ -9,7 +9,6 @@ from chats.pair import PredictionType
 
 from ..settings.facts import FAMILIES
 from .base import Denoiser, Family, Prompt, expand
-from .base_checks import ComfySizes
 from .config_keys import DIFFUSION_NOISE, UNET
 from .errors import SourceError
 from .schedule import DiffusionSchedule, Schedule
@@ -19,8 +18,6 @@ from .sources import Source
 class SD15(Family):
     facts = FAMILIES["sd15"]
     denoiser_keys, noise_keys = UNET, DIFFUSION_NOISE
-    comfy_sizes = ComfySizes(768, scaling_factor=0.18215, heads=8, norm_num_groups=32, norm_eps=1e-5)
-    latent_space = 4
 
     @staticmethod
     def part_classes() -> dict[str, type]:

@@ -11,7 +11,6 @@ from chats.pair import PredictionType
 
 from ..settings.facts import FAMILIES
 from .base import Denoiser, Family, Prompt, expand, last_hidden_but_one, open_clip_ids
-from .base_checks import ComfySizes
 from .config_keys import FLOW_NOISE, ConfigKeys
 from .schedule import TRAIN_TIMESTEPS, FlowSchedule, Schedule
 from .sources import Shapes
@@ -39,8 +38,6 @@ class SD3(Family):
         idle="sample_size",
     )
     noise_keys = FLOW_NOISE.but(shift=(SHIFT,), use_dynamic_shifting=(False,))
-    comfy_sizes = ComfySizes(4096, scaling_factor=1.5305, shift_factor=0.0609)
-    latent_space = 16
 
     @staticmethod
     def part_classes() -> dict[str, type]:

@@ -9,7 +9,6 @@ from chats.pair import NullPrompt, PredictionType
 
 from ..settings.facts import FAMILIES
 from .base import Denoiser, Family, Prompt, expand, last_hidden_but_one, open_clip_ids
-from .base_checks import ComfySizes
 from .config_keys import DIFFUSION_NOISE, UNET
 from .schedule import Schedule
 from .sd15 import diffusion_schedule
@@ -18,8 +17,6 @@ from .sd15 import diffusion_schedule
 class SDXL(Family):
     facts = FAMILIES["sdxl"]
     denoiser_keys, noise_keys = UNET.but(addition_embed_type=("text_time",)), DIFFUSION_NOISE
-    comfy_sizes = ComfySizes(2048, scaling_factor=0.13025, head_width=64, norm_num_groups=32, norm_eps=1e-5)
-    latent_space = 4
 
     @staticmethod
     def part_classes() -> dict[str, type]:

@@ -40,6 +40,28 @@ class Marks:
 
 
 @dataclass(frozen=True)
+class ComfySizes:
+    """What ComfyUI takes for granted of a base that it detects as the family, by the width of its text.
+
+    A base of other widths is trained too, but no ComfyUI loads it, so for it nothing of this is asked.
+
+    Attributes:
+        text_width: of the prompts that the denoiser attends to.
+        scaling_factor, shift_factor: from the VAE's latents to the denoiser's.
+        heads, head_width: of a UNet's attention, of which ComfyUI knows one.
+        norm_num_groups, norm_eps: of a UNet's norms.
+    """
+
+    text_width: int
+    scaling_factor: float
+    shift_factor: float = 0.0
+    heads: int | None = None
+    head_width: int | None = None
+    norm_num_groups: int | None = None
+    norm_eps: float | None = None
+
+
+@dataclass(frozen=True)
 class FamilyFacts:
     """One model family.
 
@@ -57,6 +79,8 @@ class FamilyFacts:
             `transformer.<module>`.
         architecture: its value of `modelspec.architecture`.
         marks: how its files are recognised.
+        comfy_sizes: what ComfyUI takes for granted of it.
+        latent_channels: of its VAE.
         t5_tokens: the length that T5 prompts are brought to; 0 without a T5.
         methods: the training methods that fit somewhere.
         lora_targets: the layers that LoRAs go on by default, by the ends of their diffusers names.
@@ -78,6 +102,8 @@ class FamilyFacts:
     lora_style: Literal["kohya", "kohya_native", "peft"]
     architecture: str
     marks: Marks
+    comfy_sizes: ComfySizes
+    latent_channels: int
     t5_tokens: int = 0
     methods: tuple[str, ...] = ("lora", "full")
     lora_targets: tuple[str, ...] = UNET_TARGETS
@@ -109,6 +135,8 @@ SD15 = FamilyFacts(
     layout="unet",
     lora_style="kohya",
     architecture="stable-diffusion-v1",
+    comfy_sizes=ComfySizes(768, scaling_factor=0.18215, heads=8, norm_num_groups=32, norm_eps=1e-5),
+    latent_channels=4,
     marks=Marks(text_width=768),
 )
 
@@ -133,6 +161,8 @@ SDXL = FamilyFacts(
     # sd-scripts names SDXL's LoRA modules after the native layout, so every user interface reads that.
     lora_style="kohya_native",
     architecture="stable-diffusion-xl-v1-base",
+    comfy_sizes=ComfySizes(2048, scaling_factor=0.13025, head_width=64, norm_num_groups=32, norm_eps=1e-5),
+    latent_channels=4,
     marks=Marks(text_width=2048),
     has_markers=True,
 )
@@ -152,6 +182,8 @@ SD3 = FamilyFacts(
     layout="mmdit",
     lora_style="peft",
     architecture="stable-diffusion-3-medium",
+    comfy_sizes=ComfySizes(4096, scaling_factor=1.5305, shift_factor=0.0609),
+    latent_channels=16,
     marks=Marks(
         native=("joint_blocks.0.context_block.attn.qkv.weight",),
         diffusers=("transformer_blocks.0.attn.add_k_proj.weight",),
@@ -179,6 +211,8 @@ FLUX = FamilyFacts(
     layout="flux",
     lora_style="peft",
     architecture="flux-1-dev",
+    comfy_sizes=ComfySizes(4096, scaling_factor=0.3611, shift_factor=0.1159),
+    latent_channels=16,
     marks=Marks(
         native=("double_blocks.0.img_attn.qkv.weight",),
         diffusers=("transformer_blocks.0.attn.add_k_proj.weight", "single_transformer_blocks.0.attn.to_k.weight"),

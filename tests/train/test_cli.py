@@ -13,6 +13,7 @@ from pictures import write_folders
 from safetensors.torch import save_file
 
 from chats_train import cli
+from chats_train.arguments import parser
 from chats_train.runs.folder import PROBLEMS_FILE
 from chats_train.settings.config_file import load_config
 
@@ -50,11 +51,11 @@ def test_documented_commands_exist():
     commands = documented_commands()
     assert {command.split()[0] for command in commands} >= {"init", "check", "train", "extract", "evaluate"}
     for command in sorted(commands):
-        cli._parser().parse_args(shlex.split(command))  # a wrong one exits
+        parser(cli.RUNS).parse_args(shlex.split(command))  # a wrong one exits
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; from chats_train import cli; cli._parser().format_help(); print(*sys.modules)"
+    code = "import sys; from chats_train.cli import RUNS, parser; parser(RUNS).format_help(); print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
@@ -106,7 +107,7 @@ def test_a_fault_of_ours_is_not_hidden(monkeypatch):
     def fault(_):
         raise ValueError("not written for users")
 
-    monkeypatch.setattr(cli, "_inspect", fault)
+    monkeypatch.setitem(cli.RUNS, "inspect", fault)
     with pytest.raises(ValueError, match="not written for users"):
         cli.main(["inspect", "x"])
 

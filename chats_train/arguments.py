@@ -1,0 +1,163 @@
+"""What each command takes: options, their help and their defaults.
+
+Nothing heavy is imported, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+
+def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse.ArgumentParser:
+    """The parser of the command line. The arguments that it reads have as `run` what ``runs`` has for their command."""
+    whole = argparse.ArgumentParser(
+        "python -m chats_train",
+        description="Trains a preferred and a dispreferred model from pairs of images (CHATS, arXiv 2502.12579).",
+    )
+    commands = whole.add_subparsers(title="commands", metavar="command", required=True)
+
+    init = commands.add_parser("init", help="write a commented config to start from")
+    init.add_argument("family", help="the kind of the base model, such as sdxl; any other word lists them")
+    init.add_argument("--output", type=Path, default=Path("run.yaml"), help="the file to write (default: %(default)s)")
+    init.set_defaults(run=runs["init"])
+
+    check = _with_config(
+        commands.add_parser("check", help="check config, base, data, disk and memory before anything heavy")
+    )
+    check.set_defaults(run=runs["check"])
+
+    cache = _with_config(commands.add_parser("cache", help="encode images and prompts once, ahead of training"))
+    cache.set_defaults(run=runs["cache"])
+
+    train = _with_config(commands.add_parser("train", help="train, and export the pair at the end"))
+    train.add_argument("--no-cache", action="store_true", help="encode images and prompts at each use instead of once")
+    train.set_defaults(run=runs["train"])
+
+    sample = _with_config(
+        commands.add_parser("sample", help="sample prompts with a checkpoint: the base with CFG, the pair with CHATS")
+    )
+    sample.add_argument("--prompt", action="append", required=True, help="may be given several times, a row each")
+    sample.add_argument(
+        "--form", choices=("proxy", "exact"), default="proxy", help="Eq. 17 or Eq. 16 (default: %(default)s)"
+    )
+    sample.add_argument(
+        "--output", type=Path, default=Path("sample.png"), help="the picture to write (default: %(default)s)"
+    )
+    _with_checkpoint(sample).set_defaults(run=runs["sample"])
+
+    export = _with_config(commands.add_parser("export", help="write a checkpoint's pair as files that ComfyUI loads"))
+    export.add_argument(
+        "--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="of the weights (default: %(default)s)"
+    )
+    export.add_argument("--output", type=Path, help="the folder to write to (default: the run's output_dir)")
+    _with_checkpoint(export).set_defaults(run=runs["export"])
+
+    extract = commands.add_parser(
+        "extract", help="write whole members as LoRAs: on the preferred model, or both on a base"
+    )
+    extract.add_argument(
+        "--preferred", type=Path, required=True, help="the preferred member, a whole model (.safetensors)"
+    )
+    extract.add_argument(
+        "--dispreferred", type=Path, required=True, help="the dispreferred member, a whole model (.safetensors)"
+    )
+    extract.add_argument(
+        "--base", type=Path, help="the model that both LoRAs go on (default: one LoRA on the preferred member)"
+    )
+    extract.add_argument(
+        "--rank", type=int, help="of the factors, for each layer; with --energy the most that a layer gets"
+    )
+    extract.add_argument(
+        "--energy", type=float, help="for each layer the smallest rank that keeps this share of its difference, as 0.99"
+    )
+    extract.add_argument(
+        "--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="of the factors (default: %(default)s)"
+    )
+    extract.add_argument(
+        "--output", type=Path, default=Path("."), help="the folder to write to (default: the current one)"
+    )
+    extract.set_defaults(run=runs["extract"])
+
+    _add_evaluate(commands, runs["evaluate"])
+
+    demo = commands.add_parser(
+        "demo", help="see it all in minutes: a tiny base, a pair trained on its pictures, figures"
+    )
+    demo.add_argument(
+        "--output", type=Path, default=Path("chats-demo"), help="the folder to write, a new one (default: %(default)s)"
+    )
+    demo.set_defaults(run=runs["demo"])
+
+    inspect = commands.add_parser("inspect", help="say what a .safetensors file is, from its header")
+    inspect.add_argument("file", nargs="+", type=Path)
+    inspect.set_defaults(run=runs["inspect"])
+    return whole
+
+
+def _add_evaluate(commands: argparse._SubParsersAction, run: Callable[[argparse.Namespace], None]) -> None:
+    evaluate = _with_config(
+        commands.add_parser("evaluate", help="compare base, preferred model and CHATS on a prompt file, with scores")
+    )
+    add = evaluate.add_argument
+    add(
+        "--prompts",
+        type=Path,
+        nargs="+",
+        required=True,
+        help=".txt (one prompt a line), GenEval's .jsonl, or HPS v2's .json for each style",
+    )
+    add(
+        "--seeds",
+        type=int,
+        default=4,
+        metavar="COUNT",
+        help="pictures for each prompt; 0 draws none, for --probe alone (default: %(default)s)",
+    )
+    add("--steps", type=int, default=50, help="of the sampler (default: %(default)s)")
+    add("--alpha", type=float, nargs="+", default=[], help="of CHATS, one or more (default: the run's)")
+    add(
+        "--guidance-scale",
+        type=float,
+        nargs="+",
+        default=[],
+        help="the paper's s, one or more, for every method (default: the run's)",
+    )
+    add(
+        "--form",
+        nargs="+",
+        choices=("proxy", "exact"),
+        default=["proxy"],
+        help="of CHATS, Eq. 17 or Eq. 16 or both (default: proxy)",
+    )
+    add("--batch-size", type=int, default=1, help="pictures that are sampled at once (default: %(default)s)")
+    add(
+        "--probe",
+        action="store_true",
+        help="measure how well the pair's proxy form stands for the exact one, before any picture",
+    )
+    scorers = (
+        "pickscore, hpsv2 or imagereward, with a local folder, or a hub id, which is fetched; pictures are "
+        "drawn without one too"
+    )
+    add("--scorer", nargs="+", default=[], metavar="KIND=FOLDER_OR_HUB_ID", help=scorers)
+    add(
+        "--output",
+        type=Path,
+        help="pictures and scores are kept there and used again (default: evaluation/ in the run's output_dir)",
+    )
+    _with_checkpoint(evaluate).set_defaults(run=run)
+
+
+def _with_config(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    command.add_argument("config", type=Path, help="the run's YAML")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as data.strict=true"
+    )
+    return command
+
+
+def _with_checkpoint(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    command.add_argument("--checkpoint", default="latest", help="a checkpoint's folder (default: the newest whole one)")
+    return command
