@@ -28,9 +28,9 @@ def shown(value: object, longest: int = LONGEST) -> str:
     # Cut before and after: an escape is longer than its character.
     head = "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text[: longest + 1]
+        for character in text[:longest]
     )
-    return text if head == text and len(text) <= longest else f"{head[:longest]}…"
+    return text if head == text else f"{head[:longest]}…"
 
 
 def shown_error(error: BaseException, longest: int = 3 * LONGEST) -> str:

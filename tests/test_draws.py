@@ -53,6 +53,7 @@ def test_a_run_goes_on_after_an_update_with_the_numbers_it_began_with():
     torch.testing.assert_close(drawn.noise, torch.tensor([[[0.7671, 1.4570, -0.6755]]]), rtol=0, atol=1e-4)
     assert drawn.timestep == pytest.approx(0.7158886178422997, rel=1e-15)
     assert drawn.coin == pytest.approx(0.013568629928199405, rel=1e-15)
+    assert (type(drawn.timestep), type(drawn.coin)) == (float, float)  # a batch gathers them into one tensor
     assert ids(shuffled(samples(6), 7, 0)) == [3, 5, 2, 4, 0, 1]
     assert ids(shuffled(samples(6), 7, 1)) == [1, 4, 0, 5, 2, 3]
     assert tuple(map(ids, held_out(samples(6), 7, 2))) == ([5, 2, 4, 1], [0, 3])

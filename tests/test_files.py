@@ -1,6 +1,8 @@
 """A file is as it was or the whole new one, whatever stops its writing."""
 
+import io
 import os
+import re
 
 import pytest
 
@@ -39,9 +41,9 @@ def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path):
         assert one != other
         # Beside the file, since a rename is only whole within one file system; hidden, so that no glob of the folder
         # takes what a killed process left for a file of its own.
-        assert all(file.parent == tmp_path and file.name.startswith(".a.") for file in (one, other))
-        assert all(file.suffix == ".tmp" for file in (one, other))
         for file in (one, other):
+            assert file.parent == tmp_path
+            assert re.fullmatch(r"\.a\.[0-9a-f]{32}\.tmp", file.name)
             file.write_text("x")
 
 
@@ -49,6 +51,13 @@ def test_folders_above_are_made(tmp_path):
     write_text(str(tmp_path / "runs" / "one" / "notes.txt"), "α ⚠\n")
     assert (tmp_path / "runs" / "one" / "notes.txt").read_bytes() == "α ⚠\n".encode()
     write_text(tmp_path / "runs" / "one" / "other.txt", "")
+
+
+def test_text_is_utf_8_on_every_system(tmp_path, monkeypatch):
+    # Windows' own encoding, which Python takes where none is named, has no α.
+    monkeypatch.setattr(io, "text_encoding", lambda encoding, stacklevel=2: encoding or "cp1252")
+    write_text(tmp_path / "a", "α")
+    assert (tmp_path / "a").read_bytes() == "α".encode()
 
 
 def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_it_is_over(tmp_path, monkeypatch):
@@ -84,3 +93,14 @@ def test_windows_has_no_handle_of_a_folder(tmp_path, monkeypatch):
     assert synced == []
     sync(file)
     assert len(synced) == 1
+
+
+def test_a_file_is_opened_for_writing_to_sync_it(tmp_path, monkeypatch):
+    # Windows flushes no handle that can only read; no system opens a folder for writing.
+    flags = []
+    opened = os.open
+    monkeypatch.setattr(files.os, "open", lambda path, how: (flags.append(how), opened(path, how))[1])
+    (tmp_path / "a").write_text("x")
+    sync(tmp_path / "a")
+    sync(tmp_path)
+    assert flags == [os.O_RDWR, os.O_RDONLY]
