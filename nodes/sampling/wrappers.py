@@ -3,9 +3,8 @@ touch no global.
 
 - OUTER_SAMPLE starts a run of the pair's kind, and has the dispreferred side loaded in the preferred's own load call;
 - SAMPLER_SAMPLE gives the guider the dispreferred side's negative, once both are loaded;
-- PREDICT_NOISE sets the guidance to neutral outside the interval, and loads a dispreferred side that is needed late.
-
-A kind of pair may add wrappers of its own.
+- PREDICT_NOISE sets the guidance to neutral outside the interval, and loads a dispreferred side that is needed late;
+- CALC_COND_BATCH has each branch predicted by its member (``branches.py``).
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from ..advice import advise_on_run
+from .branches import calc_cond_batch
 from .inheritance import Baseline
 from .run import KEY, Interval, Run
 
@@ -51,6 +51,7 @@ class Pair(ABC):
             WrappersMP.OUTER_SAMPLE: self.outer_sample,
             WrappersMP.SAMPLER_SAMPLE: sampler_sample,
             WrappersMP.PREDICT_NOISE: predict_noise,
+            WrappersMP.CALC_COND_BATCH: calc_cond_batch,
         }
 
     def join(self, preferred: ModelPatcher) -> ModelPatcher:

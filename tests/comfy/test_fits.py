@@ -17,7 +17,7 @@ from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from conftest import newest, newest_only
-from fitting import assert_shared_weights_fit, assert_two_models_fit, ksampler, lora_pairs, prompts
+from fitting import assert_shared_weights_fit, assert_two_models_fit, ksampler
 from running import result
 
 
@@ -160,15 +160,10 @@ def test_free_u(join, wide_twins):
     assert_shared_weights_fit(free_u, join, wide_twins)
 
 
-def test_hypertile_wants_two_models(join, twins):
-    """Its tiles are rows of their own inside of the attention. Which rows those were is up to the node that makes
-    them."""
+def test_hypertile(join, twins):
+    """Its tiles are rows of their own inside of the attention, in an order of its own: the branches run apart."""
     assert_two_models_fit(hypertile, join, twins("sd15"), unlike=ksampler)
-    preferred, shared, _ = lora_pairs(twins("sd15"))
-    with pytest.raises(
-        RuntimeError, match=r"a node on the model regroups the batch: remove it, or load the base twice"
-    ):
-        hypertile(join(preferred, shared), *prompts())
+    assert_shared_weights_fit(hypertile, join, twins("sd15"))
 
 
 @newest_only
@@ -181,20 +176,20 @@ def test_tiles_of_several_pictures(join, twins):
     assert_shared_weights_fit(sample, join, twins("sd15"))
 
 
-def test_rows_that_cannot_be_told_apart_are_refused(join, twins):
-    """Each row several times over, where the prompts say so, and tiles of a negative that is the prompt, where they say
-    nothing."""
-    preferred, shared, _ = lora_pairs(twins("sd15"))
-    positive, negative = prompts()
+def row_by_row(apply_model, args):
+    """Each row twice in a row, where its prompt is too."""
+    c = {**args["c"], "c_crossattn": args["c"]["c_crossattn"].repeat_interleave(2, dim=0)}
+    return apply_model(args["input"].repeat_interleave(2, dim=0), args["timestep"].repeat_interleave(2), **c)[::2]
 
-    def row_by_row(apply_model, args):
-        c = {**args["c"], "c_crossattn": args["c"]["c_crossattn"].repeat_interleave(2, dim=0)}
-        return apply_model(args["input"].repeat_interleave(2, dim=0), args["timestep"].repeat_interleave(2), **c)[::2]
 
-    with pytest.raises(RuntimeError, match="regroups the batch"):
-        wrapped(row_by_row)(join(preferred, shared), positive, negative)
-    with pytest.raises(RuntimeError, match="regroups the batch"):
-        wrapped(tiles_in_one_batch)(join(preferred, shared), positive, positive)
+@pytest.mark.parametrize("wrapper", [row_by_row, *newest(tiles_in_one_batch)])
+def test_rows_that_cannot_be_told_apart(wrapper, join, twins):
+    """Also with a negative that is the prompt, where rows say nothing of whose they are."""
+
+    def sample(model, positive, negative):
+        return wrapped(wrapper)(model, positive, positive)
+
+    assert_shared_weights_fit(sample, join, twins("sd15"))
 
 
 @pytest.mark.parametrize("node", EVERYWHERE)
