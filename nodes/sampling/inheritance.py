@@ -6,7 +6,6 @@ What the preferred model carried before stays its own.
 
 from __future__ import annotations
 
-import logging
 import operator
 import uuid
 from collections.abc import Callable
@@ -51,12 +50,6 @@ class Baseline:
         for name, value in model.object_patches.items():
             if name not in self.object_patches or not _same_after_clones(value, self.object_patches[name]):
                 clone.add_object_patch(name, transplant(value, name))
-        for name in set(model.injections) - self.injections:
-            logging.warning(
-                "CHATS: `%s` was put on the model after CHATS Apply and acts on the preferred only; put it before, on "
-                "each of the two",
-                name,
-            )
         later = later_options(_sampling_options(model), self.options, same=_same_after_clones)
         return clone, merged_options(clone.model_options, _transplanted(later, transplant))
 

@@ -59,7 +59,7 @@ class SharedPass:
         for module, (forward, own) in self.replaced.items():
             if vars(module).get("forward") is forward:
                 del module.forward
-                vars(module).update(own)
+                module.__dict__.update(own)
         self.replaced.clear()
 
     def unreached(self) -> list[str]:

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
+from typing import Any
 
 import comfy.samplers
 import comfy.utils
@@ -125,7 +126,7 @@ class SharedWeightsRun(Run):
                 "the base twice, from two files"
             )
 
-    def apply_model(self, executor: WrapperExecutor, x: Tensor, t: Tensor, *args: object, **kwargs: object) -> Tensor:
+    def apply_model(self, executor: WrapperExecutor, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """APPLY_MODEL: around each pass of the network."""
         shared = self.passes.get(executor.class_obj)
         if shared is None:

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-import logging
-
 import comfy.model_patcher
 import comfy.sampler_helpers
 import comfy.samplers
 from comfy.hooks import EnumHookMode
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy.patcher_extension import WrapperExecutor
 from torch import Tensor
 
 from .inheritance import Baseline, later_options, merged_options
 from .run import Conds, Interval, Run
+from .sentences import of_injections, of_two_models, require_no_self_attention_guidance
 from .wrappers import Pair
 
 
 class TwoModels(Pair):
-    """Two loaded models."""
+    """Two loaded models.
 
-    def __init__(self, dispreferred: ModelPatcher, interval: Interval):
+    Raises:
+        ValueError: when a node is on one of them that looks for the other's pass.
+    """
+
+    def __init__(self, preferred: ModelPatcher, dispreferred: ModelPatcher, interval: Interval):
         super().__init__(dispreferred, interval)
-        _warn_of_unused_wrappers(dispreferred)
+        require_no_self_attention_guidance(preferred=preferred, dispreferred=dispreferred)
+
+    def sentences(self, model: ModelPatcher) -> list[str]:
+        return [
+            *of_two_models(self.baseline.options, self.dispreferred),
+            *of_injections(sorted(set(model.injections) - self.baseline.injections)),
+        ]
 
     def start(self, guider: comfy.samplers.CFGGuider) -> Run:
         return TwoModelsRun(guider, self.interval, self.baseline, self.dispreferred)
-
-
-def _warn_of_unused_wrappers(dispreferred: ModelPatcher) -> None:
-    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE):
-        for name, wrappers in dispreferred.wrappers.get(kind, {}).items():
-            if wrappers:
-                logging.warning(
-                    "CHATS: `%s` on the dispreferred model is not run there; put that node after CHATS Apply", name
-                )
 
 
 class TwoModelsRun(Run):

@@ -23,6 +23,7 @@ from ..advice import advise_on_run
 from .branches import calc_cond_batch
 from .inheritance import Baseline
 from .run import KEY, Interval, Run
+from .sentences import say
 
 # A guider's own weights of the negative pass, by attribute (CFGGuider and kin, DualCFGGuider, PerpNegGuider), each with
 # the value at which that pass has no effect.
@@ -41,6 +42,11 @@ class Pair(ABC):
 
     def __init__(self, dispreferred: ModelPatcher, interval: Interval):
         self.dispreferred, self.interval = dispreferred, interval
+        self.said: set[str] = set()
+
+    def sentences(self, model: ModelPatcher) -> list[str]:
+        """On what other nodes put on the two does not do; ``model`` is the pair's, as it is sampled."""
+        return []
 
     @abstractmethod
     def start(self, guider: comfy.samplers.CFGGuider) -> Run:
@@ -84,6 +90,7 @@ class Pair(ABC):
         if "latent_shapes" in kwargs:  # unknown to ComfyUI 0.3.64
             run.inputs["latent_shapes"] = kwargs["latent_shapes"]
         advise_on_run(guider.model_patcher, getattr(guider, "cfg", None), guider.conds["negative"])
+        say(self.sentences(guider.model_patcher), self.said)
         try:
             if run.needs_negative(guider.model_options) and any(map(run.guides_at, sigmas[:-1].tolist())):
                 # A conditioning entry may name models to be loaded with the main one: both come in one load call.

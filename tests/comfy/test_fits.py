@@ -17,8 +17,8 @@ from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from conftest import newest, newest_only
-from fitting import assert_shared_weights_fit, assert_two_models_fit, ksampler
-from running import result
+from fitting import CFG, assert_shared_weights_fit, assert_two_models_fit, ksampler, prompts
+from running import guider_of, reference_of, result, run
 
 
 @pytest.fixture
@@ -124,10 +124,18 @@ def controlled(model, positive, negative):
     )
 
 
+def nag(model, positive, negative):
+    """Normalized attention guidance compares the two branches within a pass."""
+    from comfy_extras.nodes_nag import NAGuidance
+
+    return on_the_model(NAGuidance, 5.0, 0.5, 1.5)(model, positive, negative)
+
+
 NODES = {
     "PatchModelAddDownscale": on_the_model(PatchModelAddDownscale, 1, 2.0, 0.0, 0.6, True, "bicubic", "bicubic"),
     "PAG": on_the_model(PerturbedAttentionGuidance, 3.0),
     "SAG": on_the_model(SelfAttentionGuidance, 0.8, 2.0),
+    "NAG": nag,
     "ControlNet": controlled,
     "attn2 replace (IPAdapter)": lambda model, positive, negative: ksampler(attn2_replaced(model), positive, negative),
     "wrapper with tiles (TiledDiffusion)": wrapped(tiles_in_one_batch),
@@ -190,6 +198,20 @@ def test_rows_that_cannot_be_told_apart(wrapper, join, twins):
         return wrapped(wrapper)(model, positive, positive)
 
     assert_shared_weights_fit(sample, join, twins("sd15"))
+
+
+@newest_only
+def test_nag_is_each_members_own(join, pairs):
+    """The formula of the two members, each with the node; no member sees the other's branch."""
+    from comfy_extras.nodes_nag import NAGuidance
+
+    latent, conds = mini.latent("sd15"), prompts()
+    members = [result(NAGuidance, model, 5.0, 0.5, 1.5)[0] for model in pairs("sd15")]
+    expected = run(reference_of(*members, *conds, CFG), latent)
+    after = result(NAGuidance, join(*pairs("sd15")), 5.0, 0.5, 1.5)[0]
+    for model in (after, join(*members)):
+        assert mini.relative_error(run(guider_of(model, *conds, CFG), latent), expected) < 1e-5
+    assert mini.relative_error(run(guider_of(join(*pairs("sd15")), *conds, CFG), latent), expected) > 1e-3
 
 
 @pytest.mark.parametrize("node", EVERYWHERE)
