@@ -27,6 +27,8 @@ class LayerDifference(torch.nn.Module):
     ``down`` [rank, in, *kernel] and ``up`` [out, rank]; ``weight`` [channels] of a norm; ``bias`` [out].
     """
 
+    reached = False  # whether the run under way went through the layer
+
     def __init__(self, layer_name: str, parts: Mapping[str, LowRank | Tensor], dtype: torch.dtype):
         super().__init__()
         self.layer_name = layer_name

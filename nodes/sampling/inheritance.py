@@ -6,7 +6,6 @@ What the preferred model carried before stays its own.
 
 from __future__ import annotations
 
-import logging
 import operator
 import uuid
 from collections.abc import Callable
@@ -16,6 +15,11 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, copy_nested_dicts, merge_nested_dicts
+
+from .transplant import Transplant
+
+# Down to which options are named: transformer_options.wrappers.<kind>.<key>.
+NAMED_LEVELS = 4
 
 
 @dataclass
@@ -42,17 +46,12 @@ class Baseline:
         """A clone of ``dispreferred`` with the patches that ``model`` got since, and model options for the clone: its
         own, with those that ``model`` got since."""
         clone = self.with_later_patches(model, dispreferred)
+        transplant = Transplant(model, clone)
         for name, value in model.object_patches.items():
             if name not in self.object_patches or not _same_after_clones(value, self.object_patches[name]):
-                clone.add_object_patch(name, value)
-        for name in set(model.injections) - self.injections:
-            logging.warning(
-                "CHATS: `%s` was put on the model after CHATS Apply and acts on the preferred only; put it before, on "
-                "each of the two",
-                name,
-            )
+                clone.add_object_patch(name, transplant(value, name))
         later = later_options(_sampling_options(model), self.options, same=_same_after_clones)
-        return clone, merged_options(clone.model_options, later)
+        return clone, merged_options(clone.model_options, _transplanted(later, transplant))
 
     def with_later_patches(self, model: ModelPatcher, dispreferred: ModelPatcher) -> ModelPatcher:
         """A clone of ``dispreferred`` with the weight patches that ``model`` got since."""
@@ -64,26 +63,38 @@ class Baseline:
             clone.patches_uuid = uuid.uuid5(dispreferred.patches_uuid, str(model.patches_uuid))
         return clone
 
-    def order_wrappers(self, model_options: dict, key: str) -> None:
+    def order_wrappers(self, model_options: dict, key: str, shares_wrappers: bool) -> None:
         """Puts the wrappers in the model options of a run in the order that the pair's own, under ``key``, need.
 
-        PREDICT_NOISE: the pair's last, so that it sees the guidance that others set. CALC_COND_BATCH, if the pair has
-        one: first what was added after the two were joined, once around both models; then the pair's, which routes to
-        the second model; then the preferred's own.
+        PREDICT_NOISE: the pair's last, so that it sees the guidance that others set. CALC_COND_BATCH: first what was
+        added after the two were joined, once around both members; then the pair's, which parts them; then the
+        preferred's own, which are around both as well if the dispreferred has the same (``shares_wrappers``).
         """
         wrappers = model_options["transformer_options"]["wrappers"]
         others = {name: added for name, added in wrappers[WrappersMP.PREDICT_NOISE].items() if name != key}
         wrappers[WrappersMP.PREDICT_NOISE] = {**others, key: wrappers[WrappersMP.PREDICT_NOISE][key]}
-        if key not in wrappers.get(WrappersMP.CALC_COND_BATCH, {}):
-            return
         before = self.options["transformer_options"]["wrappers"][WrappersMP.CALC_COND_BATCH]
         now = wrappers[WrappersMP.CALC_COND_BATCH]
+        if shares_wrappers:
+            others = {name: added for name, added in now.items() if name != key}
+            wrappers[WrappersMP.CALC_COND_BATCH] = {**others, key: now[key]}
+            return
         after = later_options(now, before, same=_same_after_clones)
         wrappers[WrappersMP.CALC_COND_BATCH] = {
             "after": [wrapper for added in after.values() for wrapper in added],
             key: now[key],
             "before": [wrapper for name, own in before.items() if name != key for wrapper in own],
         }
+
+
+def _transplanted(options: dict, transplant: Transplant, path: tuple[str, ...] = ()) -> dict:
+    """Options with the dispreferred's modules in them, in nested dicts."""
+    made = {}
+    for name, value in options.items():
+        where = (*path, str(name))
+        nested = isinstance(value, dict) and len(where) < NAMED_LEVELS
+        made[name] = _transplanted(value, transplant, where) if nested else transplant(value, ".".join(where))
+    return made
 
 
 def option_difference(one: ModelPatcher, other: ModelPatcher) -> str | None:

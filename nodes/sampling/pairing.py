@@ -25,13 +25,14 @@ def pair_models(
     What wraps a whole run or guided step (caching nodes) can be there only once, on the model that is sampled.
 
     Raises:
-        ValueError: when both are versions of one loaded model and differ in nothing, or in more than plain LoRAs.
+        ValueError: when both are versions of one loaded model and differ in nothing, or in more than plain LoRAs, or
+            when one of two models has a node that looks for the other's pass.
     """
     interval = Interval(start_percent, end_percent)
     pair = (
         SharedWeights(preferred, dispreferred, interval)
         if preferred.is_clone(dispreferred)
-        else TwoModels(dispreferred, interval)
+        else TwoModels(preferred, dispreferred, interval)
     )
     return pair.join(preferred)
 

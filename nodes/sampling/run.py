@@ -5,17 +5,24 @@ from __future__ import annotations
 import math
 import uuid
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import ClassVar, Literal, NamedTuple
 
 import comfy.model_management
 import comfy.samplers
+from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor
 from torch import Tensor
 
 from .inheritance import Baseline
 
 # Of the wrappers on a MODEL that is a pair, and of the run in its model options.
 KEY = "chats"
+Member = Literal["preferred", "dispreferred"]
+# What ComfyUI predicts in one call: a list of entries for each place, or nothing there.
+Conds = list[list[dict] | None]
 
 
 class Interval(NamedTuple):
@@ -35,14 +42,21 @@ class Run(ABC):
         baseline: the preferred model as it was when the two were joined.
     """
 
+    # Whether the preferred's own wrappers of a call are the dispreferred's too, and are to be around both.
+    shares_wrappers: ClassVar[bool] = False
+
     def __init__(self, guider: comfy.samplers.CFGGuider, interval: Interval, baseline: Baseline):
         self.guider, self.interval, self.baseline = guider, interval, baseline
-        baseline.order_wrappers(guider.model_options, KEY)
+        baseline.order_wrappers(guider.model_options, KEY, self.shares_wrappers)
         guider.model_options[KEY] = self
         sampling = guider.model_patcher.get_model_object("model_sampling")
         self.sigma_start = float(sampling.percent_to_sigma(interval.start_percent))
         self.sigma_end = float(sampling.percent_to_sigma(interval.end_percent))
         self.prepared = False
+        self.apart = True  # whether the two members predict in passes of their own
+        self.running: Member | None = None  # whose passes run just now, where they run apart
+        # Conditioning as it was before it was encoded.
+        self.raw_conds = {name: [entry.copy() for entry in entries] for name, entries in guider.conds.items()}
         # What process_conds encodes conditioning with; complete from SAMPLER_SAMPLE on.
         self.inputs: dict = {}
         self.negative_uuids: frozenset[uuid.UUID] = frozenset()
@@ -87,6 +101,30 @@ class Run(ABC):
         self.negative_uuids = frozenset(entry["uuid"] for entry in negative)
         self.guider.conds["negative"] = negative
 
+    @contextmanager
+    def member(self, name: Member) -> Iterator[None]:
+        """Within it, all passes are of one member."""
+        self.running = name
+        try:
+            yield
+        finally:
+            self.running = None
+
+    def call(self) -> AbstractContextManager[None]:
+        """Around a call for predictions, some of them the dispreferred's."""
+        return nullcontext()
+
+    def encode_anew(self, model: BaseModel) -> list[dict]:
+        """The negative as a model encodes it.
+
+        Positive and negative go through together, since areas and ControlNets of the one are completed from the other.
+        """
+        conds = comfy.samplers.process_conds(model, conds=dict(self.raw_conds), **self.inputs)
+        for entries in self.guider.conds.values():
+            # ControlNets are shared by the two models: the preferred's preparation is to be the last.
+            comfy.samplers.pre_run_control(self.guider.inner_model, entries)
+        return conds["negative"]
+
     def close(self) -> None:
         """Undoes what the run did, however it ended."""
         self.guider.model_options.pop(KEY, None)
@@ -100,6 +138,16 @@ class Run(ABC):
     @abstractmethod
     def _encode(self) -> list[dict]:
         """The entries of the dispreferred side's negative, encoded."""
+
+    @abstractmethod
+    def predict(
+        self, executor: WrapperExecutor, model: BaseModel, conds: Conds, x: Tensor, timestep: Tensor, options: dict
+    ) -> list[Tensor]:
+        """The dispreferred's predictions, in place of the call that ``executor`` would go on with."""
+
+    @abstractmethod
+    def options_of_dispreferred(self, options: dict) -> dict:
+        """The model options of a call, as the dispreferred has them."""
 
     @abstractmethod
     def _close(self) -> None:

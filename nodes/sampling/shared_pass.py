@@ -1,111 +1,131 @@
-"""One pass of the network for both branches: hooks on its layers add the difference to the dispreferred model's rows.
+"""The passes of one network for two members: its layers add the difference to the rows that are the dispreferred's.
 
-The rows are found by the uuids of each pass, so it does not matter whether ComfyUI runs the branches together or apart.
+A layer's own ``forward`` is replaced, not hooked: torch.compile guards what ``forward`` is, and does not look at hooks.
 """
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import comfy.utils
-import torch
 from comfy.model_base import BaseModel
 from torch import Tensor
 
-from .difference_model import Difference, LayerDifference
+from .branches import RegroupedError
+from .difference_model import Difference, Layer, LayerDifference
+
+ALL_ROWS = (slice(None),)
 
 
 class SharedPass:
-    """The hooks of one run on one model.
+    """One network during one run.
 
     Args:
         difference: what to add.
-        is_negative: whether an entry of a pass, known by its uuid, belongs to the dispreferred model.
         batch: pictures in a run, which is the rows that each entry has in a pass.
-        video: whether latents have a dimension of time.
     """
 
-    def __init__(self, difference: Difference, is_negative: Callable[[uuid.UUID], bool], batch: int, video: bool):
-        self.difference, self.is_negative, self.batch, self.video = difference, is_negative, batch, video
-        self.rows: list[range] = []  # the dispreferred model's, in the pass under way
-        self.total = 0  # rows of the pass under way
-        self.reached: set[str] = set()  # names of layers
-        self.passes = 0  # how many had rows of the dispreferred model
-        self.handles: list[torch.utils.hooks.RemovableHandle] = []
+    def __init__(self, difference: Difference, batch: int):
+        self.difference, self.batch = difference, batch
+        # The dispreferred's, in the pass under way; None where there is none.
+        self.rows: tuple[slice, ...] | None = None
+        self.total: int | None = None  # rows of the pass under way, where only some are the dispreferred's
+        self.regrouped = False  # a layer of the pass under way had another number of rows
+        self.outside: str | None = None  # a layer that was run while no pass was under way
+        self.passes = 0  # how many had rows of the dispreferred
+        self.layers: list[tuple[LayerDifference, Layer]] = []
+        # By layer, our forward, and what was there.
+        self.replaced: dict[Layer, tuple[Callable[..., Tensor], dict]] = {}
 
     def attach(self, model: BaseModel) -> None:
-        network = model.diffusion_model
-        self.handles.append(network.register_forward_pre_hook(self._begin, with_kwargs=True))
-        self.handles.append(network.register_forward_hook(self._end, always_call=True))
-        for layer in self.difference:
-            self.handles.append(comfy.utils.get_attr(model, layer.layer_name).register_forward_hook(self._adder(layer)))
+        self.layers = [(layer, comfy.utils.get_attr(model, layer.layer_name)) for layer in self.difference]
+        for layer, _ in self.layers:
+            layer.reached = False
+        self._replace()
+
+    def _replace(self) -> None:
+        """Puts our forward in place, where it is not: a node that puts back its own, in the middle of a run, takes
+        ours away."""
+        for layer, module in self.layers:
+            there = vars(module).get("forward")
+            if module not in self.replaced or there is not self.replaced[module][0]:
+                forward = self._adding(layer, module, module.forward)
+                self.replaced[module] = forward, {} if there is None else {"forward": there}
+                module.forward = forward
 
     def detach(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
+        for module, (forward, own) in self.replaced.items():
+            if vars(module).get("forward") is forward:
+                del module.forward
+                module.__dict__.update(own)
+        self.replaced.clear()
 
     def unreached(self) -> list[str]:
-        """Layers that no pass with rows of the dispreferred model went through: something computes past them."""
-        if not self.passes:
-            return []
-        return [layer.layer_name for layer in self.difference if layer.layer_name not in self.reached]
+        """Layers that no pass went through: something computes past them."""
+        return [layer.layer_name for layer in self.difference if not layer.reached] if self.passes else []
 
-    def _begin(self, network: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        """Before a pass of the network: finds which of its rows are the dispreferred model's.
+    @contextmanager
+    def under_way(self, negative: Sequence[bool], rows: int) -> Iterator[None]:
+        """A pass of the network.
 
-        Each entry has ``batch`` rows, one entry after another. A node that runs tiles in one batch repeats this order
-        for each tile.
+        Args:
+            negative: for each entry, in order, whether it is the dispreferred's.
+            rows: of the pass; each entry has ``batch``.
+
+        Raises:
+            RegroupedError: when the pass is of both members, and not all layers have the rows in this order.
         """
-        negative = [self.is_negative(entry) for entry in kwargs.get("transformer_options", {}).get("uuids", ())]
+        self._replace()
+        self.rows, self.total = self._rows(negative, rows)
+        self.regrouped = False
+        self.passes += any(negative)
+        try:
+            yield
+        finally:
+            self.rows, self.total = None, None
+        if self.regrouped:
+            raise RegroupedError
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Within it, what layers compute is the dispreferred's, without a pass."""
+        self.rows = ALL_ROWS
+        try:
+            yield
+        finally:
+            self.rows = None
+
+    def _rows(self, negative: Sequence[bool], rows: int) -> tuple[tuple[slice, ...], int | None]:
         if not any(negative):
-            return
-        self.total = args[0].shape[0]
-        times, rest = divmod(self.total, self.batch * len(negative))
-        in_tiles = times > 1 and (all(negative) or _repeats(kwargs.get("context"), self.total, times))
-        if rest or not (times == 1 or in_tiles):
-            raise _regrouped(f"a pass has {self.total} rows, {len(negative)} entries of {self.batch} were to be in it")
-        self.passes += 1
-        for index, chosen in enumerate(negative * times):
-            start, stop = index * self.batch, (index + 1) * self.batch
-            if chosen and self.rows and self.rows[-1].stop == start:
-                self.rows[-1] = range(self.rows[-1].start, stop)
-            elif chosen:
-                self.rows.append(range(start, stop))
+            return (), None
+        if all(negative):
+            return ALL_ROWS, None
+        if rows != self.batch * len(negative):
+            raise RegroupedError
+        chosen = []
+        for is_negative, group in itertools.groupby(range(len(negative)), key=negative.__getitem__):
+            if is_negative:
+                entries = list(group)
+                chosen.append(slice(entries[0] * self.batch, (entries[-1] + 1) * self.batch))
+        return tuple(chosen), rows
 
-    def _end(self, *_: object) -> None:
-        self.rows = []
+    def _adding(self, layer: LayerDifference, module: Layer, own: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """A layer's forward with the difference. What it notes are plain attributes: of a set, torch.compile would
+        guard what is in it."""
 
-    def _adder(self, layer: LayerDifference) -> Callable[[torch.nn.Module, tuple, Tensor], None]:
-        def add(module: torch.nn.Module, args: tuple, output: Tensor) -> None:
-            if not self.rows:
-                return
-            self.reached.add(layer.layer_name)
-            inputs = args[0]
-            times, rest = divmod(inputs.shape[0], self.total)
-            if rest or (times != 1 and not self.video):
-                raise _regrouped(f"`{layer.layer_name}` was given {inputs.shape[0]} rows in a pass of {self.total}")
+        def forward(inputs: Tensor, *args: object, **kwargs: object) -> Tensor:
+            output = own(inputs, *args, **kwargs)
+            if self.rows is None:
+                self.outside = layer.layer_name
+                return output
+            layer.reached = True
+            if self.total is not None and inputs.shape[0] != self.total:
+                self.regrouped = True
+                return output
             for rows in self.rows:
-                layer.add(module, output, inputs, slice(rows.start * times, rows.stop * times))
+                layer.add(module, output, inputs, rows)
+            return output
 
-        return add
-
-
-def _repeats(context: Tensor | None, rows: int, times: int) -> bool:
-    """Whether the prompts of a pass, [rows, tokens, dim], are those of a plain pass, repeated as a whole.
-
-    False too where it cannot be told whether the whole or each row was repeated, as with equal prompts.
-    """
-    if context is None or context.shape[0] != rows:
-        return False
-    plain = context[: rows // times]
-    over_and_over = torch.equal(context, torch.cat([plain] * times))
-    return over_and_over and not torch.equal(context, plain.repeat_interleave(times, dim=0))
-
-
-def _regrouped(what: str) -> RuntimeError:
-    return RuntimeError(
-        f"CHATS: {what}, so it is not known which are the dispreferred model's; a node on the model regroups the "
-        "batch: remove it, or load the base twice, from two files"
-    )
+        return forward

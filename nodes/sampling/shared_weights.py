@@ -1,26 +1,36 @@
-"""The pair on one set of weights: both branches in one batched pass, the difference added to the rows of the
-dispreferred one.
+"""The pair on one set of weights: the difference is added where the dispreferred one computes.
 
 Where preferred and dispreferred are versions of one loaded model (LoRAs on one base, or a full model and a LoRA on it),
 ComfyUI can hold only one version at a time. So the preferred's weights stay; the difference, a small model of its own,
-is loaded beside them, and hooks that last as long as the run add what it changes, layer by layer.
+is loaded beside them, and for as long as the run lasts the layers add what it changes.
+
+Both branches run as one batch where it is known which rows are whose: pictures, as long as each layer has the rows of
+the pass. Else each runs in a pass of its own, in which nothing has to be known.
 """
 
 from __future__ import annotations
 
 import logging
-import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
 
 import comfy.samplers
+import comfy.utils
+import torch
+from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from torch import Tensor
 
 from .difference_model import SharedDifference
 from .inheritance import Baseline, option_difference
-from .run import Interval, Run
+from .run import KEY, Conds, Interval, Run
 from .shared_pass import SharedPass
 from .wrappers import Pair
 
-# Latents with a dimension of time may be regrouped inside of the network; of pictures, a batch stays a batch.
+# With a dimension of time, a layer's first dimension may be time or space, and be as long as the pass by chance.
 PICTURE_DIMENSIONS = 4
 
 
@@ -48,10 +58,11 @@ class SharedWeights(Pair):
 
 
 class SharedWeightsRun(Run):
-    """A run on one set of weights: hooks, and which entries are the dispreferred model's."""
+    """A run on one set of weights."""
 
     patcher: ModelPatcher  # the difference, once prepared
-    passes: tuple[SharedPass, ...] = ()
+    passes: Mapping[BaseModel, SharedPass] = MappingProxyType({})
+    shares_wrappers = True
 
     def __init__(
         self,
@@ -63,37 +74,98 @@ class SharedWeightsRun(Run):
     ):
         super().__init__(guider, interval, baseline)
         self.dispreferred, self.difference = dispreferred, difference
+        self.watches: list[torch.utils.hooks.RemovableHandle] = []
+        self.encodes = False  # whether conditioning goes through a layer of the difference
+        # The last of its kind: nearest to the network, and outside of what torch.compile compiles.
+        wrappers = guider.model_options["transformer_options"]["wrappers"]
+        wrappers[WrappersMP.APPLY_MODEL] = {**wrappers.get(WrappersMP.APPLY_MODEL, {}), KEY: [self.apply_model]}
 
     def _prepare(self) -> list[ModelPatcher]:
         model = self.guider.model_patcher
         self.patcher = self.difference.patcher(model, self.baseline.with_later_patches(model, self.dispreferred))
+        # Layers that are run now, before the sampler, are those that conditioning goes through.
+        for layer in self.patcher.model:
+            module = comfy.utils.get_attr(model.model, layer.layer_name)
+            self.watches.append(module.register_forward_pre_hook(self._note_encoding))
+        self.encodes = "noise" in self.inputs  # in the middle of a run it is encoded already, and not seen
         return [self.patcher]
 
+    def _note_encoding(self, *_: object) -> None:
+        self.encodes = True
+
+    def _unwatch(self) -> None:
+        for watch in self.watches:
+            watch.remove()
+        self.watches.clear()
+
     def _encode(self) -> list[dict]:
+        self._unwatch()
         noise = self.inputs["noise"]
         clones = self.guider.model_options.get("multigpu_clones", {}).values()
-        models = [
-            self.guider.inner_model,
-            *(clone.model for clone in clones if clone.model is not self.guider.inner_model),
-        ]
-        batch, video = noise.shape[0], noise.ndim > PICTURE_DIMENSIONS
+        models = {self.guider.inner_model, *(clone.model for clone in clones)}
         # One for each model, since ComfyUI runs those of several GPUs in threads.
-        self.passes = tuple(SharedPass(self.patcher.model, self._is_negative, batch, video) for _ in models)
-        for shared, model in zip(self.passes, models, strict=True):
+        self.passes = {model: SharedPass(self.patcher.model, noise.shape[0]) for model in models}
+        for model, shared in self.passes.items():
             shared.attach(model)
-        return self.guider.conds["negative"]
+        packed = len(self.inputs.get("latent_shapes") or ()) > 1  # video with its sound
+        self.apart = packed or noise.ndim > PICTURE_DIMENSIONS
+        if not self.encodes:
+            return self.guider.conds["negative"]
+        with self.passes[self.guider.inner_model].encoding():
+            return self.encode_anew(self.guider.inner_model)
 
-    def _is_negative(self, entry: uuid.UUID) -> bool:
-        return entry in self.negative_uuids
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        for shared in self.passes.values():
+            shared.outside = None
+        yield
+        if names := [shared.outside for shared in self.passes.values() if shared.outside]:
+            raise RuntimeError(
+                f"CHATS: `{names[0]}` was run outside of the model's own pass, by a node that computes a part of the "
+                "network itself, where the dispreferred model's difference is not added; remove that node, or load "
+                "the base twice, from two files"
+            )
+
+    def apply_model(self, executor: WrapperExecutor, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """APPLY_MODEL: around each pass of the network."""
+        shared = self.passes.get(executor.class_obj)
+        if shared is None:
+            return executor(x, t, *args, **kwargs)
+        with shared.under_way(self._negative(*args, **kwargs), x.shape[0]):
+            return executor(x, t, *args, **kwargs)
+
+    def _negative(
+        self,
+        c_concat: object = None,
+        c_crossattn: object = None,
+        control: object = None,
+        transformer_options: Mapping = MappingProxyType({}),
+        **_: object,
+    ) -> list[bool]:
+        """For each entry of a pass, whether it is the dispreferred's; the parameters are ``apply_model``'s."""
+        if self.running is not None:
+            return [self.running == "dispreferred"]
+        return [entry in self.negative_uuids for entry in transformer_options.get("uuids", ())]
+
+    def predict(
+        self, executor: WrapperExecutor, model: BaseModel, conds: Conds, x: Tensor, timestep: Tensor, options: dict
+    ) -> list[Tensor]:
+        return executor(model, conds, x, timestep, options)
+
+    def options_of_dispreferred(self, options: dict) -> dict:
+        return options
 
     def _close(self) -> None:
-        for shared in self.passes:
+        self._unwatch()
+        for shared in self.passes.values():
             shared.detach()
-        if self.passes and (names := self.passes[0].unreached()):
-            logging.warning(
-                "CHATS: %d of %d layers of the difference had no effect, the first is `%s`; a node on the model "
-                "computes past them",
-                len(names),
-                len(self.patcher.model.layers),
-                names[0],
-            )
+        for shared in self.passes.values():
+            if names := shared.unreached():
+                logging.warning(
+                    "CHATS: %d of %d layers of the difference had no effect, the first is `%s`; a node on the model "
+                    "computes past them",
+                    len(names),
+                    len(self.patcher.model.layers),
+                    names[0],
+                )
+                break

@@ -3,9 +3,8 @@ touch no global.
 
 - OUTER_SAMPLE starts a run of the pair's kind, and has the dispreferred side loaded in the preferred's own load call;
 - SAMPLER_SAMPLE gives the guider the dispreferred side's negative, once both are loaded;
-- PREDICT_NOISE sets the guidance to neutral outside the interval, and loads a dispreferred side that is needed late.
-
-A kind of pair may add wrappers of its own.
+- PREDICT_NOISE sets the guidance to neutral outside the interval, and loads a dispreferred side that is needed late;
+- CALC_COND_BATCH has each branch predicted by its member (``branches.py``).
 """
 
 from __future__ import annotations
@@ -21,8 +20,10 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from ..advice import advise_on_run
+from .branches import calc_cond_batch
 from .inheritance import Baseline
 from .run import KEY, Interval, Run
+from .sentences import say
 
 # A guider's own weights of the negative pass, by attribute (CFGGuider and kin, DualCFGGuider, PerpNegGuider), each with
 # the value at which that pass has no effect.
@@ -41,6 +42,11 @@ class Pair(ABC):
 
     def __init__(self, dispreferred: ModelPatcher, interval: Interval):
         self.dispreferred, self.interval = dispreferred, interval
+        self.said: set[str] = set()
+
+    def sentences(self, model: ModelPatcher) -> list[str]:
+        """On what other nodes put on the two does not do; ``model`` is the pair's, as it is sampled."""
+        return []
 
     @abstractmethod
     def start(self, guider: comfy.samplers.CFGGuider) -> Run:
@@ -51,6 +57,7 @@ class Pair(ABC):
             WrappersMP.OUTER_SAMPLE: self.outer_sample,
             WrappersMP.SAMPLER_SAMPLE: sampler_sample,
             WrappersMP.PREDICT_NOISE: predict_noise,
+            WrappersMP.CALC_COND_BATCH: calc_cond_batch,
         }
 
     def join(self, preferred: ModelPatcher) -> ModelPatcher:
@@ -83,6 +90,7 @@ class Pair(ABC):
         if "latent_shapes" in kwargs:  # unknown to ComfyUI 0.3.64
             run.inputs["latent_shapes"] = kwargs["latent_shapes"]
         advise_on_run(guider.model_patcher, getattr(guider, "cfg", None), guider.conds["negative"])
+        say(self.sentences(guider.model_patcher), self.said)
         try:
             if run.needs_negative(guider.model_options) and any(map(run.guides_at, sigmas[:-1].tolist())):
                 # A conditioning entry may name models to be loaded with the main one: both come in one load call.

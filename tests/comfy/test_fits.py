@@ -17,8 +17,8 @@ from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from conftest import newest, newest_only
-from fitting import assert_shared_weights_fit, assert_two_models_fit, ksampler, lora_pairs, prompts
-from running import result
+from fitting import CFG, assert_shared_weights_fit, assert_two_models_fit, ksampler, prompts
+from running import guider_of, reference_of, result, run
 
 
 @pytest.fixture
@@ -124,10 +124,18 @@ def controlled(model, positive, negative):
     )
 
 
+def nag(model, positive, negative):
+    """Normalized attention guidance compares the two branches within a pass."""
+    from comfy_extras.nodes_nag import NAGuidance
+
+    return on_the_model(NAGuidance, 5.0, 0.5, 1.5)(model, positive, negative)
+
+
 NODES = {
     "PatchModelAddDownscale": on_the_model(PatchModelAddDownscale, 1, 2.0, 0.0, 0.6, True, "bicubic", "bicubic"),
     "PAG": on_the_model(PerturbedAttentionGuidance, 3.0),
     "SAG": on_the_model(SelfAttentionGuidance, 0.8, 2.0),
+    "NAG": nag,
     "ControlNet": controlled,
     "attn2 replace (IPAdapter)": lambda model, positive, negative: ksampler(attn2_replaced(model), positive, negative),
     "wrapper with tiles (TiledDiffusion)": wrapped(tiles_in_one_batch),
@@ -160,15 +168,10 @@ def test_free_u(join, wide_twins):
     assert_shared_weights_fit(free_u, join, wide_twins)
 
 
-def test_hypertile_wants_two_models(join, twins):
-    """Its tiles are rows of their own inside of the attention. Which rows those were is up to the node that makes
-    them."""
+def test_hypertile(join, twins):
+    """Its tiles are rows of their own inside of the attention, in an order of its own: the branches run apart."""
     assert_two_models_fit(hypertile, join, twins("sd15"), unlike=ksampler)
-    preferred, shared, _ = lora_pairs(twins("sd15"))
-    with pytest.raises(
-        RuntimeError, match=r"a node on the model regroups the batch: remove it, or load the base twice"
-    ):
-        hypertile(join(preferred, shared), *prompts())
+    assert_shared_weights_fit(hypertile, join, twins("sd15"))
 
 
 @newest_only
@@ -181,20 +184,34 @@ def test_tiles_of_several_pictures(join, twins):
     assert_shared_weights_fit(sample, join, twins("sd15"))
 
 
-def test_rows_that_cannot_be_told_apart_are_refused(join, twins):
-    """Each row several times over, where the prompts say so, and tiles of a negative that is the prompt, where they say
-    nothing."""
-    preferred, shared, _ = lora_pairs(twins("sd15"))
-    positive, negative = prompts()
+def row_by_row(apply_model, args):
+    """Each row twice in a row, where its prompt is too."""
+    c = {**args["c"], "c_crossattn": args["c"]["c_crossattn"].repeat_interleave(2, dim=0)}
+    return apply_model(args["input"].repeat_interleave(2, dim=0), args["timestep"].repeat_interleave(2), **c)[::2]
 
-    def row_by_row(apply_model, args):
-        c = {**args["c"], "c_crossattn": args["c"]["c_crossattn"].repeat_interleave(2, dim=0)}
-        return apply_model(args["input"].repeat_interleave(2, dim=0), args["timestep"].repeat_interleave(2), **c)[::2]
 
-    with pytest.raises(RuntimeError, match="regroups the batch"):
-        wrapped(row_by_row)(join(preferred, shared), positive, negative)
-    with pytest.raises(RuntimeError, match="regroups the batch"):
-        wrapped(tiles_in_one_batch)(join(preferred, shared), positive, positive)
+@pytest.mark.parametrize("wrapper", [row_by_row, *newest(tiles_in_one_batch)])
+def test_rows_that_cannot_be_told_apart(wrapper, join, twins):
+    """Also with a negative that is the prompt, where rows say nothing of whose they are."""
+
+    def sample(model, positive, negative):
+        return wrapped(wrapper)(model, positive, positive)
+
+    assert_shared_weights_fit(sample, join, twins("sd15"))
+
+
+@newest_only
+def test_nag_is_each_members_own(join, pairs):
+    """The formula of the two members, each with the node; no member sees the other's branch."""
+    from comfy_extras.nodes_nag import NAGuidance
+
+    latent, conds = mini.latent("sd15"), prompts()
+    members = [result(NAGuidance, model, 5.0, 0.5, 1.5)[0] for model in pairs("sd15")]
+    expected = run(reference_of(*members, *conds, CFG), latent)
+    after = result(NAGuidance, join(*pairs("sd15")), 5.0, 0.5, 1.5)[0]
+    for model in (after, join(*members)):
+        assert mini.relative_error(run(guider_of(model, *conds, CFG), latent), expected) < 1e-5
+    assert mini.relative_error(run(guider_of(join(*pairs("sd15")), *conds, CFG), latent), expected) > 1e-3
 
 
 @pytest.mark.parametrize("node", EVERYWHERE)

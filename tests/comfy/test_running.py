@@ -5,7 +5,7 @@ import comfy.sd
 import mini
 import pytest
 import torch
-from conftest import newest
+from conftest import newest, pack_module
 from running import guider_of, lora, reference_of, result, run, schedule
 
 CFG = 6.0
@@ -254,12 +254,61 @@ def test_a_caching_node_after_the_join_skips_both_models_in_the_same_steps(pairs
     assert 0 < len(steps[0]) < 8
 
 
-def test_a_caching_node_on_the_dispreferred_is_named_in_a_warning(pairs, join, caplog):
+@pytest.fixture
+def on_the_node(monkeypatch):
+    """What is shown on the node that samples."""
+    from types import SimpleNamespace
+
+    sentences = pack_module("nodes.sampling.sentences")
+    texts = []
+    monkeypatch.setattr(sentences, "get_executing_context", lambda: SimpleNamespace(node_id="7", prompt_id="1"))
+    monkeypatch.setattr(sentences, "show", lambda text, node_id: texts.append(text))
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("on", "said"),
+    [
+        ("both", "`easycache` on the dispreferred model is not run there"),
+        ("dispreferred", "`easycache` on the dispreferred model is not run there"),
+        ("preferred", "`easycache` acts on the passes of the preferred model alone"),
+    ],
+)
+def test_a_caching_node_before_the_join_is_named_on_the_sampler(on, said, pairs, join, prompts, on_the_node, caplog):
     from comfy_extras.nodes_easycache import EasyCacheNode
 
+    models = [
+        result(EasyCacheNode, model, 0.2, 0.15, 0.95, False)[0] if on in ("both", member) else model
+        for member, model in zip(("preferred", "dispreferred"), pairs("sd15"), strict=True)
+    ]
+    model = join(*models)
+    for _ in range(2):
+        run(guider_of(model, *prompts, CFG), mini.latent("sd15"), steps=1)
+    assert on_the_node == [f"⚠ {said}; put that node after CHATS Apply"] * 2
+    assert caplog.text.count("easycache` ") == 1
+
+
+def test_guidance_on_the_dispreferred_alone_is_named(pairs, join, prompts, on_the_node):
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+
     preferred, dispreferred = pairs("sd15")
-    join(preferred, result(EasyCacheNode, dispreferred, 0.2, 0.15, 0.95, False)[0])
-    assert "`easycache` on the dispreferred model is not run there" in caplog.text
+    model = join(preferred, result(PerturbedAttentionGuidance, dispreferred, 3.0)[0])
+    run(guider_of(model, *prompts, CFG), mini.latent("sd15"), steps=1)
+    assert on_the_node == [
+        "⚠ `PerturbedAttentionGuidance` on the dispreferred model is not run there; put that node after CHATS Apply"
+    ]
+
+
+@pytest.mark.parametrize("on", [("preferred",), ("dispreferred",), ("preferred", "dispreferred")], ids="+".join)
+def test_self_attention_guidance_before_the_join_is_refused(on, pairs, join):
+    from comfy_extras.nodes_sag import SelfAttentionGuidance
+
+    models = [
+        result(SelfAttentionGuidance, model, 0.5, 2.0)[0] if member in on else model
+        for member, model in zip(("preferred", "dispreferred"), pairs("sd15"), strict=True)
+    ]
+    with pytest.raises(ValueError, match=f"is on `{on[0]}`.*put that node after CHATS Apply"):
+        join(*models)
 
 
 def test_ksampler_runs_through_its_node(pairs, join, prompts):

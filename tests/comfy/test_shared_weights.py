@@ -349,6 +349,7 @@ def stopping_callback(kind):
 @pytest.mark.parametrize("end", ["success", "error", *newest("interrupt")])
 def test_nothing_stays_behind(end, members, join, nodes, twins):
     first = twins("sd15")[0]
+    replaced = [module for module in first.model.modules() if "forward" in vars(module)]
     preferred, shared, _ = members("sd15", whole_lora)
     conds, latent = prompts("sd15", nodes), mini.latent("sd15")
     before = [run(guider_of(model, *conds, CFG), latent) for model in (first, preferred)]
@@ -363,6 +364,7 @@ def test_nothing_stays_behind(end, members, join, nodes, twins):
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     ]
     assert not hooks
+    assert [module for module in first.model.modules() if "forward" in vars(module)] == replaced
     after = [run(guider_of(model, *conds, CFG), latent) for model in (first, preferred)]
     assert all(map(torch.equal, before, after))
 
@@ -430,18 +432,23 @@ class TestRefused:
         run(guider_of(join(*sides), *prompts("sd15", nodes), CFG), mini.latent("sd15"))
 
 
-def test_a_node_that_regroups_the_batch_is_named(members, join, nodes):
-    """A model function wrapper that runs the branches one by one, under the options of both."""
-    preferred, shared, _ = members("sd15")
-    model = join(preferred, shared)
+def test_a_node_that_regroups_the_batch(assert_separate, monkeypatch):
+    """A model function wrapper that runs the branches one by one, under the options of both: from its first pass on,
+    the branches run apart."""
+    calls = []
 
     def one_by_one(apply_model, args):
-        parts = zip(args["input"].chunk(2), args["timestep"].chunk(2), args["c"]["c_crossattn"].chunk(2), strict=True)
-        return torch.cat([apply_model(x, t, **{**args["c"], "c_crossattn": context}) for x, t, context in parts])
+        parts = args["input"].split(1), args["timestep"].split(1), args["c"]["c_crossattn"].split(1)
+        calls.append(len(args["input"]))
+        return torch.cat([apply_model(x, t, **{**args["c"], "c_crossattn": c}) for x, t, c in zip(*parts, strict=True)])
 
-    model.set_model_unet_function_wrapper(one_by_one)
-    with pytest.raises(RuntimeError, match="regroups the batch"):
-        run(guider_of(model, *prompts("sd15", nodes), CFG), mini.latent("sd15"))
+    def patch(model):
+        patched = model.clone()
+        patched.set_model_unet_function_wrapper(one_by_one)
+        return patched
+
+    assert assert_separate(patch=patch, steps=3) > 0.05
+    assert calls[:7] == [2, *[1] * 6]
 
 
 def test_layers_that_are_never_called_are_named(members, join, nodes, caplog, monkeypatch):

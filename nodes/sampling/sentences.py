@@ -1,0 +1,87 @@
+"""What other nodes on a pair's two models do not do, in sentences on the node that samples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from comfy_execution.utils import get_executing_context
+
+from ..advice import show
+
+# Wrappers around a whole run or guided step, which only the sampled model's are, and around one pass of one network.
+OF_A_RUN = (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE)
+OF_A_PASS = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
+# Options with functions that combine the branches: the sampled model's are run.
+GUIDANCE = ("sampler_pre_cfg_function", "sampler_post_cfg_function", "sampler_cfg_function")
+# Guidance that records the negative pass in the attention of the model that it is on: by the name of core's node.
+SELF_ATTENTION = "SelfAttentionGuidance"
+
+
+def say(sentences: Iterable[str], said: set[str]) -> None:
+    """Shows sentences on the node that samples, and logs those that were not ``said`` before."""
+    lines = list(sentences)
+    context = get_executing_context()
+    if lines and context is not None:
+        show("\n".join(f"⚠ {line}" for line in lines), context.node_id)
+    for line in lines:
+        if line not in said:
+            logging.warning("CHATS: %s", line)
+    said.update(lines)
+
+
+def require_no_self_attention_guidance(**models: ModelPatcher) -> None:
+    """Raises ValueError where it is on one of two models; there it would look for a pass that the other runs."""
+    for name, model in models.items():
+        if SELF_ATTENTION in _guidance(model):
+            raise ValueError(
+                f"Self-Attention Guidance is on `{name}`, where the pass that it looks for is the other model's; put "
+                "that node after CHATS Apply"
+            )
+
+
+def of_two_models(preferred_options: dict, dispreferred: ModelPatcher) -> list[str]:
+    """Sentences on what was put on the two before they were joined.
+
+    Args:
+        preferred_options: the preferred's model options as they were then, with its wrappers.
+        dispreferred: as it was then.
+    """
+    wrappers = preferred_options["transformer_options"].get("wrappers", {})
+    unused = _keys(dispreferred.wrappers, OF_A_RUN)
+    unused |= {name: None for name in _guidance(dispreferred) if name not in _names_of_guidance(preferred_options)}
+    lines = [f"`{name}` on the dispreferred model is not run there; put that node after CHATS Apply" for name in unused]
+    of_passes = _keys(wrappers, OF_A_PASS)
+    for name in _keys(wrappers, OF_A_RUN):
+        if name in of_passes and name not in unused:
+            lines.append(f"`{name}` acts on the passes of the preferred model alone; put that node after CHATS Apply")
+    return lines
+
+
+def of_injections(names: Iterable[str]) -> list[str]:
+    """Sentences on what was injected into the preferred's network after the two were joined."""
+    return [
+        f"`{name}` was put on the model after CHATS Apply and acts on the preferred only; put it before, on each of "
+        "the two"
+        for name in names
+    ]
+
+
+def _keys(wrappers: dict, kinds: Iterable[str]) -> dict[str, None]:
+    """The names under which nodes put wrappers of some kinds, in order."""
+    return {name: None for kind in kinds for name, listed in wrappers.get(kind, {}).items() if name and listed}
+
+
+def _guidance(model: ModelPatcher) -> list[str]:
+    return _names_of_guidance(model.model_options)
+
+
+def _names_of_guidance(options: dict) -> list[str]:
+    """The nodes whose functions combine the branches, by the first part of the function's qualified name."""
+    functions = []
+    for option in GUIDANCE:
+        value = options.get(option)
+        functions += value if isinstance(value, list) else [value] if value is not None else []
+    return [getattr(function, "__qualname__", type(function).__name__).split(".")[0] for function in functions]
