@@ -96,7 +96,9 @@ def prediction_advice(metadata: pair.PairMetadata | None, model: ModelPatcher) -
     return f"sampled as {taken_for}, but the pair was trained for {trained_for}: put {node} on both models"
 
 
-def advise_on_run(model: ModelPatcher, cfg: float | None, negative: Iterable[dict]) -> None:
+def advise_on_run(
+    model: ModelPatcher, cfg: float | None, negative: Iterable[dict], further: Iterable[str] = ()
+) -> None:
     """Shows and logs the lines on a run. A node that samples several times in one execution, as for tiles, says the
     same once.
 
@@ -104,12 +106,13 @@ def advise_on_run(model: ModelPatcher, cfg: float | None, negative: Iterable[dic
         model: the pair's MODEL.
         cfg: the guider's; None where it has none.
         negative: the conditioning entries of the negative.
+        further: lines on what other nodes do to the pair.
     """
     metadata = model.attachments.get(ATTACHMENT)
     facts = dict.fromkeys(entry[PROXY] for entry in negative if PROXY in entry)
     lines = [prediction_advice(metadata, model), sampling_advice(model), cfg_advice(metadata, cfg)]
     lines += [line for each in facts for line in proxy_advice(metadata, each)]
-    found = [line for line in lines if line]
+    found = [line for line in [*lines, *further] if line]
     here = executing_node()
     notes = [each.line for each in facts if each.line and each.node_id == here]
     if show_lines([*notes, *(f"⚠ {line}" for line in found)]):

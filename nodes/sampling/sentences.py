@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from comfy_execution.utils import get_executing_context
-
-from ..advice import show
 
 # Wrappers around a whole run or guided step, which only the sampled model's are, and around one pass of one network.
 OF_A_RUN = (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE)
@@ -18,18 +14,6 @@ OF_A_PASS = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
 GUIDANCE = ("sampler_pre_cfg_function", "sampler_post_cfg_function", "sampler_cfg_function")
 # Guidance that records the negative pass in the attention of the model that it is on: by the name of core's node.
 SELF_ATTENTION = "SelfAttentionGuidance"
-
-
-def say(sentences: Iterable[str], said: set[str]) -> None:
-    """Shows sentences on the node that samples, and logs those that were not ``said`` before."""
-    lines = list(sentences)
-    context = get_executing_context()
-    if lines and context is not None:
-        show("\n".join(f"⚠ {line}" for line in lines), context.node_id)
-    for line in lines:
-        if line not in said:
-            logging.warning("CHATS: %s", line)
-    said.update(lines)
 
 
 def require_no_self_attention_guidance(**models: ModelPatcher) -> None:

@@ -23,7 +23,6 @@ from ..advice import advise_on_run
 from .branches import calc_cond_batch
 from .inheritance import Baseline
 from .run import KEY, Interval, Run
-from .sentences import say
 
 # A guider's own weights of the negative pass, by attribute (CFGGuider and kin, DualCFGGuider, PerpNegGuider), each with
 # the value at which that pass has no effect.
@@ -42,7 +41,6 @@ class Pair(ABC):
 
     def __init__(self, dispreferred: ModelPatcher, interval: Interval):
         self.dispreferred, self.interval = dispreferred, interval
-        self.said: set[str] = set()
 
     def sentences(self, model: ModelPatcher) -> list[str]:
         """On what other nodes put on the two does not do; ``model`` is the pair's, as it is sampled."""
@@ -89,8 +87,8 @@ class Pair(ABC):
         run = self.start(guider)
         if "latent_shapes" in kwargs:  # unknown to ComfyUI 0.3.64
             run.inputs["latent_shapes"] = kwargs["latent_shapes"]
-        advise_on_run(guider.model_patcher, getattr(guider, "cfg", None), guider.conds["negative"])
-        say(self.sentences(guider.model_patcher), self.said)
+        model = guider.model_patcher
+        advise_on_run(model, getattr(guider, "cfg", None), guider.conds["negative"], self.sentences(model))
         try:
             if run.needs_negative(guider.model_options) and any(map(run.guides_at, sigmas[:-1].tolist())):
                 # A conditioning entry may name models to be loaded with the main one: both come in one load call.

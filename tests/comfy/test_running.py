@@ -259,10 +259,11 @@ def on_the_node(monkeypatch):
     """What is shown on the node that samples."""
     from types import SimpleNamespace
 
-    sentences = pack_module("nodes.sampling.sentences")
+    advice = pack_module("nodes.advice")
     texts = []
-    monkeypatch.setattr(sentences, "get_executing_context", lambda: SimpleNamespace(node_id="7", prompt_id="1"))
-    monkeypatch.setattr(sentences, "show", lambda text, node_id: texts.append(text))
+    monkeypatch.setattr(advice, "_shown", {})
+    monkeypatch.setattr(advice, "get_executing_context", lambda: SimpleNamespace(node_id="7", prompt_id="1"))
+    monkeypatch.setattr(advice, "show", lambda text, node_id: texts.append(text))
     return texts
 
 
@@ -284,7 +285,7 @@ def test_a_caching_node_before_the_join_is_named_on_the_sampler(on, said, pairs,
     model = join(*models)
     for _ in range(2):
         run(guider_of(model, *prompts, CFG), mini.latent("sd15"), steps=1)
-    assert on_the_node == [f"⚠ {said}; put that node after CHATS Apply"] * 2
+    assert on_the_node == [f"⚠ {said}; put that node after CHATS Apply"], "once an execution"
     assert caplog.text.count("easycache` ") == 1
 
 
