@@ -25,7 +25,8 @@ def supports_nodes_2() -> bool:
 RENDERINGS = ["classic", *(["Nodes 2.0"] if supports_nodes_2() else [])]
 
 
-@pytest.fixture(scope="module", params=RENDERINGS)
+# Of the session, as `opened` is of the module: so pytest opens all workflows in one page before it loads the next.
+@pytest.fixture(scope="session", params=RENDERINGS)
 def front_end(request, browser, server):
     running = FrontEnd(browser, server, nodes_2=request.param == "Nodes 2.0")
     yield running

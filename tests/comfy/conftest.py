@@ -81,6 +81,16 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.write_line(SKIPPED, yellow=True, bold=True)
 
 
+@pytest.fixture(autouse=True)
+def nothing_loaded() -> None:
+    """Each test begins with no model loaded. Of one that another left loaded, the patcher is gone and the weights stay
+    (``pairs`` holds them), for which ComfyUI calls the garbage collector at every run from then on."""
+    if USABLE:
+        import comfy.model_management
+
+        comfy.model_management.unload_all_models()
+
+
 @pytest.fixture(scope="session")
 def pack():
     """The pack, loaded from its path as ComfyUI loads custom nodes."""

@@ -1,8 +1,9 @@
 """Run by test_export.py in the trainer's Python, with the repository and tests/train on its path: `python
-make_members.py KIND FOLDER`.
+make_members.py FOLDER KIND …`.
 
-Makes a random pair and a pair of LoRAs that ComfyUI detects, exports them, and samples them with the headless sampler.
-What the test needs to do the same in ComfyUI lies in `expected.safetensors`: prompts, and latents by name of the run.
+Makes of each kind, in a folder of its name, a random pair and a pair of LoRAs that ComfyUI detects, exports them, and
+samples them with the headless sampler. What the test needs to do the same in ComfyUI lies in `expected.safetensors`:
+prompts, and latents by name of the run.
 """
 
 import sys
@@ -55,7 +56,7 @@ def with_adapter(model: peft.PeftModel, member: str):
     return denoiser
 
 
-def main(kind: str, folder: Path) -> None:
+def make(kind: str, folder: Path) -> None:
     name, v_prediction = kind.split("_")[0], kind.endswith("_v")
     prediction = {"prediction_type": "v_prediction" if v_prediction else "epsilon", "zero_terminal_snr": v_prediction}
     family = load_family(name, str(tiny_pipelines.save_pipeline(name, folder / "base", **prediction)))
@@ -91,4 +92,5 @@ def main(kind: str, folder: Path) -> None:
 if __name__ == "__main__":
     # The layers are so small that threads mostly wait for each other.
     torch.set_num_threads(1)
-    main(sys.argv[1], Path(sys.argv[2]))
+    for each in sys.argv[2:]:
+        make(each, Path(sys.argv[1]) / each)

@@ -80,11 +80,19 @@ def test_lora_names_are_mapped_to_the_right_weights(kind):
 # Whole pairs.
 
 
+@pytest.fixture(scope="module")
+def all_exported(tmp_path_factory) -> Path:
+    """The folder with the exported pairs of all kinds: the trainer's packages take longer to load than a pair to
+    make."""
+    folder = tmp_path_factory.mktemp("exported")
+    in_the_trainers_python("make_members.py", str(folder), *KINDS)
+    return folder
+
+
 @pytest.fixture(scope="module", params=KINDS)
-def exported(request, tmp_path_factory):
+def exported(request, all_exported):
     """Kind, folder and expectations of an exported pair whose files ComfyUI's loaders find."""
-    folder = tmp_path_factory.mktemp(request.param)
-    in_the_trainers_python("make_members.py", request.param, str(folder))
+    folder = all_exported / request.param
     for name in ("diffusion_models", "loras"):
         folder_paths.add_model_folder_path(name, str(folder), is_default=True)
     return request.param, folder, load_file(folder / "expected.safetensors")

@@ -1,5 +1,7 @@
 """From preference pairs on disk to a picture: a pair trained by `chats_train`, loaded and sampled in real ComfyUI."""
 
+from pathlib import Path
+
 import folder_paths
 import mini
 import pytest
@@ -8,13 +10,20 @@ from nodes import UNETLoader
 from running import in_the_trainers_python
 from safetensors.torch import load_file
 
+TRAINED = ["sd15-full", "sd3-lora"]
 
-@pytest.fixture(scope="module", params=[("sd15", "full"), ("sd3", "lora")], ids="-".join)
-def trained(request, tmp_path_factory):
-    """Method, the pair's folder, and what the headless sampler gives."""
-    family, method = request.param
+
+@pytest.fixture(scope="module")
+def all_trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    in_the_trainers_python("train_members.py", family, method, str(folder))
+    in_the_trainers_python("train_members.py", str(folder), *TRAINED)
+    return folder
+
+
+@pytest.fixture(scope="module", params=TRAINED)
+def trained(request, all_trained):
+    """Method, the pair's folder, and what the headless sampler gives."""
+    folder, method = all_trained / request.param, request.param.split("-")[1]
     for path in (folder, folder / "run"):
         for kind in ("diffusion_models", "loras"):
             folder_paths.add_model_folder_path(kind, str(path), is_default=True)

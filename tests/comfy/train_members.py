@@ -1,9 +1,9 @@
-"""Run by test_trained.py in the trainer's Python: `python train_members.py FAMILY METHOD FOLDER` trains a pair on a
-mini base.
+"""Run by test_trained.py in the trainer's Python: `python train_members.py FOLDER FAMILY-METHOD …` trains pairs on
+mini bases, each in a folder of its name.
 
 The base is a diffusers folder whose denoiser and text encoders have the widths that ComfyUI knows the family by. Beside
-the pair that `chats_train train` leaves in `FOLDER/run`, it writes the base's denoiser as ComfyUI loads it, and what
-the headless sampler gives.
+the pair that `chats_train train` leaves in `run`, it writes the base's denoiser as ComfyUI loads it, and what the
+headless sampler gives.
 """
 
 import json
@@ -47,7 +47,7 @@ def save_pairs(folder: Path) -> Path:
     return folder
 
 
-def main(family_name: str, method: str, folder: Path) -> None:
+def make(family_name: str, method: str, folder: Path) -> None:
     raw = {
         "version": 1,
         "family": family_name,
@@ -90,4 +90,5 @@ def main(family_name: str, method: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    for name in sys.argv[2:]:
+        make(*name.split("-"), Path(sys.argv[1]) / name)
