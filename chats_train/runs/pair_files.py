@@ -15,6 +15,7 @@ from chats.pair import PairMetadata, write_member
 
 from ..layouts.formats import file_format, lora_names
 from ..layouts.places import LayoutError, require_all, to_native
+from ..support.tensor_files import read_tensors
 
 # What a file of each prediction type says of itself: sd-scripts reads `prediction_type`, ComfyUI writes `predict_key`.
 PREDICTION_WORDS = {"epsilon": "epsilon", "v_prediction": "v"}
@@ -123,8 +124,7 @@ def check_lora(path: str | os.PathLike[str], family: str, base_shapes: Mapping[s
     form = file_format(family)
     down, up = SUFFIXES[form.facts.lora_style]
     modules = {name: module for module, name in lora_names(family, base_shapes).items()}
-    with safe_open(path, framework="pt") as file:
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
+    shapes = {key: found.shape for key, found in read_tensors(Path(path)).items()}
     found = {key.rsplit(".", 1)[0] for key in shapes if key.endswith(".alpha")}
     mapped = {f"{name}.{end}" for name in found if name in modules for end in (down, up, "alpha")}
     if not mapped:
