@@ -140,11 +140,17 @@ def test_whatever_the_differences_precision_the_arithmetic_is_double(dtype):
     assert torch.equal(product(factors), delta)
     # What leaves is single, as files hold it at most, and a number that a table can print.
     assert (factors.up.dtype, factors.down.dtype) == (torch.float32, torch.float32)
-    assert type(factors.retained_energy) is float
+    assert type(factors.retained_energy) is type(factorize(delta.to(dtype), rank=1).retained_energy) is float
     assert relative_error(delta.to(dtype), factors.up, factors.down) == 0.0
     # Without the small value the error is 2⁻⁸ / √(2¹⁶ + 2⁻¹⁶), which is 2⁻¹⁶ to nine digits.
     one = factorize(delta.to(dtype), rank=1)
     assert relative_error(delta.to(dtype), one.up, one.down) == pytest.approx(2.0**-16)
+
+
+def test_the_error_of_a_large_difference_in_half_precision():
+    # Four elements of 60000 have the norm 120000, which is infinite in fp16: all would seem to be carried.
+    delta = torch.full((2, 2), 60000.0, dtype=torch.float16)
+    assert relative_error(delta, torch.zeros(2, 1), torch.zeros(1, 2)) == 1.0
 
 
 def test_a_share_of_the_energy_is_met_to_the_last_bits_but_not_to_single_precisions():
