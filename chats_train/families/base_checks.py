@@ -13,6 +13,7 @@ from chats.pair import PredictionType
 
 from ..layouts.formats import file_format
 from ..layouts.places import LayoutError, require_all
+from ..settings.facts import FAMILIES
 from .config_keys import VAE, ConfigKeys, require_honoured, unhonoured, with_defaults
 from .errors import SourceError
 
@@ -56,6 +57,7 @@ def check_base(family: Family, prediction_type: PredictionType | None) -> None:
     """
     facts, source = family.facts, family.source
     source.require_kind()
+    _check_family(family)
     denoiser = _checked_config(family, facts.denoiser_part, family.denoiser_keys)
     vae = _checked_config(family, "vae", VAE.but(latent_channels=(family.latent_space,)))
     _check_noise(family, prediction_type)
@@ -67,6 +69,17 @@ def check_base(family: Family, prediction_type: PredictionType | None) -> None:
     _check_names(family)
     if _text_width(denoiser) == family.comfy_sizes.text_width:
         _check_comfy_sizes(family, denoiser, vae)
+
+
+def _check_family(family: Family) -> None:
+    """A UNet under another family's text is that family's."""
+    width = family.source.config(family.facts.denoiser_part).get("cross_attention_dim")
+    others = [facts for facts in FAMILIES.values() if facts is not family.facts and facts.marks.text_width == width]
+    if width is not None and others:
+        raise SourceError(
+            f"{family.source.where(family.facts.denoiser_part)}: `cross_attention_dim` is {width}, so it is "
+            f"{others[0].title}, and `family` is {family.name}; correct `family`"
+        )
 
 
 def _checked_config(family: Family, part: str, keys: ConfigKeys) -> dict[str, Any]:
@@ -89,7 +102,8 @@ def _check_noise(family: Family, prediction_type: PredictionType | None) -> None
         stated.pop("prediction_type", None)
     else:
         family.source.require_stated_prediction()
-    cls = getattr(diffusers, str(stated.get("_class_name")), None)
+    name = stated.get("_class_name")
+    cls = getattr(diffusers, name) if name in family.noise_keys.honoured["_class_name"] else None
     require_honoured(stated, cls, family.noise_keys, family.source.where("scheduler"), family.facts.title)
 
 
