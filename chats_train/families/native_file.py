@@ -139,7 +139,7 @@ def _refusal(path: Path) -> str:
         is_gguf = True
     if is_gguf:
         return (
-            f"`pretrained_model` {path.name} is a GGUF file, whose weights are quantized; give the .safetensors file "
+            f"`pretrained_model` {path.name} is a GGUF file, which is not read here; give the .safetensors file "
             "that it was made from"
         )
     return f"{path.name} is a file that can run code when it is opened; convert it to .safetensors first"

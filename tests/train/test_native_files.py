@@ -211,7 +211,5 @@ def test_a_header_that_says_v_without_the_mark_is_asked_about(plain, load, key):
 
 def test_a_gguf_file_is_called_one(tmp_path):
     (tmp_path / "base.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 0))
-    with pytest.raises(
-        SourceError, match=r"base\.gguf is a GGUF file, whose weights are quantized; give the .safetensors"
-    ):
+    with pytest.raises(SourceError, match=r"base\.gguf is a GGUF file, which is not read here; give the .safetensors"):
         load_family("flux", str(tmp_path / "base.gguf"))
