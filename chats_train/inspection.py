@@ -114,7 +114,7 @@ def _gguf(path: Path, header: GgufHeader) -> list[str]:
     architecture = f" of {shown(header.architecture)}" if header.architecture else ""
     return [
         f"{path.name}: a GGUF file{architecture}, version {header.version}, which is no safetensors file",
-        f"  {bytes_text(path.stat().st_size)}, {header.tensors} tensors, quantized",
+        f"  {bytes_text(path.stat().st_size)}, {header.tensors} tensors",
         "  in ComfyUI two GGUF loaders, one for each member, and CHATS Apply make a pair of such files",
         "  the trainer does not read it; train on the .safetensors file that it was made from",
     ]

@@ -12,7 +12,7 @@ from chats.pair import PredictionType
 
 from ..layouts.formats import file_format
 from ..layouts.places import LayoutError, require_all
-from ..settings.facts import FamilyFacts
+from ..settings.facts import FAMILIES, FamilyFacts
 from .config_keys import VAE, ConfigKeys, require_honoured, unhonoured, with_defaults
 from .errors import SourceError
 from .sources import Source
@@ -46,6 +46,7 @@ def check_base(family: Base, prediction_type: PredictionType | None) -> None:
     """
     facts, source = family.facts, family.source
     source.require_kind()
+    _check_family(family)
     denoiser = _checked_config(family, facts.denoiser_part, family.denoiser_keys)
     vae = _checked_config(family, "vae", VAE.but(latent_channels=(family.facts.latent_channels,)))
     _check_noise(family, prediction_type)
@@ -57,6 +58,17 @@ def check_base(family: Base, prediction_type: PredictionType | None) -> None:
     _check_names(family)
     if _text_width(denoiser) == family.facts.comfy_sizes.text_width:
         _check_comfy_sizes(family, denoiser, vae)
+
+
+def _check_family(family: Base) -> None:
+    """A UNet under another family's text is that family's."""
+    width = family.source.config(family.facts.denoiser_part).get("cross_attention_dim")
+    others = [facts for facts in FAMILIES.values() if facts is not family.facts and facts.marks.text_width == width]
+    if width is not None and others:
+        raise SourceError(
+            f"{family.source.where(family.facts.denoiser_part)}: `cross_attention_dim` is {width}, so it is "
+            f"{others[0].title}, and `family` is {family.facts.name}; correct `family`"
+        )
 
 
 def _checked_config(family: Base, part: str, keys: ConfigKeys) -> dict[str, Any]:
@@ -79,7 +91,8 @@ def _check_noise(family: Base, prediction_type: PredictionType | None) -> None:
         stated.pop("prediction_type", None)
     else:
         family.source.require_stated_prediction()
-    cls = getattr(diffusers, str(stated.get("_class_name")), None)
+    name = stated.get("_class_name")
+    cls = getattr(diffusers, name) if name in family.noise_keys.honoured["_class_name"] else None
     require_honoured(stated, cls, family.noise_keys, family.source.where("scheduler"), family.facts.title)
 
 

@@ -68,7 +68,7 @@ class NativeFile:
         """A part's tensors as they are in the file, scales among them."""
         prefix = self.prefix(part)
         with safe_open(self.path, framework="pt") as file:
-            return {prefix_free: file.get_tensor(prefix + prefix_free) for prefix_free in sorted(self._held(part))}
+            return {key: file.get_tensor(prefix + key) for key in sorted(self._held(part))}
 
     def read_whole(self, part: str, dtype: torch.dtype) -> dict[str, Tensor]:
         """A part's weights as the numbers that they stand for."""
@@ -139,7 +139,7 @@ def _refusal(path: Path) -> str:
         is_gguf = True
     if is_gguf:
         return (
-            f"`pretrained_model` {path.name} is a GGUF file, whose weights are quantized; give the .safetensors file "
+            f"`pretrained_model` {path.name} is a GGUF file, which is not read here; give the .safetensors file "
             "that it was made from"
         )
     return f"{path.name} is a file that can run code when it is opened; convert it to .safetensors first"

@@ -67,6 +67,7 @@ class CheckpointSource(Source):
 
     def require_whole(self, classes: Mapping[str, type], denoiser: str) -> None:
         shapes = self.shapes(denoiser)
+        # Tensors without numbers, so that the shapes are tried as loading will cut them.
         native = {key: torch.empty(info.shape, device="meta") for key, info in self.file.weights(denoiser).items()}
         places = self._places(shapes)
         self._from_native(native, places, shapes)
@@ -160,7 +161,14 @@ class CheckpointSource(Source):
 
     def _told(self) -> dict[str, Any] | None:
         """The denoiser's configuration as its shapes tell it, where the family's do."""
-        return self.denoiser_config(self._native_shapes(self.facts.denoiser_part))
+        try:
+            return self.denoiser_config(self._native_shapes(self.facts.denoiser_part))
+        except KeyError as error:
+            raise SourceError(f"{self.file} has no `{error.args[0]}`, so it is not whole; download it again") from error
+        except (ValueError, IndexError) as error:
+            raise SourceError(
+                f"{self.file} has weights of other shapes than a {self.facts.title}; correct `family`"
+            ) from error
 
     def _native_shapes(self, part: str) -> Shapes:
         return {key: info.shape for key, info in self.file.weights(part).items()}

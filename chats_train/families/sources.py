@@ -197,7 +197,12 @@ class FolderSource(Source):
             self._fp8.append(part)
 
     def _require_all(self, part: str, cls: Any, tensors: Tensors) -> None:
-        wanted = empty_shapes(cls, self.config(part))
+        try:
+            wanted = empty_shapes(cls, self.config(part))
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise SourceError(
+                f"{self.where(part)} makes no {cls.__name__} ({shown_error(error)}); download it again"
+            ) from error
         held = {key: info.shape for key, info in tensors.items()}
         if differing := sorted(key for key in wanted.keys() | held.keys() if wanted.get(key) != held.get(key)):
             key = differing[0]
@@ -265,8 +270,8 @@ def wanted_files(names: Iterable[str], parts: Iterable[str]) -> list[str]:
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """One JSON file, or a SourceError that names it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise SourceError(
             f"{os.fspath(path)} cannot be read ({shown_error(error)}); the folder is not whole, download it again"
         ) from error

@@ -72,6 +72,8 @@ REFUSED = [
     ("sd15", UNET, {"attention_type": "gated"}, "`attention_type` is `gated`"),
     ("sd15", UNET, {"resnet_time_scale_shift": "scale_shift"}, "`resnet_time_scale_shift` is `scale_shift`"),
     ("sd15", UNET, {"down_block_types": ["KDownBlock2D", "DownBlock2D"]}, "`down_block_types` is"),
+    ("sd15", UNET, {"block_out_channels": [16]}, "makes no UNet2DConditionModel (Must provide the same number of"),
+    ("sdxl", SCHEDULER, {"_class_name": "utils"}, "`_class_name` is `utils`"),
     ("sd15", UNET, {"a_new_switch": 2}, "`a_new_switch` is `2`, which is not known here"),
     ("sd15", UNET, {"quantization_config": {"quant_method": "bitsandbytes"}}, "so its weights are quantized"),
     ("sd15", UNET, {"cross_attention_dim": 32}, "`cross_attention_dim` is 32, and the text encoders give 24"),

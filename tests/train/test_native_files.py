@@ -181,6 +181,18 @@ def test_another_family_is_named(plain, load, bases):
         load("sd15", load_file(bases("sd15") / "unet" / "diffusion_pytorch_model.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("family", "mark"), [("sd3", "joint_blocks.0.context_block.attn.qkv"), ("flux", "double_blocks.0.img_attn.qkv")]
+)
+@pytest.mark.parametrize("more", [{}, {"x_embedder.proj.weight": (3,), "img_in.weight": (3,)}])
+def test_a_file_with_little_more_than_its_marks_is_refused(load, family, mark, more):
+    shapes = {f"{mark}.weight": (9, 3), **more}
+    with pytest.raises(
+        SourceError, match=r"so it is not whole; download it again|of other shapes than a (SD3|Flux); correct"
+    ):
+        load(family, {DENOISER + key: torch.zeros(shape) for key, shape in shapes.items()})
+
+
 @pytest.mark.parametrize("prefix", ["", DENOISER])
 def test_marks_count_where_either_loader_of_comfyui_looks(plain, load, prefix):
     family = load("sdxl", plain("sdxl") | {prefix + "v_pred": torch.tensor([]), prefix + "ztsnr": torch.tensor([])})
@@ -199,7 +211,5 @@ def test_a_header_that_says_v_without_the_mark_is_asked_about(plain, load, key):
 
 def test_a_gguf_file_is_called_one(tmp_path):
     (tmp_path / "base.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 0))
-    with pytest.raises(
-        SourceError, match=r"base\.gguf is a GGUF file, whose weights are quantized; give the .safetensors"
-    ):
+    with pytest.raises(SourceError, match=r"base\.gguf is a GGUF file, which is not read here; give the .safetensors"):
         load_family("flux", str(tmp_path / "base.gguf"))

@@ -317,6 +317,12 @@ def test_what_is_not_stated_is_the_default_of_diffusers_class():
             adapter_of(FAMILIES[family])(Configurations(silent))
 
 
+@pytest.mark.parametrize(("name", "family", "title"), [("SDXL base", "sd15", "SDXL"), ("SD1.5", "sdxl", "SD1.5")])
+def test_another_family_is_named(name, family, title):
+    with pytest.raises(SourceError, match=f"so it is {title}, and `family` is {family}; correct `family`"):
+        adapter_of(FAMILIES[family])(Configurations(PUBLISHED[name][1]))
+
+
 def test_playground_is_refused_for_its_noise():
     """Playground v2.5: SDXL's layers, EDM's noise, and latents by their own statistics."""
     statistics = {"latents_mean": [-1.6574, 1.886, -1.383, 2.5155], "latents_std": [8.4927, 5.9022, 6.5498, 5.2299]}
