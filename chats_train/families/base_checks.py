@@ -91,7 +91,7 @@ def _check_noise(family: Base, prediction_type: PredictionType | None) -> None:
         stated.pop("prediction_type", None)
     else:
         family.source.require_stated_prediction()
-    name = stated.get("_class_name")
+    name = str(stated.get("_class_name"))
     cls = getattr(diffusers, name) if name in family.noise_keys.honoured["_class_name"] else None
     require_honoured(stated, cls, family.noise_keys, family.source.where("scheduler"), family.facts.title)
 
