@@ -274,6 +274,7 @@ def on_the_node(monkeypatch):
         ("dispreferred", "`easycache` on the dispreferred model is not run there"),
         ("preferred", "`easycache` acts on the passes of the preferred model alone"),
     ],
+    ids=["both", "dispreferred", "preferred"],
 )
 def test_a_caching_node_before_the_join_is_named_on_the_sampler(on, said, pairs, join, prompts, on_the_node, caplog):
     from comfy_extras.nodes_easycache import EasyCacheNode

@@ -451,6 +451,37 @@ def test_a_node_that_regroups_the_batch(assert_separate, monkeypatch):
     assert calls[:7] == [2, *[1] * 6]
 
 
+@newest_only
+def test_a_layer_that_is_run_outside_of_the_pass_is_named(members, join, nodes):
+    """A node that computes a part of the network itself, where nothing says for which branch."""
+    preferred, shared, _ = members("sd15")
+    model = join(preferred, shared)
+    layer = model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn1.to_q
+
+    def beside(apply_model, args):
+        layer(torch.zeros(1, 4, layer.in_features))
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    model.set_model_unet_function_wrapper(beside)
+    with pytest.raises(RuntimeError, match=r"attn1\.to_q` was run outside of the model's own pass.*remove that node"):
+        run(guider_of(model, *prompts("sd15", nodes), CFG), mini.latent("sd15"), steps=1)
+
+
+@newest_only
+def test_a_node_that_puts_back_a_layers_forward(members, join, nodes):
+    """As bypass adapters do when ComfyUI takes them off and on in the middle of a run."""
+    preferred, shared, _ = members("sd15")
+    pair, conds, latent = join(preferred, shared), prompts("sd15", nodes), mini.latent("sd15")
+    layers = [preferred.model.get_submodule(key.removesuffix(".weight")) for key in preferred.patches]
+
+    def put_back(*_):
+        for layer in layers:
+            assert vars(layer).pop("forward")
+
+    expected = run(guider_of(pair, *conds, CFG), latent)
+    assert torch.equal(run(guider_of(pair, *conds, CFG), latent, callback=put_back), expected)
+
+
 def test_layers_that_are_never_called_are_named(members, join, nodes, caplog, monkeypatch):
     preferred, shared, _ = members("sd15")
     network = preferred.model.diffusion_model
