@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from .files import LeftOut, normalised, read_text
+from .folder_tree import LeftOut, normalised, read_text
 from .pairs import Problem
 
 SIDES = ("chosen", "rejected")

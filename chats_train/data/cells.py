@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .columns import single
-from .files import NamedFiles
+from .folder_tree import NamedFiles
 from .images import is_picture
 from .pairs import FileImage
 

@@ -19,7 +19,7 @@ from ..support.errors import UserError
 from ..support.parallel import ordered_map
 from .buckets import Bucket, make_buckets, pair_bucket, place
 from .columns import single
-from .files import is_text
+from .folder_tree import is_text
 from .folders import METADATA, metadata_folder, two_folders
 from .pairs import PairSample, PairSource, Problem, RawPair, pair_id
 from .tables import PARQUET, hub, parquet

@@ -15,7 +15,7 @@ from ..settings.config import Columns
 from ..support.errors import UserError
 from .captions import CAPTION_SUFFIXES, SIDES, Captions
 from .columns import missing, single
-from .files import LeftOut, NamedFiles, NamedImage, files_below, normalised, read_text, with_slashes
+from .folder_tree import LeftOut, NamedFiles, NamedImage, files_below, normalised, read_text, with_slashes
 from .images import picture_suffixes
 from .pairs import FileImage, PairSource, Problem, RawPair
 

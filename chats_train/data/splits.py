@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from chats.words import shown
 
 from ..support.errors import UserError
-from .files import LeftOut
+from .folder_tree import LeftOut
 from .pairs import LONGEST_DETAIL
 
 # As the hub's own library reads names (https://huggingface.co/docs/datasets/repository_structure).

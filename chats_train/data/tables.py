@@ -15,7 +15,7 @@ from ..settings.config import Columns, DataConfig
 from ..support.errors import UserError
 from .cells import TableImage
 from .columns import missing
-from .files import LeftOut, NamedFiles, files_below
+from .folder_tree import LeftOut, NamedFiles, files_below
 from .images import picture_suffixes
 from .pairs import LONGEST_DETAIL, PairSource, RawPair
 from .splits import of_splits, split_of, wanted_splits

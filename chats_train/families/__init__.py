@@ -14,8 +14,8 @@ from chats.pair import NullPrompt, PredictionType
 
 from ..settings.facts import FAMILIES, FamilyFacts
 from .base import Denoiser, Family, Prompt
-from .errors import SourceError
 from .single_file import CheckpointSource
+from .source_error import SourceError
 from .sources import Source, open_folder
 
 __all__ = ["Denoiser", "Family", "Prompt", "SourceError", "adapter_of", "load_family"]

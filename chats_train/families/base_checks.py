@@ -14,7 +14,7 @@ from ..layouts.formats import file_format
 from ..layouts.places import LayoutError, require_all
 from ..settings.facts import FAMILIES, FamilyFacts
 from .config_keys import VAE, ConfigKeys, require_honoured, unhonoured, with_defaults
-from .errors import SourceError
+from .source_error import SourceError
 from .sources import Source
 
 TEXT_MODELS = ("clip_text_model", "t5")

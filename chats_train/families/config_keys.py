@@ -12,8 +12,8 @@ from typing import Any
 from chats.words import LONGEST, shown
 
 from ..layouts.recognition import INPUTS
-from .errors import SourceError
 from .schedule import BETA_END, BETA_START, TRAIN_TIMESTEPS
+from .source_error import SourceError
 
 # What a value tells of a base that is not the one it is taken for, by key.
 KNOWN_AS: Mapping[tuple[str, Any], str] = {

@@ -15,9 +15,9 @@ from chats.pair import PredictionType
 from ..settings.facts import FAMILIES
 from .base import Denoiser, Family, Prompt, expand
 from .config_keys import FLOW_NOISE, ConfigKeys
-from .errors import SourceError
 from .schedule import FlowSchedule, Schedule
 from .sd3 import require_flow
+from .source_error import SourceError
 from .sources import Shapes
 
 # ComfyUI's shift for Flux is mu = 1.15 at every size, e^mu in the terms of `FlowSchedule`.

@@ -15,8 +15,8 @@ from ..settings.facts import FamilyFacts
 from ..support.errors import UserError
 from ..support.gguf import read_gguf
 from ..support.tensor_files import TensorInfo, read_tensors
-from .errors import SourceError
 from .scaled_fp8 import FP8, dequantized, is_weight, scale_of
+from .source_error import SourceError
 
 FOREIGN = tuple(prefix for part, prefixes in CHECKPOINT_PARTS.items() if part != "denoiser" for prefix in prefixes)
 # What headers say of v-prediction: sd-scripts' word, and ComfyUI's.

@@ -11,7 +11,7 @@ from torch import Tensor
 from chats.words import shown
 
 from ..support.tensor_files import Tensors
-from .errors import SourceError
+from .source_error import SourceError
 
 FP8 = ("F8_E4M3", "F8_E5M2")
 # Weights in fewer bits, packed or in blocks: nf4, nvfp4, mxfp8, int8 and their kin.

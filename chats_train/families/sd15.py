@@ -10,8 +10,8 @@ from chats.pair import PredictionType
 from ..settings.facts import FAMILIES
 from .base import Denoiser, Family, Prompt, expand
 from .config_keys import DIFFUSION_NOISE, UNET
-from .errors import SourceError
 from .schedule import DiffusionSchedule, Schedule
+from .source_error import SourceError
 from .sources import Source
 
 

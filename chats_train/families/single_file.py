@@ -23,9 +23,9 @@ from ..layouts.places import LayoutError, Place, from_native
 from ..settings.facts import FamilyFacts
 from ..support.digests import file_digest
 from ..support.tensor_files import TensorReader
-from .errors import SourceError
 from .native_file import NativeFile
 from .scaled_fp8 import dequantized
+from .source_error import SourceError
 from .sources import FolderSource, Shapes, Source, read_json
 
 CONFIGS = Path(__file__).parent / "configs"

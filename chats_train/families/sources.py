@@ -22,8 +22,8 @@ from chats.words import shown_error
 
 from ..support.digests import file_digest
 from ..support.tensor_files import Tensors
-from .errors import SourceError
 from .scaled_fp8 import FP8, is_weight, scale_of
+from .source_error import SourceError
 from .weight_files import VARIANTS, WeightFiles, find_weights
 
 Shapes = dict[str, tuple[int, ...]]

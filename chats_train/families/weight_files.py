@@ -10,7 +10,7 @@ from pathlib import Path
 from chats.words import shown_error
 
 from ..support.tensor_files import TensorInfo, read_tensors
-from .errors import SourceError
+from .source_error import SourceError
 
 # What is taken where several are there: full precision first. The authors' averages and their like come after them.
 VARIANTS = ("", "fp16", "bf16")
