@@ -228,4 +228,4 @@ def _refuse_unusable(dataset: PairDataset, strict: bool) -> None:
             counts = Counter(problem.kind for problem in dataset.problems).most_common()
             in_all = ", ".join(f"{kind}: {count}" for kind, count in counts)
             said[1:] = [f"the first problem is {dataset.problems[0]}", f"in all {in_all}"]
-        raise UserError(f"{', '.join(said)}; docs/training.md says which forms pairs can have")
+        raise UserError(f"{', '.join(said)}; see docs/training.md for the forms that pairs can have")
