@@ -83,12 +83,13 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_loaded() -> None:
-    """Each test begins with no model loaded. Of one that another left loaded, the patcher is gone and the weights stay
-    (``pairs`` holds them), for which ComfyUI calls the garbage collector at every run from then on."""
+    """Each test begins with no model loaded. One whose patcher is gone while a fixture holds its weights would stay in
+    ComfyUI's list: taken for a leak, for which the garbage collector is called, longer than a run takes, at each."""
     if USABLE:
         import comfy.model_management
 
         comfy.model_management.unload_all_models()
+        comfy.model_management.current_loaded_models.clear()
 
 
 @pytest.fixture(scope="session")
