@@ -1,4 +1,4 @@
-"""Advice: each setting of a run that contradicts the pair, or another setting, gets a line on the node that samples.
+"""Warnings on a sampler: each setting of a run that contradicts the pair, or another setting, gets a line on its node.
 
 Nothing is refused. Lines are short: the front end shows some 34 characters a row, and as many rows as the node has
 room for.

@@ -1,4 +1,4 @@
-"""Files as people's machines leave them: names, hidden files, text, and what was not taken as data."""
+"""Walking a folder as people's machines leave it: links, hidden files, composed names; what is left out is counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs in folders: a metadata.jsonl, or chosen/ and rejected/ with captions."""
+"""Which files of a folder are pairs: those that a metadata.jsonl names, or chosen/ and rejected/ with captions."""
 
 from __future__ import annotations
 

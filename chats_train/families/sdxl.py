@@ -1,4 +1,5 @@
-"""Stable Diffusion XL, epsilon or v-prediction: a UNet under two CLIPs, which is told the picture's sizes."""
+"""Stable Diffusion XL, epsilon or v-prediction: a UNet under two CLIPs, which is told the
+picture's sizes, and whose null prompt may be zeros."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Writing the members of a pair, and reading back what was written."""
+"""Writing the members of a pair, their keys and dtypes, and reading back what was written.
+
+safetensors itself orders the tensors of a file, by dtype and then by key.
+"""
 
 from __future__ import annotations
 

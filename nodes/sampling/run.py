@@ -1,4 +1,5 @@
-"""One run of one sampler in which another model predicts the negative: what both kinds of run have in common."""
+"""One run of one sampler: when the dispreferred model predicts the negative, and when it is not even loaded (at cfg 1,
+outside the interval); what both kinds of run have in common."""
 
 from __future__ import annotations
 

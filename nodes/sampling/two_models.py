@@ -12,8 +12,8 @@ from comfy.patcher_extension import WrapperExecutor
 from torch import Tensor
 
 from .inheritance import Baseline, later_options, merged_options
+from .other_nodes import of_injections, of_two_models, require_no_self_attention_guidance
 from .run import Conds, Interval, Run
-from .sentences import of_injections, of_two_models, require_no_self_attention_guidance
 from .wrappers import Pair
 
 

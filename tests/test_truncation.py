@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chats.lowrank import factorize, relative_error, weight_difference
-from chats.lowrank.extraction import _rank
+from chats.lowrank.truncation import _rank
 
 SHAPES = {
     "wide": (12, 30),
