@@ -43,17 +43,16 @@ def adapter_parameters(shapes: Mapping[str, tuple[int, ...]], targets: tuple[str
 def memory_bytes(config: RunConfig, size: ModelSize, method: str, weight_dtype: str) -> int:
     """Bytes on the GPU of all weights, gradients and optimizer states of one method; activations come on top.
 
-    full: each trained member has weights, gradients and states, and the reference stays as a frozen copy. lora: one
+    full: each trained member has weights, gradients and states, and the reference stays as a frozen copy in
+    their precision. lora: one
     frozen base, which is the reference too, and each member's adapter in fp32.
     """
     objective = OBJECTIVES[config.objective]
-    passes = forward_dtype(config.mixed_precision)
     if method == "lora":
         adapters = objective.models * size.adapter * _trained_bytes(config, FP32_BYTES)
-        return size.denoiser * passes.itemsize + adapters
+        return size.denoiser * forward_dtype(config.mixed_precision).itemsize + adapters
     width = TORCH_DTYPES[weight_dtype].itemsize
-    frozen = min(width, passes.itemsize)
-    reference = size.denoiser * frozen if objective.needs_reference else 0
+    reference = size.denoiser * width if objective.needs_reference else 0
     return objective.models * size.denoiser * _trained_bytes(config, width) + reference
 
 

@@ -4,6 +4,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from chats_train.check import estimate
 from chats_train.check.readiness import model_size
@@ -11,6 +12,7 @@ from chats_train.data import Bucket, PairDataset, PairSample, open_dataset
 from chats_train.data.pairs import PairImage
 from chats_train.encodings.cache import fill_cache
 from chats_train.families import adapter_of
+from chats_train.runs.members import make_members
 from chats_train.runs.opening import open_family
 from chats_train.settings.config_file import PLACEHOLDERS, parse_config
 from chats_train.settings.facts import FAMILIES
@@ -30,10 +32,10 @@ def settings_of(**settings):
 
 
 def test_full_in_fp32_with_8_bit_adamw():
-    # Two members: 2 · 4 · 2.567 G weights, as much of gradients, 2 · 2 · 2.567 G of moments, and a reference in bf16, 2
-    # · 2.567 G.
+    # Two members: 2 · 4 · 2.567 G weights, as much of gradients, 2 · 2 · 2.567 G of moments, and a reference in their
+    # precision, 4 · 2.567 G.
     found = estimate.memory_bytes(settings_of(optimizer="adamw8bit"), SDXL, "full", "fp32")
-    assert found == pytest.approx(20.536e9 + 20.536e9 + 10.268e9 + 5.134e9)
+    assert found == pytest.approx(20.536e9 + 20.536e9 + 10.268e9 + 10.268e9)
 
 
 def test_full_in_bf16_with_adafactor():
@@ -108,6 +110,14 @@ def test_prompts_of_the_published_models():
         assert sum(math.prod(shape) for shape in adapter.prompt_shapes().values()) == numbers
     # bf16, as mixed_precision is by default: 15.7 GB, where 512 tokens of T5 would take 31.3.
     assert encoders["flux"][1] * 2 * 7459 == pytest.approx(15.7e9, rel=0.01)
+
+
+def test_the_reference_is_held_in_the_members_precision(config):
+    """As the estimate counts it, also where passes are in bf16."""
+    for weight_dtype, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        run = config(training_method="full", weight_dtype=weight_dtype, mixed_precision="bf16", output=weight_dtype)
+        members = make_members(run, open_family(run, "cpu"), 2, True, torch.device("cpu"))
+        assert {parameter.dtype for parameter in members.reference().parameters()} == {dtype}
 
 
 def test_disk_of_a_folder_to_be_made(tmp_path):
