@@ -17,12 +17,15 @@ WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 TOLERANCE = 2
 
 
-def supports_nodes_2() -> bool:
+def renderings() -> list[str]:
+    """How graphs are drawn here: both ways in the newest, in others the newer that they have."""
     version = (COMFYUI / "comfyui_version.py").read_text(encoding="utf-8").split('"')[1]
-    return tuple(map(int, version.split("."))) >= (0, 4)
+    if tuple(map(int, version.split("."))) < (0, 4):
+        return ["classic"]
+    return ["classic", "Nodes 2.0"] if is_newest() else ["Nodes 2.0"]
 
 
-RENDERINGS = ["classic", *(["Nodes 2.0"] if supports_nodes_2() else [])]
+RENDERINGS = renderings()
 
 
 # Of the session, as `opened` is of the module: so pytest opens all workflows in one page before it loads the next.
