@@ -1,9 +1,16 @@
 """Mini models that real ComfyUI detects as SD1.5, SDXL or SD3, with seeded random weights, and the conditioning they
 take."""
 
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
 import comfy.sd
 import torch
 from running import result
+
+DTYPES = {torch.float16: "F16", torch.float8_e4m3fn: "F8_E4M3"}
 
 SD15 = dict(
     image_size=32,
@@ -94,6 +101,23 @@ def weights(kind: str, seed: int) -> dict[str, torch.Tensor]:
     if kind == "sdxl_v":
         state["v_pred"] = torch.tensor([])
     return state
+
+
+def write_zeros(path: Path, shapes: dict[str, Sequence[int]], dtype: torch.dtype, firsts: bytes = b"") -> None:
+    """A safetensors file of zeros, of which only the header takes room on a disk; ``firsts`` are first bytes of the
+    tensors, in turn."""
+    header, starts, end = {}, [], 0
+    for key, shape in shapes.items():
+        starts.append(end)
+        end += math.prod(shape) * dtype.itemsize
+        header[key] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [starts[-1], end]}
+    content = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(content).to_bytes(8, "little") + content)
+        file.truncate(8 + len(content) + end)
+        for start, first in zip(starts, firsts, strict=False):
+            file.seek(8 + len(content) + start)
+            file.write(bytes([first]))
 
 
 def model(kind: str, seed: int):

@@ -121,21 +121,9 @@ def write_sd35(models: Path) -> None:
     ]
     for name, encoder, module, config, dtype in sizes:
         config = json.loads(Path(module.__file__).with_name(config).read_text(encoding="utf-8"))
-        shapes = encoder(config, dtype, "meta", disable_weight_init).state_dict()
-        write_zeros(shapes, dtype, models / "text_encoders" / f"{name}.safetensors")
-
-
-def write_zeros(tensors: dict[str, torch.Tensor], dtype: torch.dtype, path: Path) -> None:
-    """A safetensors file of zeros in the shapes of ``tensors``, as a file with a hole after its header."""
-    names = {torch.float16: "F16", torch.float8_e4m3fn: "F8_E4M3"}
-    header, end = {}, 0
-    for key, tensor in tensors.items():
-        start, end = end, end + tensor.numel() * dtype.itemsize
-        header[key] = {"dtype": names[dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    content = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(content).to_bytes(8, "little") + content)
-        file.truncate(8 + len(content) + end)
+        state = encoder(config, dtype, "meta", disable_weight_init).state_dict()
+        shapes = {key: tensor.shape for key, tensor in state.items()}
+        mini.write_zeros(models / "text_encoders" / f"{name}.safetensors", shapes, dtype)
 
 
 def write_base_directory(base: Path) -> None:

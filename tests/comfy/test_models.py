@@ -71,22 +71,19 @@ def test_a_diffusers_format_unet_loads(nodes, folder, written):
     native = UNetModel(**config, device="meta", dtype=torch.float16, operations=disable_weight_init).state_dict()
     names = {theirs: ours for theirs, ours in unet_to_diffusers(config).items() if ours in native}
     assert len(names) == len(native) == 686
-    # Each tensor of a shape a number of its own, of those that fp8 holds exactly: full size, yet a quarter of fp32's
-    # memory.
-    numbers = torch.arange(1, 120, dtype=torch.uint8).view(torch.float8_e4m3fn)
-    numbers = torch.cat([numbers, (-numbers.half()).to(torch.float8_e4m3fn)])
+    # Each tensor of zeros but for its first number, one of those that fp8 holds exactly. Tensors of one shape have
+    # different ones.
+    numbers = torch.tensor([*range(1, 120), *range(129, 248)], dtype=torch.uint8)
+    shapes = {theirs: native[ours].shape for theirs, ours in names.items()}
+    firsts = {}
     for offset, member in enumerate(("preferred", "dispreferred")):
-        state = {
-            theirs: numbers[(index + offset) % len(numbers)].expand(native[ours].shape)
-            for index, (theirs, ours) in enumerate(names.items())
-        }
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / f"{member}.safetensors")
+        firsts[member] = [int(numbers[(index + offset) % len(numbers)]) for index in range(len(shapes))]
+        mini.write_zeros(folder / f"{member}.safetensors", shapes, torch.float8_e4m3fn, bytes(firsts[member]))
     models = nodes["CHATSDiffusionModelPairLoader"]("preferred.safetensors", "dispreferred.safetensors", "fp8_e4m3fn")
-    for offset, model in enumerate(models):
+    for model, expected in zip(models, firsts.values(), strict=True):
         loaded = model.model.diffusion_model.state_dict()
-        for index, (theirs, ours) in enumerate(names.items()):
-            extremes = loaded[ours].half().aminmax()
-            assert extremes.min == extremes.max == numbers[(index + offset) % len(numbers)].half(), theirs
+        for ours, first in zip(names.values(), expected, strict=True):
+            assert loaded[ours].flatten()[:1].view(torch.uint8).item() == first, ours
 
 
 def test_a_checkpoint_pair_gives_models_clip_and_vae(nodes, written, folder):
