@@ -8,7 +8,7 @@ machine. Nothing is drawn from a generator that lives on from step to step.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -27,6 +27,17 @@ class Identified(Protocol):
 
 
 Pair = TypeVar("Pair", bound=Identified)
+
+
+def pair_id(prompt: str, chosen_sha256: str, rejected_sha256: str) -> str:
+    """The stable id of a pair, hexadecimal."""
+    # The digests have a fixed length, so no other prompt can give the same bytes.
+    return hashlib.sha256(f"{chosen_sha256}{rejected_sha256}{prompt}".encode()).hexdigest()
+
+
+def fingerprint(samples: Iterable[Identified]) -> str:
+    """Digest of the pairs' contents, whatever their order: ``chats.dataset_fingerprint`` of a pair's metadata."""
+    return hashlib.sha256("\n".join(sorted(sample.id for sample in samples)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Preference pairs: where they come from, what is wrong with them, and in which bucket each is trained."""
 
-from .buckets import Bucket, SizeConditioning
+from chats.buckets import Bucket, SizeConditioning
+
 from .dataset import PairDataset, open_dataset
 from .pairs import PairSample, Problem
 

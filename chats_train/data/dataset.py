@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,16 +11,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from chats.buckets import Bucket, make_buckets, pair_bucket, place
+from chats.draws import fingerprint, pair_id
 from chats.words import shown
 
 from ..settings.config import RunConfig
 from ..support.errors import UserError
 from ..support.parallel import ordered_map
-from .buckets import Bucket, make_buckets, pair_bucket, place
 from .columns import single
 from .folder_tree import is_text
 from .folders import METADATA, metadata_folder, two_folders
-from .pairs import PairSample, PairSource, Problem, RawPair, pair_id
+from .pairs import PairSample, PairSource, Problem, RawPair
 from .tables import PARQUET, hub, parquet
 from .verdicts import Unusable, Verdicts
 
@@ -48,7 +48,7 @@ class PairDataset:
     @property
     def fingerprint(self) -> str:
         """Digest of the pairs' contents, whatever their order: ``chats.dataset_fingerprint`` of the pair's metadata."""
-        return hashlib.sha256("\n".join(sorted(sample.id for sample in self.samples)).encode()).hexdigest()
+        return fingerprint(self.samples)
 
     def report(self) -> list[str]:
         """What a user wants to know, a line each: counts, buckets, and the first problems by name."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .buckets import Bucket, place
+from chats.buckets import Bucket, place
+
 from .pairs import ProblemKind
 
 if TYPE_CHECKING:

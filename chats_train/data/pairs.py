@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from chats.buckets import Bucket
 from chats.words import shown
-
-from .buckets import Bucket
 
 ProblemKind = Literal[
     "broken image",
@@ -130,9 +128,3 @@ class PairSource:
     problems: list[Problem] = field(default_factory=list)
     ties: int = 0
     remarks: list[str] = field(default_factory=list)
-
-
-def pair_id(prompt: str, chosen_sha256: str, rejected_sha256: str) -> str:
-    """The stable id of a pair, hexadecimal."""
-    # The digests have a fixed length, so no other prompt can give the same bytes.
-    return hashlib.sha256(f"{chosen_sha256}{rejected_sha256}{prompt}".encode()).hexdigest()

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.buckets import Bucket, SizeConditioning, size_conditioning
+from chats.buckets import Bucket, SizeConditioning, size_conditioning
+
 from ..data.images import pixels
 from ..data.pairs import PairImage, PairSample
 from ..support.errors import UserError

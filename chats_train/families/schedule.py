@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from chats.pair import PredictionType
+from chats.timesteps import flow_timesteps, shifted, table_timesteps
 
 TRAIN_TIMESTEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.012
@@ -92,7 +93,7 @@ class DiffusionSchedule(Schedule):
         self.log_sigmas = self.sigmas.log()
 
     def sample_timesteps(self, uniform: Tensor) -> Tensor:
-        return (uniform * TRAIN_TIMESTEPS).long().clamp(max=TRAIN_TIMESTEPS - 1)
+        return table_timesteps(uniform, TRAIN_TIMESTEPS)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         signal, sigma = self._mix(latents, timesteps)
@@ -151,11 +152,7 @@ class FlowSchedule(Schedule):
         self.sigmas = self.sigma(torch.arange(1, table_size + 1) / table_size)
 
     def sample_timesteps(self, uniform: Tensor) -> Tensor:
-        """Logit-normal with mean 0 and deviation 1 (SD3 paper, Section 3.1), then shifted; as diffusers' trainers
-        do."""
-        tiny = torch.finfo(torch.float32).eps
-        normal = math.sqrt(2) * torch.erfinv(2 * uniform.float().clamp(tiny, 1 - tiny) - 1)
-        return _shift(torch.sigmoid(normal), self.training_shift)
+        return flow_timesteps(uniform, self.training_shift)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         t = _per_sample(timesteps, latents)
@@ -168,7 +165,7 @@ class FlowSchedule(Schedule):
         return sigma
 
     def sigma(self, timestep: Tensor) -> Tensor:
-        return _shift(timestep, self.shift)
+        return shifted(timestep, self.shift)
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
         return x
@@ -178,10 +175,6 @@ class FlowSchedule(Schedule):
 
     def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
         return noise * sigma
-
-
-def _shift(t: Tensor, shift: float) -> Tensor:
-    return shift * t / (1 + (shift - 1) * t)
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:

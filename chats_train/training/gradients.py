@@ -1,22 +1,18 @@
-"""The gradient of one micro-batch of pairs, one error at a time.
-
-The members meet in the loss only through their errors, so its gradient is w⁺ ∇d_θ⁺(z⁺) + w⁻ ∇d_θ⁻(z⁻) with weights that
-follow from the errors' values (``chats.objective.gradient_weights``): each error is backpropagated on its own. Two
-orders give that same gradient. With both graphs alive, each error is computed once. With one graph at a time, the
-rejected error is computed twice: first for its value alone, and again once the chosen one's graph is gone.
-"""
+"""Losses and gradients of micro-batches of pairs, and the micro-batches themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from chats.backpropagation import both_graphs_alive, one_graph_at_a_time
 from chats.draws import Draw
-from chats.objective import Metrics, Objective, PairErrors, gradient_weights, squared_error
+from chats.objective import Metrics, Objective, PairErrors, squared_error
 
 from ..encodings.cache import EncodedPair
 from ..families import Denoiser, Family, Prompt
@@ -85,35 +81,11 @@ class Gradients:
         Returns:
             losses [batch], detached, and metrics, [batch] each.
         """
-        sides, references = self._sides(batch), self._reference_errors(batch)
-        order = self._one_graph_at_a_time if self.members.one_graph else self._both_graphs_alive
-        losses, metrics = self.objective.loss(order(sides, references, scale), self.beta)
+        sides = {name: partial(self._error, *side) for name, side in self._sides(batch).items()}
+        order = one_graph_at_a_time if self.members.one_graph else both_graphs_alive
+        errors = order(self.objective, self.beta, sides, self._reference_errors(batch), scale)
+        losses, metrics = self.objective.loss(errors, self.beta)
         return losses.detach(), metrics
-
-    def _both_graphs_alive(self, sides: Sides, references: Mapping[str, Tensor], scale: float) -> PairErrors:
-        trained = {name: self._error(*side) for name, side in sides.items()}
-        errors = PairErrors(**{name: error.detach() for name, error in trained.items()}, **references)
-        for name, weights in self._weights(errors).items():
-            _backpropagate(trained.pop(name), weights, scale)
-        return errors
-
-    def _one_graph_at_a_time(self, sides: Sides, references: Mapping[str, Tensor], scale: float) -> PairErrors:
-        later = {name: side for name, side in sides.items() if name != "chosen"}
-        with torch.no_grad():
-            values = {name: self._error(*side) for name, side in later.items()}
-        chosen = self._error(*sides["chosen"])
-        errors = PairErrors(chosen.detach(), **values, **references)
-        weights = self._weights(errors)
-        _backpropagate(chosen, weights["chosen"], scale)
-        del chosen
-        for name, side in later.items():
-            _backpropagate(self._error(*side), weights[name], scale)
-        return errors
-
-    def _weights(self, errors: PairErrors) -> dict[str, Tensor]:
-        """Of each error's gradient, [batch], the chosen one's first."""
-        chosen, rejected = gradient_weights(self.objective, errors, self.beta)
-        return {"chosen": chosen} if rejected is None else {"chosen": chosen, "rejected": rejected}
 
     def _sides(self, batch: Batch) -> Sides:
         rejected_member = DISPREFERRED if self.objective.models == 2 else PREFERRED
@@ -176,11 +148,6 @@ def make_batch(
         side([pair.chosen for pair in pairs], prompts, [tuple(pair.chosen_sizes) for pair in pairs]),
         side([pair.rejected for pair in pairs], nulled, [tuple(pair.rejected_sizes) for pair in pairs]),
     )
-
-
-def _backpropagate(error: Tensor, weights: Tensor, scale: float) -> None:
-    """Adds the gradient of scale · Σ wᵢ dᵢ; errors and weights are [batch]."""
-    (weights * error).sum().mul(scale).backward()
 
 
 def _where(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:

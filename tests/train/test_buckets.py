@@ -6,7 +6,7 @@ import torch
 from pictures import encoded, picture
 from PIL import Image
 
-from chats_train.data.buckets import Bucket, make_buckets, pair_bucket, place, size_conditioning
+from chats.buckets import Bucket, make_buckets, pair_bucket, place, size_conditioning
 from chats_train.data.images import decode, pixels
 
 

@@ -13,7 +13,7 @@ from pictures import encoded, picture, write_folders
 from PIL import Image, features
 from test_cache import Pooling
 
-from chats_train.data.buckets import Bucket
+from chats.buckets import Bucket
 from chats_train.data.images import picture_suffixes, pixels
 from chats_train.data.verdicts import VERDICTS_FILE
 from chats_train.encodings.cache import CachedEncodings, _digest, fill_cache
