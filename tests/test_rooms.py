@@ -15,7 +15,7 @@ COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_path
 TRAINING = {"diffusers", "accelerate", "datasets", "transformers", "peft"}
 # The rooms of each package, lowest first: each imports only itself and what is before it.
 ORDER = {
-    "nodes": ["inputs", "advice", "loading", "sampling"],
+    "nodes": ["inputs", "advice", "loading", "sampling", "rating", "training"],
     "chats_train": [
         *("support", "settings", "layouts", "families", "data", "encodings", "sampling", "runs", "training", "check"),
         *("evaluation", "extraction", "demo", "inspection", "arguments", "cli", "__main__"),

@@ -1,0 +1,180 @@
+"""Mini models of architectures that detection does not know at these sizes, from ComfyUI's own classes, with seeded
+random weights, and the conditioning and latents that they take."""
+
+from typing import NamedTuple
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models as supported
+import mini
+import torch
+
+FLUX = dict(
+    image_model="flux",
+    in_channels=16,
+    out_channels=16,
+    patch_size=2,
+    hidden_size=128,
+    num_heads=1,
+    depth=2,
+    depth_single_blocks=2,
+    axes_dim=[16, 56, 56],
+    theta=10000,
+    mlp_ratio=4.0,
+    qkv_bias=True,
+    guidance_embed=True,
+    vec_in_dim=768,
+    context_in_dim=4096,
+    txt_ids_dims=[],
+    yak_mlp=False,
+    txt_norm=False,
+)
+FLUX2 = dict(
+    FLUX,
+    image_model="flux2",
+    in_channels=128,
+    out_channels=128,
+    patch_size=1,
+    axes_dim=[32] * 4,
+    theta=2000,
+    mlp_ratio=3.0,
+    qkv_bias=False,
+    vec_in_dim=None,
+    context_in_dim=7680,
+    txt_ids_dims=[3],
+    global_modulation=True,
+    mlp_silu_act=True,
+    ops_bias=False,
+    default_ref_method="index",
+    ref_index_scale=10.0,
+)
+CHROMA = dict(
+    image_model="chroma",
+    in_channels=64,
+    out_channels=64,
+    patch_size=2,
+    hidden_size=128,
+    num_heads=1,
+    depth=2,
+    depth_single_blocks=2,
+    axes_dim=[16, 56, 56],
+    theta=10000,
+    mlp_ratio=4.0,
+    qkv_bias=True,
+    vec_in_dim=None,
+    context_in_dim=4096,
+    txt_ids_dims=[],
+    in_dim=64,
+    out_dim=128,
+    hidden_dim=128,
+    n_layers=2,
+)
+QWEN_IMAGE = dict(image_model="qwen_image", in_channels=64, num_layers=2, attention_head_dim=128, num_attention_heads=2)
+LUMINA2 = dict(
+    image_model="lumina2",
+    patch_size=2,
+    in_channels=16,
+    dim=192,
+    cap_feat_dim=2304,
+    n_layers=2,
+    qk_norm=True,
+    n_heads=2,
+    n_kv_heads=1,
+    axes_dims=[32, 32, 32],
+    axes_lens=[300, 512, 512],
+    rope_theta=10000.0,
+    ffn_dim_multiplier=4.0,
+)
+Z_IMAGE = dict(
+    LUMINA2,
+    dim=256,
+    cap_feat_dim=2560,
+    n_kv_heads=2,
+    axes_dims=[32, 48, 48],
+    axes_lens=[1536, 512, 512],
+    rope_theta=256.0,
+    ffn_dim_multiplier=8 / 3,
+    z_image_modulation=True,
+    time_scale=1000.0,
+    pad_tokens_multiple=32,
+)
+WAN = dict(
+    image_model="wan2.1",
+    dim=128,
+    out_dim=16,
+    num_heads=1,
+    ffn_dim=256,
+    num_layers=2,
+    patch_size=(1, 2, 2),
+    freq_dim=256,
+    window_size=(-1, -1),
+    qk_norm=True,
+    cross_attn_norm=True,
+    eps=1e-6,
+    in_dim=16,
+    model_type="t2v",
+)
+
+
+class Architecture(NamedTuple):
+    """ComfyUI's class, its configuration, a latent's shape and the widths of prompt and pooled prompt."""
+
+    kind: str
+    config: dict
+    latent: tuple[int, ...]
+    width: int
+    pooled: int | None = None
+
+
+KNOWN = {
+    "flux": Architecture("Flux", FLUX, (16, 8, 8), 4096, 768),
+    "flux2": Architecture("Flux2", FLUX2, (128, 4, 4), 7680),
+    "chroma": Architecture("Chroma", CHROMA, (16, 8, 8), 4096),
+    "qwen_image": Architecture("QwenImage", QWEN_IMAGE, (16, 1, 8, 8), 3584),
+    "lumina2": Architecture("Lumina2", LUMINA2, (16, 8, 8), 2304),
+    "z_image": Architecture("ZImage", Z_IMAGE, (16, 8, 8), 2560),
+    "wan": Architecture("WAN21_T2V", WAN, (16, 1, 8, 8), 4096),
+}
+
+
+def model(name: str, seed: int = 1, dtype: torch.dtype = torch.float32):
+    """A ModelPatcher, of one of these or of the kinds of ``mini``."""
+    if name not in KNOWN:
+        return mini.model(name, seed)
+    known = KNOWN[name]
+    config = getattr(supported, known.kind)(dict(known.config))
+    config.set_inference_dtype(dtype, None)
+    made = config.get_model({}, "")
+    made.diffusion_model.load_state_dict(weights(made.diffusion_model, seed))
+    return comfy.model_patcher.ModelPatcher(
+        made,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+def weights(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """As ``mini.random_weights``, for networks whose norms have scales."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for key, value in module.state_dict().items():
+        noise = torch.randn(value.shape, generator=generator)
+        is_scale = not key.endswith("bias") and any(word in key for word in ("norm", "scale"))
+        scaled = noise / value[0].numel() ** 0.5 if value.ndim > 1 else noise * 0.05 + float(is_scale)
+        found[key] = scaled.to(value.dtype)
+    return found
+
+
+def latent(name: str, seed: int) -> torch.Tensor:
+    """[1, channels, …]"""
+    if name not in KNOWN:
+        return mini.latent(name, seed=seed)["samples"]
+    return torch.randn(1, *KNOWN[name].latent, generator=torch.Generator().manual_seed(seed))
+
+
+def conditioning(name: str, seed: int, tokens: int) -> list:
+    if name not in KNOWN:
+        return mini.conditioning(name, seed, tokens)
+    generator, known = torch.Generator().manual_seed(seed), KNOWN[name]
+    entry = {"pooled_output": torch.randn(1, known.pooled, generator=generator)} if known.pooled else {}
+    return [[torch.randn(1, tokens, known.width, generator=generator), entry]]
