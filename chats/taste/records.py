@@ -12,7 +12,7 @@ SIDES = ("left", "right")
 CHOICES = (*SIDES, "tie", "skip")
 # How the raters' names begin that are models.
 SCORER = "scorer:"
-# Longer than anyone looks at a pair: the window was left open.
+# Longer than anyone looks at a pair: its window was left open.
 MOST_SECONDS = 3600.0
 
 # Two pictures of one prompt, in the order of their ids.
@@ -86,7 +86,7 @@ class Undo:
 def candidate_of(row: dict[str, Any]) -> Candidate | None:
     """The candidate of a line; None where the line is no candidate's."""
     name, prompt = row.get("id"), row.get("prompt")
-    if not is_id(name) or not isinstance(prompt, str):
+    if not is_id(name) or not isinstance(prompt, str) or not prompt.strip() or not is_text(prompt):
         return None
     seeds, models = _list(row.get("seeds")), _list(row.get("models"))
     return Candidate(
@@ -121,6 +121,15 @@ def answer_of(row: dict[str, Any]) -> Vote | Undo | None:
         _number(seconds) if _is_number(seconds) else None,
         row.get("repeat") is True,
     )
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be written: JSON's escapes can spell halves of characters."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_number(value: object) -> bool:
