@@ -21,7 +21,19 @@ from .derived import Derived, Preference
 from .disk import file_lock, on_disk, sweep
 from .names import GUIDELINE, IMAGES, LOCK, METADATA, Conflict, NotThere, TasteError
 from .plan import Shown
-from .records import CHOICES, MOST_SECONDS, Candidate, Pair, Undo, Vote, answer_of, candidate_of, is_text, pair_of
+from .records import (
+    CHOICES,
+    MOST_SECONDS,
+    Candidate,
+    Pair,
+    Undo,
+    Vote,
+    answer_of,
+    candidate_of,
+    is_number,
+    is_text,
+    pair_of,
+)
 from .state import State
 
 LONGEST_PROMPT, LONGEST_GUIDELINE = 20_000, 500
@@ -175,7 +187,8 @@ class TasteDataset:
             stands = []
             for vote in votes:
                 self._check(vote)
-                vote = replace(vote, repeat=vote.repeat and vote.pair in state.tally.rater(vote.rater).first)
+                again = vote.repeat and vote.pair in state.tally.rater(vote.rater).first
+                vote = replace(vote, repeat=again, seconds=vote.seconds and round(vote.seconds, 3))
                 before = state.tally.found(vote.rating) or new.get(vote.rating)
                 if before is not None and _answer(before) != _answer(vote):
                     raise Conflict(f"the rating {vote.rating} is another answer's; make a new id for each")
@@ -190,8 +203,8 @@ class TasteDataset:
             return stands
 
     def _check(self, vote: Vote) -> None:
-        seconds = 0 if vote.seconds is None else vote.seconds
-        if answer_of(vote.row()) is None or not vote.rater or not 0 <= seconds <= MOST_SECONDS:
+        known_time = vote.seconds is None or (is_number(vote.seconds) and 0 <= vote.seconds <= MOST_SECONDS)
+        if answer_of(vote.row()) is None or not vote.rater or not known_time:
             raise TasteError(
                 "a vote has a `rating` of 16 hex digits, two different pictures, a `choice` of "
                 f"{', '.join(CHOICES)}, and `seconds` from 0 to {MOST_SECONDS:g} or none"

@@ -22,7 +22,8 @@ class Derived:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lines: dict[Preference, bytes] = {}
-        self._own: tuple[int, int, int] | None = None
+        # What the file held when this last looked, and how to see that it still does.
+        self._seen: tuple[tuple[int, int, int] | None, bytes] = None, b""
 
     def write(self, pairs: Iterable[Preference]) -> None:
         """Writes the pairs whole or not at all, where the file says something else.
@@ -32,18 +33,17 @@ class Derived:
         """
         self._lines = {pair: self._lines.get(pair) or _line(pair) for pair in pairs}
         data = b"".join(self._lines.values())
-        if self._stamp() != self._own or self._own is None:
+        if self._stamp() != self._seen[0]:
             before = self.path.read_bytes() if self.path.exists() else b""
             if not all(map(_is_derived, before.splitlines())):
                 raise Conflict(
                     f"{self.path} has lines that come from no rating, and is left as it is; move it elsewhere"
                 )
-            self._own = self._stamp()
-            if data == before:
-                return
-        with replacing(self.path) as temporary:
-            temporary.write_bytes(data)
-        self._own = self._stamp()
+            self._seen = self._stamp(), before
+        if data != self._seen[1]:
+            with replacing(self.path) as temporary:
+                temporary.write_bytes(data)
+            self._seen = self._stamp(), data
 
     def _stamp(self) -> tuple[int, int, int] | None:
         if not self.path.exists():

@@ -92,7 +92,7 @@ def candidate_of(row: dict[str, Any]) -> Candidate | None:
     return Candidate(
         str(name),
         prompt,
-        tuple(seed for seed in seeds if _is_number(seed)),
+        tuple(seed for seed in seeds if is_number(seed)),
         tuple(model for model in models if isinstance(model, str)),
         int(_number(row.get("width"))),
         int(_number(row.get("height"))),
@@ -118,7 +118,7 @@ def answer_of(row: dict[str, Any]) -> Vote | Undo | None:
         str(choice),
         rater,
         time,
-        _number(seconds) if _is_number(seconds) else None,
+        _number(seconds) if is_number(seconds) else None,
         row.get("repeat") is True,
     )
 
@@ -132,7 +132,7 @@ def is_text(value: str) -> bool:
     return True
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
     """Whether it is a number of no more than 64 bits; JSON knows others."""
     if isinstance(value, int):
         return not isinstance(value, bool) and value.bit_length() <= 64
@@ -140,7 +140,7 @@ def _is_number(value: object) -> bool:
 
 
 def _number(value: Any) -> float:
-    return float(value) if _is_number(value) else 0.0
+    return float(value) if is_number(value) else 0.0
 
 
 def _list(value: object) -> list[Any]:
