@@ -34,8 +34,8 @@ DENOISING: dict[Any, PredictionType] = {
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """``latent`` [1, channels, …] as the VAE gives it. ``sizes`` are the entries of a conditioning by which SDXL is told
-    of the image's size and crop; empty for other models."""
+    """``latent`` [1, channels, …] as the VAE gives it. ``sizes`` are the entries of a conditioning by which SDXL learns
+    an image's size and crop; empty for other models."""
 
     latent: Tensor
     sizes: dict[str, int]
