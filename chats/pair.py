@@ -45,7 +45,8 @@ class PairMetadata:
 
     ``alpha``, ``guidance_scale`` (the paper's s) and ``null_prompt`` are what the pair's maker recommends for sampling;
     ``resolution`` is in pixels, ``step`` the optimizer steps trained, the ``*_sha256`` are hexadecimal digests,
-    ``proxy_*`` what :mod:`.probe` measured of the dispreferred member at ``alpha``.
+    ``proxy_*`` what :mod:`.probe` measured of the dispreferred member at ``alpha``; ``dataset_*`` are the name of the
+    rated pairs and their number, ``held_out_accuracy`` the share of those not trained on that the pair tells right.
     """
 
     member: Member
@@ -65,6 +66,9 @@ class PairMetadata:
     dataset_fingerprint: str | None = None
     proxy_cosine: float | None = None
     proxy_relative_error: float | None = None
+    dataset_name: str | None = None
+    dataset_pairs: int | None = None
+    held_out_accuracy: float | None = None
 
     def to_header(self) -> dict[str, str]:
         """The metadata as header entries ``chats.<field>`` → string; what is None is left out."""

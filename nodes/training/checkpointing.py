@@ -107,7 +107,7 @@ class _Checkpoint(torch.autograd.Function):
 class _Leaf(NamedTuple):
     """The place of a tensor in what was taken apart."""
 
-    index: int
+    place: int
 
 
 class _Opened(NamedTuple):
@@ -134,7 +134,7 @@ def take_apart(value: Any, leaves: list[Tensor]) -> Any:
 def put_together(structure: Any, leaves: tuple[Tensor, ...]) -> Any:
     """The inverse of :func:`take_apart`, with other tensors."""
     if isinstance(structure, _Leaf):
-        return leaves[structure.index]
+        return leaves[structure.place]
     if isinstance(structure, _Opened):
         made = object.__new__(type(structure.original))
         for key, each in structure.fields.items():

@@ -8,6 +8,7 @@ import comfy.model_patcher
 import comfy.supported_models as supported
 import mini
 import torch
+from running import result
 
 FLUX = dict(
     image_model="flux",
@@ -116,6 +117,18 @@ WAN = dict(
 )
 
 
+NARROW = dict(
+    model_channels=64,
+    num_res_blocks=[1, 1],
+    channel_mult=[1, 1],
+    transformer_depth=[1, 2],
+    transformer_depth_output=[1, 1, 2, 2],
+    transformer_depth_middle=2,
+)
+SD15 = dict(mini.SD15, **NARROW)
+SDXL = dict(mini.SDXL, **NARROW)
+
+
 class Architecture(NamedTuple):
     """ComfyUI's class, its configuration, a latent's shape and the widths of prompt and pooled prompt."""
 
@@ -127,6 +140,9 @@ class Architecture(NamedTuple):
 
 
 KNOWN = {
+    "sd15": Architecture("SD15", SD15, (4, 8, 8), 768),
+    "sd15_v": Architecture("SD15", SD15, (4, 8, 8), 768),
+    "sdxl": Architecture("SDXL", SDXL, (4, 8, 8), 2048, 1280),
     "flux": Architecture("Flux", FLUX, (16, 8, 8), 4096, 768),
     "flux2": Architecture("Flux2", FLUX2, (128, 4, 4), 7680),
     "chroma": Architecture("Chroma", CHROMA, (16, 8, 8), 4096),
@@ -138,7 +154,7 @@ KNOWN = {
 
 
 def model(name: str, seed: int = 1, dtype: torch.dtype = torch.float32):
-    """A ModelPatcher, of one of these or of the kinds of ``mini``."""
+    """A ModelPatcher, of one of these, or SD3."""
     if name not in KNOWN:
         return mini.model(name, seed)
     known = KNOWN[name]
@@ -146,11 +162,16 @@ def model(name: str, seed: int = 1, dtype: torch.dtype = torch.float32):
     config.set_inference_dtype(dtype, None)
     made = config.get_model({}, "")
     made.diffusion_model.load_state_dict(weights(made.diffusion_model, seed))
-    return comfy.model_patcher.ModelPatcher(
+    patcher = comfy.model_patcher.ModelPatcher(
         made,
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
+    if name.endswith("_v"):
+        from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+        (patcher,) = result(ModelSamplingDiscrete, patcher, "v_prediction", False)
+    return patcher
 
 
 def weights(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:

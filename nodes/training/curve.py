@@ -1,0 +1,73 @@
+"""The picture of a run: its loss, step by step, and how often the held-out pairs are told right."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+
+WIDTH, HEIGHT, MARGIN = 768, 512, 48
+LOSS, SMOOTHED, ACCURACY, INK, GRID = "#b9c6d8", "#2f5f9e", "#c2571a", "#303030", "#dddddd"
+HELD_OUT = "held_out."
+# log 2, the loss of two members that equal the reference: where a run begins.
+FIRST_LOSS = math.log(2)
+
+
+def draw_curve(history: list[dict[str, float]], steps: int) -> Image:
+    """Loss on the left axis, from 0; held-out accuracy on the right one, from 0 to 1; steps below."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    draw = ImageDraw.Draw(picture)
+    losses = [row["loss"] for row in history]
+    highest = 1.1 * max([FIRST_LOSS, *losses])
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        y = _place(0, share)[1]
+        draw.line([(MARGIN, y), (WIDTH - MARGIN, y)], fill=GRID)
+        draw.text((4, y - 6), f"{share * highest:.2f}", fill=SMOOTHED)
+        draw.text((WIDTH - MARGIN + 6, y - 6), f"{share:.2f}", fill=ACCURACY)
+    _line(draw, [(index + 1, loss) for index, loss in enumerate(losses)], steps, highest, LOSS, 1)
+    _line(draw, [(index + 1, loss) for index, loss in enumerate(_smoothed(losses))], steps, highest, SMOOTHED, 3)
+    key = HELD_OUT + "implicit_accuracy"
+    measured = [(index + 1, row[key]) for index, row in enumerate(history) if key in row]
+    _line(draw, measured, steps, 1.0, ACCURACY, 3)
+    for step, value in measured:
+        x, y = _place(step / steps, value)
+        draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=ACCURACY)
+    draw.text((MARGIN, HEIGHT - 30), "0", fill=INK)
+    draw.text((WIDTH - MARGIN - 40, HEIGHT - 30), f"{steps} steps", fill=INK)
+    draw.text((MARGIN, 12), f"loss (step {len(history)})", fill=SMOOTHED)
+    draw.text((WIDTH - 240, 12), "held-out pairs told right", fill=ACCURACY)
+    return picture
+
+
+def as_image(picture: Image) -> Tensor:
+    """As ComfyUI has pictures: [1, height, width, 3] from 0 to 1."""
+    levels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return levels.reshape(1, picture.height, picture.width, 3).float() / 255
+
+
+def _line(draw: ImageDraw, points: list[tuple[int, float]], steps: int, highest: float, color: str, width: int) -> None:
+    draw.line([_place(step / steps, value / highest) for step, value in points], fill=color, width=width)
+
+
+def _place(across: float, up: float) -> tuple[float, float]:
+    return (
+        MARGIN + min(1.0, across) * (WIDTH - 2 * MARGIN),
+        HEIGHT - MARGIN - min(1.0, max(0.0, up)) * (HEIGHT - 2 * MARGIN),
+    )
+
+
+def _smoothed(losses: list[float]) -> list[float]:
+    """Moving averages, over about a twentieth of the steps."""
+    share = 2 / (1 + max(1, len(losses) // 20))
+    smooth = losses[:1]
+    for loss in losses[1:]:
+        smooth.append(smooth[-1] + share * (loss - smooth[-1]))
+    return smooth

@@ -1,0 +1,81 @@
+"""What a loaded model is, told from samples of all its weights: a file's hash is not to be had from a MODEL.
+
+Two trainings of a network differ nearly everywhere, so a few numbers of each weight tell them apart. Patches, such as
+LoRAs, are a part of what a model is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+SAMPLES = 32
+
+
+def model_digest(patcher: ModelPatcher) -> str:
+    """SHA-256 of the model with its patches, the same in every session, hexadecimal."""
+    digest = hashlib.sha256()
+    samples: list[Tensor] = []
+    for name, weight in _weights(patcher):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        samples.append(_sample(weight))
+    _add(digest, patcher.patches, samples)
+    _add(digest, {key: type(patch) for key, patch in patcher.object_patches.items()}, samples)
+    digest.update(torch.cat(samples).cpu().numpy().tobytes() if samples else b"")
+    return digest.hexdigest()
+
+
+def tensors_digest(value: Any) -> str:
+    """SHA-256 of tensors in lists and dicts, by all their numbers."""
+    digest = hashlib.sha256()
+    tensors: list[Tensor] = []
+    _add(digest, value, tensors, whole=True)
+    for tensor in tensors:
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _weights(patcher: ModelPatcher) -> Iterator[tuple[str, Tensor]]:
+    """The weights as they are without patches that a load may have put into them."""
+    for named in (patcher.model.named_parameters(), patcher.model.named_buffers()):
+        for name, weight in named:
+            kept = patcher.backup.get(name)
+            yield name, weight if kept is None else getattr(kept, "weight", kept)
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """The bytes of some numbers of a tensor, or of what a quantised one holds, evenly spaced."""
+    raw = getattr(tensor, "_qdata", tensor).detach().as_subclass(Tensor).reshape(-1)
+    places = torch.linspace(0, max(0, raw.numel() - 1), min(SAMPLES, raw.numel()), dtype=torch.float64).long()
+    return _bytes(raw[places.to(raw.device)]).cpu()
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _add(digest: Any, value: Any, tensors: list[Tensor], whole: bool = False) -> None:
+    """Adds what is no tensor to a digest, and tensors' bytes to a list."""
+    if isinstance(value, Tensor):
+        digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
+        tensors.append(_bytes(value) if whole else _sample(value))
+    elif isinstance(value, dict):
+        for key in sorted(value, key=str):
+            digest.update(str(key).encode())
+            _add(digest, value[key], tensors, whole)
+    elif isinstance(value, list | tuple):
+        digest.update(f"{len(value)}".encode())
+        for each in value:
+            _add(digest, each, tensors, whole)
+    elif hasattr(value, "weights"):  # ComfyUI's LoRAs and their kin
+        digest.update(type(value).__name__.encode())
+        _add(digest, value.weights, tensors, whole)
+    elif value is None or isinstance(value, bool | int | float | str | type):
+        digest.update(repr(value).encode())
+    else:
+        digest.update(type(value).__qualname__.encode())

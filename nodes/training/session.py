@@ -1,0 +1,168 @@
+"""One go at a run: from where it stands to its end, to its time, or to where it is stopped, and what is kept of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ...chats.draws import VALIDATION_EPOCH, draw, held_out
+from ...chats.pair import PredictionType
+from .adapters import Adapters
+from .checkpointing import blocks_of, checkpointed
+from .curve import HELD_OUT
+from .errors import Errors, prediction_type
+from .saved_run import SavedRun, save_run
+from .self_check import check_gradient
+from .steps import FP16_SCALE, EncodedPair, Null, Steps
+from .within_comfyui import with_loaded
+
+# One pair in so many is measured and not trained on.
+HELD_OUT_OF = 10
+STEPS_BETWEEN_MEASUREMENTS = 25
+SECONDS_BETWEEN_SAVES = 180.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for all of a run."""
+
+    rank: int
+    layers: str
+    learning_rate: float
+    accumulate: int
+    beta: float
+    null_prompt_prob: float
+    resolution: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where a go ends: after so many ``steps`` in all, or after so many ``seconds`` of this go."""
+
+    steps: int
+    seconds: float
+
+
+class Session:
+    """Trains a run in ComfyUI.
+
+    Args:
+        facts: of the run, kept with its state.
+        folder: of the run.
+        saved: where it stands; None begins it.
+        report: called with the history after each step.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        limits: Limits,
+        pairs: list[EncodedPair],
+        null: Null,
+        facts: dict[str, Any],
+        folder: Path,
+        saved: SavedRun | None,
+        report: Callable[[list[dict[str, float]]], None],
+    ):
+        self.settings, self.limits, self.null, self.facts, self.folder = settings, limits, null, facts, folder
+        self.saved, self.report = saved, report
+        self.pairs, self.held_out = held_out(pairs, settings.seed, len(pairs) // HELD_OUT_OF)
+        self.history = list(saved.history) if saved else []
+
+    def train(self, model: ModelPatcher) -> SavedRun:
+        """Where the run stands afterwards, which is on the disk too.
+
+        Raises:
+            GradientIsWrong: before the first step, for a model whose gradients are not right.
+            NotFinite: for a loss or gradient that is no number; the steps before it are kept.
+            NotWritten: when the disk does not take the state.
+        """
+        largest = max((pair.chosen.latent for pair in self.pairs), key=torch.numel)
+        with_loaded(model, self.pairs[0].prompt, largest, self._work)
+        assert self.saved is not None
+        return self.saved
+
+    def _work(self, errors: Errors) -> None:
+        network = errors.model.diffusion_model
+        adapters = Adapters(network, self.settings.rank, self.settings.layers, self.settings.seed)
+        adapters.to(errors.device)
+        steps = self._steps(errors, adapters)
+        anchor = torch.zeros(1, device=errors.device, requires_grad=True)
+        with adapters.installed(), checkpointed(blocks_of(network), anchor):
+            if self.saved is None:
+                self._check(steps)
+            else:
+                steps.load_state(self.saved.tensors, self.saved.step)
+            try:
+                self._take_steps(steps)
+            finally:
+                # Whatever ended it: the steps that were taken are whole.
+                self._save(steps)
+
+    def _take_steps(self, steps: Steps) -> None:
+        started = saved_at = time.monotonic()
+        self._measure(steps)
+        while steps.step < self.limits.steps:
+            self.history.append(steps.take())
+            self._measure(steps)
+            self.report(self.history)
+            now = time.monotonic()
+            if self.limits.seconds and now - started >= self.limits.seconds:
+                return
+            if now - saved_at >= SECONDS_BETWEEN_SAVES:
+                self._save(steps)
+                saved_at = time.monotonic()
+
+    def _measure(self, steps: Steps) -> None:
+        """Adds what the held-out pairs say to the last row where that is due; a run that was stopped while it was
+        measured is measured when it goes on."""
+        due = steps.step % STEPS_BETWEEN_MEASUREMENTS == 0 or steps.step == self.limits.steps
+        if steps.step and due and not any(key.startswith(HELD_OUT) for key in self.history[-1]):
+            self.history[-1] |= {HELD_OUT + name: value for name, value in steps.measure().items()}
+
+    def _save(self, steps: Steps) -> None:
+        if self.saved is None or self.saved.step != steps.step:
+            tensors = {name: value.cpu().clone() for name, value in steps.state().items()}
+            run = SavedRun(steps.step, self.facts, list(self.history), tensors)
+            save_run(self.folder, run)
+            self.saved = run
+
+    def _check(self, steps: Steps) -> None:
+        pair = self.pairs[0]
+        drawn = draw(self.settings.seed, VALIDATION_EPOCH, pair.id, pair.chosen.latent.shape[1:])
+        dtype = _computed_in(steps.errors.model)
+        check_gradient(steps, steps.errors.question(pair.chosen, pair.prompt, drawn), dtype != torch.float32)
+
+    def _steps(self, errors: Errors, adapters: Adapters) -> Steps:
+        settings = self.settings
+        return Steps(
+            errors,
+            adapters,
+            self.pairs,
+            self.held_out,
+            self.null,
+            learning_rate=settings.learning_rate,
+            accumulate=settings.accumulate,
+            beta=settings.beta,
+            seed=settings.seed,
+            scale=FP16_SCALE if _computed_in(errors.model) == torch.float16 else 1.0,
+            interrupted=comfy.model_management.throw_exception_if_processing_interrupted,
+        )
+
+
+def predicts(model: ModelPatcher) -> PredictionType:
+    """What a MODEL predicts, with the nodes on it; see :func:`.errors.prediction_type`."""
+    return prediction_type(model.get_model_object("model_sampling"))
+
+
+def _computed_in(model: Any) -> torch.dtype:
+    """The dtype of a network's activations."""
+    return model.manual_cast_dtype or model.get_dtype()

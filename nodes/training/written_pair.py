@@ -1,0 +1,125 @@
+"""The two files of a trained pair in ComfyUI's `loras`, and the same LoRAs on the MODEL."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import comfy.lora
+import folder_paths
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...chats import guidance
+from ...chats.pair import NullPrompt, PairError, PairMetadata, PredictionType, read_metadata, write_member
+from ...chats.taste.disk import on_disk
+from ..loading.loaders import with_metadata
+from .adapters import MEMBERS, lora_file
+from .curve import HELD_OUT
+from .saved_run import RunError, SavedRun
+
+FOLDER = "loras"
+WEIGHTS = "weights."
+
+
+def pair_metadata(
+    run: SavedRun,
+    *,
+    base_name: str,
+    dataset: str,
+    pairs: int,
+    predicted: PredictionType,
+    null: NullPrompt | None,
+) -> PairMetadata:
+    """What the files say of themselves, the preferred's; the same weights make the same pair."""
+    facts = run.facts
+    accuracies = [row[key] for row in run.history if (key := HELD_OUT + "implicit_accuracy") in row]
+    return PairMetadata(
+        MEMBERS[0],
+        pair_id=uuid.uuid5(uuid.NAMESPACE_URL, f"{_facts_sha256(facts)} {run.step}").hex,
+        base_name=base_name,
+        prediction_type=predicted,
+        null_prompt=null,
+        null_prompt_prob=facts["null_prompt_prob"],
+        alpha=guidance.DEFAULT_ALPHA,
+        guidance_scale=guidance.DEFAULT_GUIDANCE_SCALE,
+        beta=facts["beta"],
+        resolution=facts["resolution"],
+        step=run.step,
+        config_sha256=_facts_sha256(facts),
+        dataset_fingerprint=facts["dataset"],
+        dataset_name=dataset,
+        dataset_pairs=pairs,
+        held_out_accuracy=accuracies[-1] if accuracies else None,
+    )
+
+
+def member_paths(name: str) -> list[Path]:
+    """Where the members of a pair are written."""
+    return [Path(folder_paths.get_folder_paths(FOLDER)[0]) / f"{name}_{member}.safetensors" for member in MEMBERS]
+
+
+def require_free(name: str, facts: dict[str, Any]) -> None:
+    """Refuses to write over files that another run, or somebody else, has made.
+
+    Raises:
+        RunError: naming the file.
+    """
+    for path in member_paths(name):
+        if path.exists() and _made_by(path) != _facts_sha256(facts):
+            raise RunError(
+                f"`name` is {name}, and {path} is there already, made by something else than this run; choose another "
+                "`name`, or move that file"
+            )
+
+
+def write_pair(name: str, run: SavedRun, metadata: PairMetadata) -> None:
+    """Writes both files, each whole or not at all, where they are not there as they should be.
+
+    Raises:
+        NotWritten: when the disk does not take them; the run's state is kept.
+    """
+    for path, member in zip(member_paths(name), MEMBERS, strict=True):
+        stated = PairMetadata(**{**vars(metadata), "member": member})
+        if not path.exists() or read_metadata(path) != stated:
+            with on_disk(path.parent):
+                write_member(path, lora_file(_weights(run), member), stated, _modelspec(path.stem, stated))
+
+
+def on_model(model: ModelPatcher, run: SavedRun, metadata: PairMetadata) -> tuple[ModelPatcher, ...]:
+    """The MODEL as the preferred and as the dispreferred member, as loading the files gives them."""
+    places = comfy.lora.model_lora_keys_unet(model.model, {})
+    members = []
+    for member in MEMBERS:
+        patched = model.clone()
+        patched.add_patches(comfy.lora.load_lora(lora_file(_weights(run), member), places), 1.0)
+        members.append(patched)
+    return with_metadata(metadata, *members)
+
+
+def _weights(run: SavedRun) -> dict[str, Tensor]:
+    return {key.removeprefix(WEIGHTS): value for key, value in run.tensors.items() if key.startswith(WEIGHTS)}
+
+
+def _made_by(path: Path) -> str | None:
+    try:
+        metadata = read_metadata(path)
+    except PairError:
+        return None
+    return metadata.config_sha256 if metadata else None
+
+
+def _facts_sha256(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _modelspec(title: str, metadata: PairMetadata) -> dict[str, str]:
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.implementation": "https://github.com/comfyanonymous/ComfyUI",
+        "modelspec.title": title,
+        "modelspec.resolution": f"{metadata.resolution}x{metadata.resolution}",
+    }

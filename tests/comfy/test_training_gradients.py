@@ -1,0 +1,168 @@
+"""The gradient of the training node: against autograd on the joint loss, and against finite differences, family by
+family."""
+
+import architectures
+import comfy.sd
+import mini
+import pytest
+import torch
+from conftest import newest, pack_module
+
+FAMILIES = [
+    *("sd15", "flux"),
+    *newest("sd15_v", "sdxl", "sd3", "flux2", "z_image", "qwen_image", "lumina2", "wan", "chroma"),
+]
+BETA = 50.0
+PAIRS = 2
+
+
+@pytest.fixture(scope="module")
+def training(pack):
+    """The engine's modules by name."""
+    names = ("adapters", "checkpointing", "errors", "self_check", "steps", "within_comfyui")
+    return {name: pack_module(f"nodes.training.{name}") for name in names}
+
+
+def encoded_pair(training, family: str, index: int):
+    """A pair; the prompts of pairs have different lengths."""
+    sizes = dict(width=96, height=80, crop_w=8) if family == "sdxl" else {}
+    image = training["errors"].EncodedImage
+    return training["steps"].EncodedPair(
+        f"pair {index}",
+        image(architectures.latent(family, 100 + index), sizes),
+        image(architectures.latent(family, 200 + index), sizes),
+        architectures.conditioning(family, 300 + index, 5 + 4 * index),
+    )
+
+
+def with_steps(training, family: str, use, layers: str = "all linear", model=None, pairs=None, **settings) -> list:
+    """What ``use`` returns for a Steps on a mini model that was loaded in inference mode, as nodes load."""
+    returned = []
+    pairs = pairs or [encoded_pair(training, family, index) for index in range(PAIRS)]
+    null = training["steps"].Null(architectures.conditioning(family, 999, 7), 0.5)
+    settings = dict(learning_rate=1e-3, accumulate=PAIRS, beta=BETA, seed=3) | settings
+
+    def work(errors):
+        adapters = training["adapters"].Adapters(errors.model.diffusion_model, 2, layers, 0)
+        steps = training["steps"].Steps(errors, adapters, pairs, [], null, **settings)
+        with adapters.installed():
+            returned.append(use(steps))
+
+    with torch.inference_mode():
+        model = model or architectures.model(family)
+        training["within_comfyui"].with_loaded(model, pairs[0].prompt, pairs[0].chosen.latent, work)
+    return returned[0]
+
+
+def checkpointed(training, steps):
+    """As a run has it."""
+    blocks = training["checkpointing"].blocks_of(steps.errors.model.diffusion_model)
+    return training["checkpointing"].checkpointed(blocks, torch.zeros(1, requires_grad=True))
+
+
+def leave_the_base(steps) -> None:
+    """Both LoRAs at random weights, so that each factor has a gradient."""
+    generator = torch.Generator().manual_seed(5)
+    for parameter in steps.parameters.values():
+        values = torch.randn(parameter.shape, generator=generator) * 0.2 / parameter.shape[-1] ** 0.5
+        parameter.data.copy_(values)
+
+
+def gradient(steps) -> torch.Tensor:
+    flat = [torch.zeros_like(each) if each.grad is None else each.grad for each in steps.parameters.values()]
+    steps.optimizer.zero_grad()
+    return torch.cat([each.flatten() for each in flat])
+
+
+def joint_gradient(training, steps) -> torch.Tensor:
+    """By autograd on the loss itself: all graphs alive, nothing checkpointed, what is changed in place kept."""
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        losses = []
+        for pair in steps.pairs:
+            sides, references = steps._asked(0, pair)
+            errors = training["steps"].PairErrors(**{name: error() for name, error in sides.items()}, **references)
+            losses.append(training["steps"].OBJECTIVE.loss(errors, BETA)[0])
+        (torch.cat(losses).sum() / PAIRS).backward()
+    return gradient(steps)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gradient_is_that_of_the_joint_loss_and_of_finite_differences(training, family):
+    def use(steps):
+        pair = steps.pairs[0]
+        drawn = training["steps"].draw(3, 0, pair.id, pair.chosen.latent.shape[1:])
+        question = steps.errors.question(pair.chosen, pair.prompt, drawn)
+        with checkpointed(training, steps):
+            ratios = training["self_check"].check_gradient(steps, question, half_precision=False)
+            leave_the_base(steps)
+            for pair in steps.pairs:
+                steps.backward(0, pair, 1 / PAIRS)
+        return ratios, gradient(steps), joint_gradient(training, steps)
+
+    ratios, ours, joint = with_steps(training, family, use)
+    assert torch.linalg.vector_norm(joint) > 0
+    assert (torch.linalg.vector_norm(ours - joint) / torch.linalg.vector_norm(joint)).item() < 1e-6
+    assert ratios == pytest.approx([1, 1, 1], abs=0.01)
+
+
+def first_question(training, steps):
+    pair = steps.pairs[0]
+    drawn = training["steps"].draw(3, 0, pair.id, pair.chosen.latent.shape[1:])
+    return steps.errors.question(pair.chosen, pair.prompt, drawn)
+
+
+def test_a_model_whose_gradient_loses_a_path_is_refused(training):
+    def use(steps):
+        with checkpointed(training, steps):
+            training["self_check"].check_gradient(steps, first_question(training, steps), half_precision=False)
+
+    patched = architectures.model("sd15")
+    patched.set_model_attn1_output_patch(lambda output, options: output.detach())
+    with pytest.raises(ValueError, match="of what finite differences say"):
+        with_steps(training, "sd15", use, model=patched)
+
+
+def test_a_model_that_cannot_be_differentiated_is_refused(training):
+    def use(steps):
+        with checkpointed(training, steps):
+            training["self_check"].check_gradient(steps, first_question(training, steps), half_precision=False)
+
+    patched = architectures.model("sd15")
+    inference = torch.inference_mode()(lambda tensor: tensor * 2)(torch.ones(1))
+    patched.set_model_attn1_output_patch(lambda output, options: output * inference)
+    with pytest.raises(ValueError, match="cannot be differentiated"):
+        with_steps(training, "sd15", use, model=patched)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float16], ids=str)
+def test_a_base_of_fewer_bits_passes_the_check_and_learns(training, dtype):
+    def use(steps):
+        with checkpointed(training, steps):
+            half = dtype != torch.float8_e4m3fn
+            training["self_check"].check_gradient(steps, first_question(training, steps), half_precision=half)
+            return [steps.take()["loss"] for _ in range(6)]
+
+    options = {"model_options": {"dtype": dtype}}
+    with torch.inference_mode():
+        model = comfy.sd.load_diffusion_model_state_dict(mini.weights("sd3", 1), **options)
+    assert next(model.model.diffusion_model.parameters()).dtype == dtype
+    scale = training["steps"].FP16_SCALE if dtype == torch.float16 else 1.0
+    losses = with_steps(training, "sd3", use, model=model, learning_rate=1e-2, scale=scale)
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_the_network_is_afterwards_as_it_was(training):
+    def use(steps):
+        with checkpointed(training, steps):
+            return steps.take()
+
+    with torch.inference_mode():
+        model = architectures.model("flux")
+    network = model.model.diffusion_model
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with_steps(training, "flux", use, model=model)
+    with pytest.raises(ZeroDivisionError):
+        with_steps(training, "flux", lambda steps: 1 / 0, model=model)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert not any(module._forward_hooks or "forward" in vars(module) for module in network.modules())
+    assert all(each.grad is None and not each.requires_grad for each in network.parameters())
