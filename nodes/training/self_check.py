@@ -1,8 +1,9 @@
 """Whether the gradient of a model's error is right, before the first step: against finite differences.
 
 What it proves: the derivative of the error along the computed gradient, of each part of the network, is what the error
-itself does when the weights go a little that way and a little back. A gradient that lost a path through the network, or
-that a tensor changed in place has spoilt, fails that. Checked on the factor `up` of the preferred LoRA, at the base, on
+itself does when the weights go a little that way and a little back; and a layer without a gradient counts for nothing.
+A gradient that lost a path through the network, or that a tensor changed in place has spoilt, fails that where it is
+wrong by more than the tolerance in that direction. Checked on the factor `up` of the preferred LoRA, at the base, on
 one pair; that of `down` is zero there, and it goes through the same layers.
 """
 
@@ -47,7 +48,7 @@ def check_gradient(steps: Steps, question: Question, half_precision: bool) -> li
         gradients = [[_gradient(up) / steps.scale for up in part] for part in parts]
     finally:
         steps.optimizer.zero_grad()
-    ratios = []
+    ratios = [_unused(steps, question, ups, gradients)]
     for part, gradient in zip(parts, gradients, strict=True):
         found: list[float] = []
         for share in shares:
@@ -58,9 +59,9 @@ def check_gradient(steps: Steps, question: Question, half_precision: bool) -> li
     if not all(abs(ratio - 1) <= tolerance for ratio in ratios):
         shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
         raise GradientIsWrong(
-            f"the gradients of this model are not right in ComfyUI ({shown} of what finite differences say, from its "
-            "first layers to its last), so nothing was trained; connect it without nodes that patch it, or another "
-            "model"
+            f"the gradients of this model are not right in ComfyUI (finite differences are {shown} of them: in layers "
+            "without any, then from the first to the last), so nothing was trained; connect it without nodes that "
+            "patch it, or another model"
         )
     return ratios
 
@@ -86,14 +87,21 @@ def _ratio(steps: Steps, question: Question, part: list[nn.Parameter], gradient:
     if not math.isfinite(squared):
         return math.nan
     if squared == 0:
-        # Layers that this model does not use have no gradient, and nothing that they add changes anything.
-        noise = [torch.full_like(up, 0.1) for up in part]
-        values = _moved(steps, question, part, noise, 1.0)
-        return 1.0 if values[0] == values[1] else math.inf
+        return 1.0  # of layers that are not used, see below
     # Along the gradient the error changes by the squared norm for each unit.
     length = change / squared
     values = _moved(steps, question, part, gradient, length)
     return (values[0] - values[1]) / (2 * length * squared)
+
+
+def _unused(steps: Steps, question: Question, ups: list[nn.Parameter], gradients: list[list[Tensor]]) -> float:
+    """1 where nothing that the layers without a gradient add changes the error, as they are not used; else 0: their
+    gradient is none of what it should be."""
+    unused = [up for up, each in zip(ups, itertools.chain(*gradients), strict=True) if not each.any()]
+    if not unused:
+        return 1.0
+    values = _moved(steps, question, unused, [torch.full_like(up, 0.1) for up in unused], 1.0)
+    return float(values[0] == values[1])
 
 
 @torch.no_grad()

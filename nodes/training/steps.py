@@ -135,8 +135,9 @@ class Steps:
         for name, parameter in self.parameters.items():
             parameter.copy_(state[f"weights.{name}"])
         if step:
+            # Clones, since a node reads a file in inference mode, whose tensors no optimizer can change.
             kept = {
-                index: {key: state[f"optimizer.{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                index: {key: state[f"optimizer.{name}.{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
                 for index, name in enumerate(self.parameters)
             }
             groups = self.optimizer.state_dict()["param_groups"]

@@ -119,11 +119,11 @@ WAN = dict(
 
 NARROW = dict(
     model_channels=64,
-    num_res_blocks=[1, 1],
-    channel_mult=[1, 1],
-    transformer_depth=[1, 2],
-    transformer_depth_output=[1, 1, 2, 2],
-    transformer_depth_middle=2,
+    num_res_blocks=[1],
+    channel_mult=[1],
+    transformer_depth=[1],
+    transformer_depth_output=[1, 1],
+    transformer_depth_middle=1,
 )
 SD15 = dict(mini.SD15, **NARROW)
 SDXL = dict(mini.SDXL, **NARROW)

@@ -102,7 +102,7 @@ def test_the_gradient_is_that_of_the_joint_loss_and_of_finite_differences(traini
     ratios, ours, joint = with_steps(training, family, use)
     assert torch.linalg.vector_norm(joint) > 0
     assert (torch.linalg.vector_norm(ours - joint) / torch.linalg.vector_norm(joint)).item() < 1e-6
-    assert ratios == pytest.approx([1, 1, 1], abs=0.01)
+    assert ratios == pytest.approx([1, 1, 1, 1], abs=0.01)
 
 
 def first_question(training, steps):
@@ -118,7 +118,7 @@ def test_a_model_whose_gradient_loses_a_path_is_refused(training):
 
     patched = architectures.model("sd15")
     patched.set_model_attn1_output_patch(lambda output, options: output.detach())
-    with pytest.raises(ValueError, match="of what finite differences say"):
+    with pytest.raises(ValueError, match=r"finite differences are 0\.000"):
         with_steps(training, "sd15", use, model=patched)
 
 
@@ -147,7 +147,7 @@ def test_a_base_of_fewer_bits_passes_the_check_and_learns(training, dtype):
         model = comfy.sd.load_diffusion_model_state_dict(mini.weights("sd3", 1), **options)
     assert next(model.model.diffusion_model.parameters()).dtype == dtype
     scale = training["steps"].FP16_SCALE if dtype == torch.float16 else 1.0
-    losses = with_steps(training, "sd3", use, model=model, learning_rate=1e-2, scale=scale)
+    losses = with_steps(training, "sd3", use, model=model, learning_rate=1e-3, scale=scale)
     assert losses[-1] < losses[0] - 0.05
 
 

@@ -1,0 +1,286 @@
+"""A run of the training node: what it keeps, how it goes on, what it refuses; on a mini SD3 and its real small VAE."""
+
+import hashlib
+import io
+
+import architectures
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.utils
+import folder_paths
+import pytest
+import torch
+from conftest import pack_module
+from PIL import Image
+from safetensors.torch import load_file
+from serving import vae_weights
+
+SIZE = 64
+
+
+class Encoder(torch.nn.Module):
+    """Stands for a text encoder: embeddings drawn by the text, so that prompts differ in length too."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+
+
+class Clip:
+    def __init__(self):
+        cpu = torch.device("cpu")
+        self.patcher = comfy.model_patcher.ModelPatcher(Encoder(), load_device=cpu, offload_device=cpu)
+        self.encoded = []
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens_scheduled(self, text):
+        self.encoded.append(text)
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        return architectures.conditioning("sd3", seed, 4 + len(text) % 5)
+
+
+def png(index: int) -> bytes:
+    levels = torch.rand(SIZE, SIZE, 3, generator=torch.Generator().manual_seed(index))
+    stream = io.BytesIO()
+    Image.frombytes("RGB", (SIZE, SIZE), (levels * 255).byte().numpy().tobytes()).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def rate(folder, prompts: int = 5, first: int = 0) -> None:
+    dataset = pack_module("chats.taste.dataset").TasteDataset(folder)
+    for index in range(first, first + prompts):
+        left, right = (dataset.add_candidate(png(2 * index + side), f"prompt {index}")[0] for side in range(2))
+        assert dataset.vote(f"{index:016x}", left, right, "left", "default")
+
+
+@pytest.fixture(scope="module")
+def models():
+    """MODEL, CLIP and VAE as a loader gives them; never changed."""
+    with torch.inference_mode():
+        vae = comfy.sd.VAE(sd=vae_weights(4, latent_channels=16))
+        return architectures.model("sd3"), Clip(), vae
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An output folder with a rated data set, and an empty loras folder."""
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path / "loras")], {".safetensors"}))
+    folder_paths.filename_list_cache.pop("loras", None)
+    (tmp_path / "loras").mkdir()
+    rate(tmp_path / "output" / "chats" / "my taste")
+    return tmp_path
+
+
+@pytest.fixture
+def train(pack, models, place):
+    """Runs the node, as ComfyUI does, in inference mode; settings that are not stated are these."""
+    node = pack_module("nodes.training.train_lora_pair").CHATSTrainLoRAPair
+    usual = dict(zip(("model", "clip", "vae"), models, strict=True)) | dict(
+        dataset="my taste",
+        name="pair",
+        rank=2,
+        layers="attention",
+        steps=4,
+        learning_rate=1e-2,
+        accumulate=2,
+        beta=50.0,
+        null_prompt_prob=0.5,
+        resolution=SIZE,
+        seed=1,
+        minutes=0,
+    )
+
+    def run(**settings):
+        with torch.inference_mode():
+            return node.execute(**usual | settings).args
+
+    return run
+
+
+def files(place, name: str = "pair") -> list[bytes]:
+    members = ("preferred", "dispreferred")
+    return [(place / "loras" / f"{name}_{member}.safetensors").read_bytes() for member in members]
+
+
+def assert_equal_pairs(place, name: str, other: str) -> None:
+    """Equal weights and metadata; only the titles differ."""
+    read_metadata = pack_module("chats.pair").read_metadata
+    for member in ("preferred", "dispreferred"):
+        ours, theirs = (place / "loras" / f"{each}_{member}.safetensors" for each in (name, other))
+        assert read_metadata(ours) == read_metadata(theirs)
+        expected = load_file(theirs)
+        assert all(torch.equal(value, expected[key]) for key, value in load_file(ours).items())
+
+
+def state_file(place, name: str = "pair"):
+    return place / "output" / "chats" / "my taste" / "runs" / name / "state.safetensors"
+
+
+def stop_after(step: int, monkeypatch) -> None:
+    """Presses Cancel when the bar of the steps stands at ``step``."""
+
+    def hook(value, total, preview, **_):
+        if preview is not None and value == step:
+            comfy.model_management.interrupt_current_processing(True)
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    monkeypatch.setattr(pack_module("nodes.training.requested_run"), "SECONDS_BETWEEN_REPORTS", 0.0)
+
+
+def test_a_finished_pair_is_in_loras_and_is_what_the_loader_gives(train, nodes, models, place):
+    network = models[0].model.diffusion_model
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    preferred, dispreferred, curve = train()
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert curve.shape[0] == 1
+    assert curve.shape[-1] == 3
+    assert folder_paths.get_filename_list("loras") == ["pair_dispreferred.safetensors", "pair_preferred.safetensors"]
+    names = ("pair_preferred.safetensors", "pair_dispreferred.safetensors")
+    loaded = nodes["CHATSLoRAPairLoader"](models[0], *names, 1.0, 1.0)
+    for ours, theirs in zip((preferred, dispreferred), loaded, strict=True):
+        assert ours.patches.keys() == theirs.patches.keys()
+        for key, patches in ours.patches.items():
+            weights = [patch[0][1].weights[:2] for patch in (patches, theirs.patches[key])]
+            assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
+    (metadata, _), _ = pack_module("chats.pair").check_files(*(place / "loras" / name for name in names)), None
+    assert (metadata.step, metadata.null_prompt, metadata.prediction_type) == (4, "encoded_empty", "flow")
+    assert (metadata.dataset_name, metadata.dataset_pairs, metadata.base_name) == ("my taste", 5, "SD3")
+
+
+def test_a_finished_run_trains_nothing_when_it_is_queued_again(train, place):
+    train()
+    written, state = files(place), state_file(place).stat().st_mtime_ns
+    (place / "loras" / "pair_preferred.safetensors").unlink()
+    train()
+    assert files(place) == written
+    assert state_file(place).stat().st_mtime_ns == state
+
+
+def test_a_cancelled_run_goes_on_as_if_it_never_stopped(train, place, monkeypatch):
+    train(name="whole")
+    with monkeypatch.context() as cancelled:
+        stop_after(2, cancelled)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            train()
+    assert not list((place / "loras").glob("pair_*"))
+    train()
+    whole, resumed = (load_file(state_file(place, name)) for name in ("whole", "pair"))
+    assert all(torch.equal(value, whole[key]) for key, value in resumed.items())
+    assert resumed.keys() == whole.keys()
+    assert_equal_pairs(place, "pair", "whole")
+
+
+def test_more_steps_go_on_and_time_ends_a_go(train, place, monkeypatch):
+    train(name="whole")
+    session = pack_module("nodes.training.session")
+    ticks = iter(range(0, 10**6, 61))
+    with monkeypatch.context() as hurried:
+        hurried.setattr(session.time, "monotonic", lambda: float(next(ticks)))
+        preferred, *_ = train(minutes=1)
+    assert not list((place / "loras").glob("pair_*"))
+    assert preferred.patches
+    train(steps=2)
+    train()
+    whole, resumed = (load_file(state_file(place, name)) for name in ("whole", "pair"))
+    assert all(torch.equal(value, whole[key]) for key, value in resumed.items())
+
+
+def test_encodings_are_made_once(train, models):
+    clip = models[1]
+    train(steps=1)
+    made = len(clip.encoded)
+    train(steps=1, name="another")
+    assert len(clip.encoded) == made
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (dict(rank=3), "`rank` is 3, and it was begun with 2"),
+        (dict(seed=2), "`seed` is 2"),
+        (dict(null=architectures.conditioning("sd3", 5, 4)), "another `null` is connected"),
+        (dict(model=architectures.model("sd3", 2)), "another `model` is connected"),
+    ],
+    ids=["rank", "seed", "null", "model"],
+)
+def test_another_run_under_the_same_name_is_refused(train, place, change, sentence):
+    train(steps=1)
+    before = state_file(place).read_bytes()
+    with pytest.raises(ValueError, match=sentence):
+        train(**change)
+    assert state_file(place).read_bytes() == before
+
+
+def test_a_data_set_that_changed_is_said_and_another_name_trains_on_it(train, place):
+    train(steps=1)
+    rate(place / "output" / "chats" / "my taste", prompts=1, first=9)
+    with pytest.raises(ValueError, match="the data set has changed since"):
+        train(steps=2)
+    train(steps=1, name="another")
+
+
+def test_somebody_elses_file_is_not_written_over(train, place):
+    theirs = place / "loras" / "pair_preferred.safetensors"
+    theirs.write_bytes(b"theirs")
+    with pytest.raises(ValueError, match="made by something else than this run"):
+        train()
+    assert theirs.read_bytes() == b"theirs"
+    assert not state_file(place).exists()
+
+
+def test_a_damaged_state_is_said(train, place):
+    train(steps=1)
+    content = bytearray(state_file(place).read_bytes())
+    content[-3] ^= 1
+    state_file(place).write_bytes(content)
+    with pytest.raises(ValueError, match="not as it was written"):
+        train(steps=2)
+
+
+def test_an_error_in_a_step_loses_no_step_and_leaves_nothing_on_the_model(train, models, place, monkeypatch):
+    train(name="whole")
+    steps = pack_module("nodes.training.steps").Steps
+    take = steps.take
+
+    def fails(self):
+        if self.step == 2:
+            raise comfy.model_management.OOM_EXCEPTION("no room")
+        return take(self)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(steps, "take", fails)
+        with pytest.raises(ValueError, match="Lower `resolution`"):
+            train()
+    network = models[0].model.diffusion_model
+    assert not any(module._forward_hooks or "forward" in vars(module) for module in network.modules())
+    train()
+    assert_equal_pairs(place, "pair", "whole")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (dict(dataset="nothing here"), "has no rated pair"),
+        (dict(dataset="../up"), "a data set is named by"),
+        (dict(name="a/b"), "`name` is `a/b`; a run is named"),
+        (dict(clip="text"), "`clip` is `text`"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_a_sentence(train, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        train(**settings)
+
+
+def test_the_node_is_asked_again_where_ratings_came_in_or_the_run_went_on(train, place):
+    node = pack_module("nodes.training.train_lora_pair").CHATSTrainLoRAPair
+    seen = [node.fingerprint_inputs(dataset="my taste", name="pair")]
+    train(steps=1)
+    seen.append(node.fingerprint_inputs(dataset="my taste", name="pair", steps=1))
+    rate(place / "output" / "chats" / "my taste", prompts=1, first=9)
+    seen.append(node.fingerprint_inputs(dataset="my taste", name="pair"))
+    assert len(set(seen)) == 3
+    assert node.fingerprint_inputs(dataset="../up", name="pair") == ""
