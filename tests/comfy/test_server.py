@@ -316,7 +316,7 @@ def test_help_is_served_and_names_every_input(server, object_info, language, pag
 
 
 def test_candidates_are_drawn_and_rated(server):
-    """The whole way of the dialog: six pictures of three prompts, three pairs, a step back, and what the trainer reads."""
+    """The way of the dialog: six pictures of three prompts, three pairs, a step back, and what the trainer reads."""
     pictures = {index: server.run(rating_requests.graph(index))[0] for index in range(6)}
     client, tab = rating_requests.Client(server.port), rating_requests.TAB
     (listed,) = client.get("/api/chats/datasets").content["datasets"]
