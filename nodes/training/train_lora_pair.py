@@ -3,7 +3,6 @@
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ...chats.objective import DEFAULT_BETA
 from ...chats.words import shown
 from ..inputs import JSON_TYPES, advanced, require_conditioning, require_models
 from ..loading.loaders import model_outputs
@@ -71,7 +70,7 @@ class CHATSTrainLoRAPair(io.ComfyNode):
                 advanced(
                     io.Float.Input(
                         "beta",
-                        default=DEFAULT_BETA,
+                        default=1000.0,  # objective.DEFAULT_BETA, which is not loaded for a schema
                         min=0.001,
                         max=1000000.0,
                         step=1.0,

@@ -134,7 +134,7 @@ def test_a_model_that_cannot_be_differentiated_is_refused(training):
         with_steps(training, "sd15", use, model=patched)
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", newest(torch.float8_e4m3fn, torch.bfloat16, torch.float16), ids=str)
 def test_a_base_of_fewer_bits_passes_the_check_and_learns(training, dtype):
     def use(steps):
         with checkpointed(training, steps):
