@@ -15,6 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ...chats.words import shown_error
 from .errors import Question
 from .steps import PREFERRED, Steps
 
@@ -75,8 +76,8 @@ def _differentiate(steps: Steps, question: Question) -> float:
         if "backward" not in str(reason) and "inplace" not in str(reason) and "grad" not in str(reason):
             raise
         raise GradientIsWrong(
-            f"ComfyUI's code for this model cannot be differentiated ({' '.join(str(reason).split())[:200]}), so "
-            "nothing was trained; connect another model"
+            f"ComfyUI's code for this model cannot be differentiated ({shown_error(reason)}), so nothing was trained; "
+            "update ComfyUI, or connect another model"
         ) from reason
     return error.item()
 
