@@ -1,0 +1,94 @@
+"""Run by test_two_doors.py in the trainer's Python: `python take_steps.py FOLDER FAMILY …` takes steps of the headless
+trainer on mini bases, and writes what it was given and what came of it.
+
+In a folder for each family: `base.safetensors` as ComfyUI loads it, the pair, and `steps.safetensors` with latents and
+prompts by pair, both members' factors before and after by the names of LoRA files, and the errors of each pair
+afterwards.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import train_members
+from safetensors.torch import save_file
+
+from chats.draws import VALIDATION_EPOCH
+from chats.pair import PairMetadata
+from chats_train.encodings.cache import CachedEncodings, fill_cache
+from chats_train.layouts.formats import lora_names
+from chats_train.runs.members import adapter_weights
+from chats_train.runs.opening import open_family, open_pairs
+from chats_train.runs.pair_export import export_pair
+from chats_train.runs.pair_files import export_full
+from chats_train.runs.processes import Processes
+from chats_train.settings.config_file import load_config
+from chats_train.training.trainer import Trainer
+
+STEPS, ACCUMULATE, RANK, BETA, LEARNING_RATE, SEED = 3, 2, 4, 50.0, 1e-3, 7
+
+
+def settings(family: str, folder: Path) -> dict:
+    return {
+        "version": 1,
+        "family": family,
+        "output_dir": str(folder / "run"),
+        "pretrained_model": str(train_members.save_base(family, folder / "base")),
+        "data": {"path": str(train_members.save_pairs(folder / "pairs"))},
+        "resolution": train_members.PIXELS[0],
+        "mixed_precision": "no",
+        "gradient_checkpointing": False,
+        "max_train_steps": STEPS,
+        "gradient_accumulation_steps": ACCUMULATE,
+        "lr_warmup_steps": 0,
+        "validation_pairs": 0,
+        "learning_rate": LEARNING_RATE,
+        "beta": BETA,
+        "seed": SEED,
+        "network_rank": RANK,
+        "network_alpha": float(RANK),
+    }
+
+
+def factors(trainer: Trainer, when: str) -> dict[str, torch.Tensor]:
+    names = lora_names(trainer.family.name, trainer.family.load_denoiser().state_dict())
+    found = {}
+    for member in ("preferred", "dispreferred"):
+        for key, value in adapter_weights(trainer.weights(), member).items():
+            module, _, end = key.rpartition(".lora_")
+            side = {"A.weight": "down", "B.weight": "up"}[end]
+            found[f"{when}.{member}.{names[module]}.{side}"] = value.clone()
+    return found
+
+
+def make(family_name: str, folder: Path) -> None:
+    folder.mkdir()
+    (folder / "run.yaml").write_text(json.dumps(settings(family_name, folder)))
+    config, processes = load_config(folder / "run.yaml"), Processes()
+    family, dataset = open_family(config, processes.device), open_pairs(config)
+    fill_cache(config.cache_dir, dataset.samples, family, [], process_index=0, num_processes=1, progress=False)
+    encodings = CachedEncodings(config.cache_dir, family.fingerprint)
+    trainer = Trainer(config, family, dataset, encodings, processes)
+    written = {f"null.{name}": value for name, value in trainer.null.items()}
+    for sample in dataset.samples:
+        pair = encodings.pair(sample)
+        prompt = {f"{sample.id}.prompt.{name}": value for name, value in pair.prompt.items()}
+        written |= prompt | {f"{sample.id}.chosen": pair.chosen, f"{sample.id}.rejected": pair.rejected}
+    written |= factors(trainer, "before")
+    for _ in range(STEPS):
+        trainer.train_step()
+    written |= factors(trainer, "after")
+    for sample in dataset.samples:
+        _, metrics = trainer.gradients.measure(trainer._batch([(VALIDATION_EPOCH, sample)]))
+        written[f"{sample.id}.errors"] = torch.stack([metrics["error_chosen"], metrics["error_rejected"]])
+    save_file({key: value.clone().contiguous() for key, value in written.items()}, folder / "steps.safetensors")
+    export_pair(config, family, trainer.weights(), trainer.step, dataset.fingerprint, folder / "run", dtype="fp32")
+    base = family.load_denoiser().state_dict()
+    export_full(folder / "base.safetensors", family.name, base, PairMetadata("preferred"), title="base")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name in sys.argv[2:]:
+        make(name, Path(sys.argv[1]) / name)

@@ -1,0 +1,132 @@
+"""One method, two doors: given equal latents, prompts, first factors and settings, the training node does what the
+headless trainer does."""
+
+import json
+from pathlib import Path
+
+import comfy.lora
+import folder_paths
+import pytest
+import torch
+from conftest import pack_module
+from nodes import UNETLoader
+from running import in_the_trainers_python
+from safetensors.torch import load_file
+
+MEMBERS = ("preferred", "dispreferred")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("doors")
+    in_the_trainers_python("take_steps.py", str(folder), "sd15", "sd3")
+    return folder
+
+
+class Door:
+    """What the headless trainer was given for a family, as the node has it, and what it did."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.given = folder, load_file(folder / "steps.safetensors")
+        self.settings = json.loads((folder / "run.yaml").read_text())
+        for kind, place in (("diffusion_models", folder), ("loras", folder / "run")):
+            folder_paths.add_model_folder_path(kind, str(place), is_default=True)
+        (self.model,) = UNETLoader().load_unet("base.safetensors", "default")
+        self.names = sorted({key.split(".")[0] for key in self.given if key.endswith(".chosen")})
+
+    def prompt(self, name: str) -> list:
+        tokens, pooled = (self.given.get(f"{name}.{part}") for part in ("tokens", "pooled"))
+        batch = tokens if tokens.ndim == 3 else tokens[None]
+        return [[batch, {} if pooled is None else {"pooled_output": pooled.reshape(1, -1)}]]
+
+    def pairs(self) -> list:
+        image = pack_module("nodes.training.errors").EncodedImage
+        # The trainer keeps latents as its denoiser takes them, the node as the VAE gives them.
+        raw = {key: self.model.model.process_latent_out(value[None]) for key, value in self.given.items()}
+        return [
+            pack_module("nodes.training.steps").EncodedPair(
+                name,
+                image(raw[f"{name}.chosen"], {}),
+                image(raw[f"{name}.rejected"], {}),
+                self.prompt(f"{name}.prompt"),
+            )
+            for name in self.names
+        ]
+
+    def within(self, model, use):
+        """What ``use`` returns for a Steps on ``model``."""
+        engine, settings, returned = pack_module("nodes.training.steps"), self.settings, []
+
+        def work(errors):
+            rank, network = settings["network_rank"], errors.model.diffusion_model
+            adapters = pack_module("nodes.training.adapters").Adapters(network, rank, "attention", 0)
+            steps = engine.Steps(
+                errors,
+                adapters,
+                self.pairs(),
+                [],
+                engine.Null(self.prompt("null"), 0.5),
+                learning_rate=settings["learning_rate"],
+                accumulate=settings["gradient_accumulation_steps"],
+                beta=settings["beta"],
+                seed=settings["seed"],
+            )
+            with adapters.installed():
+                returned.append(use(steps))
+
+        pair = self.pairs()[0]
+        with torch.inference_mode():
+            pack_module("nodes.training.within_comfyui").with_loaded(model, pair.prompt, pair.chosen.latent, work)
+        return returned[0]
+
+
+def test_the_loras_are_those_of_the_headless_trainer(pack, trained):
+    door = Door(trained / "sd15")
+    places = comfy.lora.model_lora_keys_unet(door.model.model, {})
+    native = {name: places[name].removeprefix("diffusion_model.").removesuffix(".weight") for name in places}
+
+    def factors(when: str) -> dict[str, torch.Tensor]:
+        found = {}
+        for key, value in door.given.items():
+            if key.startswith(f"{when}."):
+                member, name, side = key.removeprefix(f"{when}.").split(".")
+                found[f"{member}.{native[name]}.{side}"] = value
+        return found
+
+    def use(steps):
+        before = factors("before")
+        assert before.keys() == steps.parameters.keys()
+        for name, parameter in steps.parameters.items():
+            parameter.data.copy_(before[name])
+        for _ in range(door.settings["max_train_steps"]):
+            steps.take()
+        return {name: parameter.detach().clone() for name, parameter in steps.parameters.items()}
+
+    ours, theirs, before = door.within(door.model, use), factors("after"), factors("before")
+    flat = [torch.cat([each[name].flatten() for name in theirs]) for each in (ours, theirs, before)]
+    moved = torch.linalg.vector_norm(flat[1] - flat[2])
+    assert torch.linalg.vector_norm(flat[0] - flat[1]) / moved < 1e-4
+    assert moved / torch.linalg.vector_norm(flat[2]) > 1e-3, "training moved nothing"
+
+
+def test_errors_at_equal_weights_are_those_of_the_headless_trainer(pack, trained, nodes):
+    door = Door(trained / "sd3")
+    names = [f"run_{member}.safetensors" for member in MEMBERS]
+    models = nodes["CHATSLoRAPairLoader"](door.model, *names, 1.0, 1.0)
+    engine = pack_module("nodes.training.steps")
+
+    def errors_of(side: str):
+        def use(steps):
+            found = []
+            for pair in steps.pairs:
+                sides, _ = steps._asked(engine.VALIDATION_EPOCH, pair)
+                steps.adapters.active = None
+                with torch.no_grad():
+                    found.append(steps.errors.error(sides[side].args[1]).item())
+            return found
+
+        return use
+
+    for index, (model, side) in enumerate(zip(models, ("chosen", "rejected"), strict=True)):
+        expected = [door.given[f"{name}.errors"].reshape(-1)[index].item() for name in door.names]
+        assert door.within(model, errors_of(side)) == pytest.approx(expected, rel=1e-5)
