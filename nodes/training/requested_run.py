@@ -20,6 +20,7 @@ from ...chats.taste.names import TasteError, check_dataset
 from ...chats.words import shown
 from ..advice import show
 from ..rating.data_sets import place
+from ..sampling.run import KEY
 from .curve import HELD_OUT, as_image, draw_curve
 from .digests import model_digest, tensors_digest
 from .encoding import Encoder
@@ -83,6 +84,8 @@ def train_pair(
         ValueError: with a sentence, for whatever the user can mend.
     """
     folder = run_folder(dataset, name)
+    if any(KEY in keyed for keyed in connected.model.wrappers.values()):
+        raise RunError("`model` is a pair already, joined by CHATS Apply; connect the base that it was made of")
     predicted = predicts(connected.model)
     rated = rated_pairs(place() / dataset, settings.resolution)
     clip_digest, vae_digest = model_digest(connected.clip.patcher), model_digest(connected.vae.patcher)

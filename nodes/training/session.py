@@ -97,10 +97,10 @@ class Session:
         steps = self._steps(errors, adapters)
         anchor = torch.zeros(1, device=errors.device, requires_grad=True)
         with adapters.installed(), checkpointed(blocks_of(network), anchor):
-            if self.saved is None:
-                self._check(steps)
-            else:
+            if self.saved is not None:
                 steps.load_state(self.saved.tensors, self.saved.step)
+            if steps.step == 0:
+                self._check(steps)
             try:
                 self._take_steps(steps)
             finally:

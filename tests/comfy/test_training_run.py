@@ -86,7 +86,7 @@ def train(pack, models, place):
         layers="attention",
         steps=4,
         learning_rate=1e-2,
-        accumulate=2,
+        accumulate=1,
         beta=50.0,
         null_prompt_prob=0.5,
         resolution=SIZE,
@@ -282,6 +282,13 @@ def test_an_error_in_a_step_loses_no_step_and_leaves_nothing_on_the_model(train,
 def test_what_cannot_be_trained_is_refused_in_a_sentence(train, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         train(**settings)
+
+
+@newest_only
+def test_a_pair_is_no_base(train, models, nodes):
+    (joined,) = nodes["CHATSApply"](models[0], architectures.model("sd3", 2), 0.0, 1.0)
+    with pytest.raises(ValueError, match="connect the base that it was made of"):
+        train(model=joined)
 
 
 @newest_only
