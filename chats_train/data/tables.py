@@ -1,4 +1,4 @@
-"""Pairs in tables: parquet files and data sets of the Hugging Face hub, memory-mapped by ``datasets``."""
+"""Which parquet files of a folder are pairs and how their columns are read; data sets of the Hugging Face hub too."""
 
 from __future__ import annotations
 
