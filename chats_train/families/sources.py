@@ -21,6 +21,7 @@ from torch import nn
 
 from chats.words import shown_error
 
+from ..settings.facts import SOURCE_FORMS
 from ..support.digests import file_digest
 from ..support.hub import Wanted, local_or_fetched
 from ..support.tensor_files import Tensors
@@ -31,11 +32,6 @@ from .weight_files import VARIANTS, WeightFiles, find_weights
 Shapes = dict[str, tuple[int, ...]]
 HASHED_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 INDEX = "model_index.json"
-# What each setting can be, for the way out.
-FORMS = {
-    "pretrained_model": "a .safetensors checkpoint, a diffusers folder, or a hub id (owner/name)",
-    "encoders": "a diffusers folder or a hub id (owner/name)",
-}
 
 
 class Source(ABC):
@@ -239,7 +235,7 @@ def open_folder(source: str, setting: str, parts: Iterable[str]) -> FolderSource
     Raises:
         SourceError: when it is neither, or cannot be fetched.
     """
-    wanted = Wanted("diffusers folder", FORMS[setting], INDEX, partial(wanted_files, parts=parts))
+    wanted = Wanted("diffusers folder", SOURCE_FORMS[setting], INDEX, partial(wanted_files, parts=parts))
     return FolderSource(local_or_fetched(f"`{setting}`", source, wanted, SourceError), setting)
 
 

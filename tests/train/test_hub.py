@@ -51,9 +51,8 @@ CASES = [
 # Every way to name a repository, in one process, as its imports take seconds. The pauses between the library's retries
 # are left out, not the retries.
 ASK = """
-import contextlib, io, json, sys, time
+import json, sys, time
 time.sleep = lambda seconds: None
-from chats_train.cli import main
 from chats_train.data import open_dataset
 from chats_train.evaluation.scorers import open_scorers
 from chats_train.families import load_family
@@ -62,11 +61,6 @@ from chats_train.settings.config_file import PLACEHOLDERS, parse_config
 def data(source, **further):
     raw = {"version": 1, "family": "sd15", **PLACEHOLDERS, "data": {"hub_id": source, **further}}
     open_dataset(parse_config(raw), progress=False)
-
-def command(*arguments):
-    with contextlib.redirect_stderr(io.StringIO()) as printed:
-        status = main(arguments)
-    return status, printed.getvalue()
 
 ways = {
     "pretrained_model": lambda source: load_family("sd15", source),
@@ -80,8 +74,6 @@ for way, name, _ in json.loads(sys.argv[1]):
         ways[way]("owner/" + name)
     except Exception as error:
         said[f"{way} {name}"] = type(error).__name__, str(error)
-command("init", "sdxl", "--output", "run.yaml")
-said["template"] = command("check", "run.yaml")
 print(json.dumps(said))
 """
 
@@ -110,7 +102,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_whatever_the_hub_answers_is_one_sentence_and_the_template_does_not_ask_it(tmp_path):
+def test_whatever_the_hub_answers_is_one_sentence(tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
@@ -123,14 +115,23 @@ def test_whatever_the_hub_answers_is_one_sentence_and_the_template_does_not_ask_
     server.shutdown()
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
-    assert said.pop("template") == [2, TEMPLATE]
-    assert not any("base" in path for path in Hub.asked)
     for (way, _, expected), (kind, sentence) in zip(CASES, said.values(), strict=True):
         assert kind == ("SourceError" if way == "pretrained_model" else "UserError"), sentence
         assert "\n" not in sentence
         assert sentence.startswith(f"`{way if way != 'data.revision' else 'data.hub_id'}` ")
         assert re.search(rf"could not be fetched {expected}", sentence)
     assert any(path.startswith("/datasets/owner/name/resolve/v1.2/") for path in Hub.asked)
+
+
+def test_the_untouched_template_is_refused_at_once(tmp_path):
+    """In one sentence, before what takes seconds to import, and so without anything that could ask the hub."""
+    code = "import sys; from chats_train.cli import main; main(['init', 'sdxl', '--output', 'run.yaml']); "
+    code += "print(main(['check', 'run.yaml']), {'torch', 'huggingface_hub', 'diffusers'} & sys.modules.keys())"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "2 set()"
+    assert done.stderr == TEMPLATE
 
 
 def test_only_an_id_names_the_hub():
