@@ -71,8 +71,9 @@ def _is_for_the_user(error: ValueError) -> bool:
     """Whether an error's message is one that this project wrote for its users. Imports are late: most runs end without
     an error."""
     from chats.pair import PairError
+    from chats.taste.names import TasteError
 
-    return isinstance(error, UserError | PairError)
+    return isinstance(error, UserError | PairError | TasteError)
 
 
 def _init(args: argparse.Namespace) -> None:
@@ -169,6 +170,13 @@ def _evaluate(args: argparse.Namespace) -> None:
     print("\n".join(evaluate(_read_config(args), args.checkpoint, settings, args.scorer, args.output)))
 
 
+def _rate(args: argparse.Namespace) -> None:
+    from .rating import rate
+
+    for line in rate(args.dataset, args.scorer, args.margin):
+        print(line)
+
+
 def _demo(args: argparse.Namespace) -> None:
     from .demo.demo import demo
 
@@ -208,6 +216,7 @@ RUNS = {
     "export": _export,
     "extract": _extract,
     "evaluate": _evaluate,
+    "rate": _rate,
     "demo": _demo,
     "inspect": _inspect,
 }
