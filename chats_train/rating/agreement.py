@@ -9,9 +9,12 @@ from chats.taste.records import Pair, Vote
 from chats.taste.tally import verdict
 
 from ..evaluation.statistics import Estimate, estimate
+from ..support.amounts import counted
 
 
-def agreement(scorer: Iterable[Vote], person: Iterable[Vote], prompts: Mapping[str, str]) -> tuple[Estimate | None, int]:
+def agreement(
+    scorer: Iterable[Vote], person: Iterable[Vote], prompts: Mapping[str, str]
+) -> tuple[Estimate | None, int]:
     """The share of pairs of which both say the same, over the pairs of which each names a better picture.
 
     Args:
@@ -54,9 +57,8 @@ def agreement_text(scorer: str, person: str, found: tuple[Estimate | None, int])
         error = " (no error from one prompt)"
     elif share.mean in (0, 1):
         error = " (no error where all are alike)"
-    pairs = "pair" if share.pictures == 1 else "pairs"
+    pairs, prompts = counted(share.pictures, "pair"), counted(share.prompts, "prompt")
     return (
-        f"{scorer} and {person}: the same {100 * share.mean:.1f} %{error} of the time, over {share.pictures} {pairs} of "
-        f"{share.prompts} {'prompt' if share.prompts == 1 else 'prompts'} that both decided, each prompt weighing the "
-        f"same{also}"
+        f"{scorer} and {person}: the same choice in {100 * share.mean:.1f} %{error} of {pairs} that both decided, each "
+        f"of {prompts} weighing the same{also}"
     )

@@ -77,8 +77,8 @@ def _check_margins(scorer_specs: Sequence[str], margins: Sequence[float]) -> Non
             raise UserError(f"`--margin` is {margin}; give 0 or more, in the scorer's own unit")
     if margins and len(margins) != len(scorer_specs):
         raise UserError(
-            f"`--margin` has {counted(len(margins), 'number')} for {counted(len(scorer_specs), 'scorer')}; give one for "
-            "each in their order, since their units differ"
+            f"`--margin` has {counted(len(margins), 'number')} for {counted(len(scorer_specs), 'scorer')}; give one "
+            "for each in their order, since their units differ"
         )
 
 
@@ -87,22 +87,19 @@ def _only_rating_in(folder: Path) -> Iterator[None]:
     """Keeps other scorers out of a folder: two would write over each other's scores."""
     with locked(folder / LOCK) as free:
         if not free:
-            raise UserError(
-                f"`dataset` is {folder}, where another scorer is at work now; wait for its end, or stop it"
-            )
+            raise UserError(f"`dataset` is {folder}, where another scorer is at work now; wait for its end, or stop it")
         yield
 
 
 def _size(dataset: TasteDataset) -> str:
     counts = dataset.counts()
-    if not any(comparisons(pictures) for pictures in _by_prompt(dataset).values()):
+    text = f"{counted(counts['candidates'], 'candidate')} for {counted(counts['prompts'], 'prompt')}"
+    if all(len(pictures) < 2 for pictures in _by_prompt(dataset).values()):
         raise UserError(
             f"`dataset` is {dataset.folder}, which has {counted(counts['candidates'], 'candidate')} for "
             f"{counted(counts['prompts'], 'prompt')} and no two for one prompt; draw more first"
         )
-    return (
-        f"{dataset.folder.name}: {counted(counts['candidates'], 'candidate')} for {counted(counts['prompts'], 'prompt')}"
-    )
+    return f"{dataset.folder.name}: {text}"
 
 
 def _by_prompt(dataset: TasteDataset) -> dict[str, list[str]]:
@@ -135,9 +132,9 @@ def _rate_with(scorer: Scorer, margin: float, dataset: TasteDataset) -> Iterator
     ties = sum(said == "tie" for said in wanted.values())
     apart = statistics.median(abs(scores[one] - scores[other]) for one, other in wanted)
     yield (
-        f"{scorer.name}: {counted(len(wanted), 'pair')}, {len(wanted) - ties} decided and {counted(ties, 'tie')} (margin "
-        f"{margin:g}; half of the differences are below {apart:.3g}); rated now {added}, before "
-        f"{len(wanted) - added - replaced}, anew {replaced}"
+        f"{scorer.name}: {counted(len(wanted), 'pair')}, {len(wanted) - ties} decided and {counted(ties, 'tie')} "
+        f"(margin {margin:g}; half of the differences are below {apart:.3g}); {added} rated now, {replaced} otherwise "
+        f"than before, {len(wanted) - added - replaced} as before"
     )
     own = [vote for vote in dataset.votes() if vote.rater == rater]
     prompts = {name: candidate.prompt for name, candidate in candidates.items()}
