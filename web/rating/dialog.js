@@ -44,7 +44,8 @@ class RatingDialog {
         this.guidelineError = "";
         this.listError = "";
         this.view = buildDialog(t);
-        this.zoom = new Zoom(this.view.panes, () => this.showZoom());
+        this.zoom = new Zoom(this.view.panes, (scale) =>
+            this.view.buttons.zoom.setAttribute("aria-pressed", String(scale > 1)));
         this.listen();
         document.body.append(this.view.dialog);
         this.view.dialog.showModal();
@@ -186,10 +187,6 @@ class RatingDialog {
         this.view.prompt.scrollTop = 0;
         this.zoom.reset();
         this.show();
-    }
-
-    showZoom() {
-        this.view?.buttons.zoom.setAttribute("aria-pressed", String(this.zoom.scale > 1));
     }
 
     /** Counts, messages and what stands where pictures are not. */

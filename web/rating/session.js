@@ -7,7 +7,8 @@ import { outboxOf } from "./votes.js";
 /** @typedef {import("./server.js").Choice} Choice */
 /** @typedef {{choice: Choice | "back", time: number}} Press */
 
-const HELD_PAIRS = 3, LOOK_AGAIN_MILLISECONDS = 4000;
+// As many pairs as an address can name, of those the server takes.
+const HELD_PAIRS = 3, MOST_AVOIDED = 150, LOOK_AGAIN_MILLISECONDS = 4000;
 
 /** This page's name: the server gives a pair to one page at a time. */
 const TAB = newName();
@@ -144,7 +145,7 @@ export class Session extends EventTarget {
         if (this.outbox.waiting.length) return this.say("backLater");
         this.goingBack = true;
         try {
-            const next = await nextPair(this.dataset, TAB, this.avoided());
+            const next = await nextPair(this.dataset, TAB, this.avoided().slice(0, MOST_AVOIDED));
             this.take(next);
             if (next.last === null) return this.say("nothingBack");
             const undone = await rate(this.dataset, { undo: next.last });
@@ -190,7 +191,7 @@ export class Session extends EventTarget {
         this.filling = true;
         try {
             while (this.held.length < HELD_PAIRS && !this.closed) {
-                const next = await nextPair(this.dataset, TAB, this.avoided());
+                const next = await nextPair(this.dataset, TAB, this.avoided().slice(0, MOST_AVOIDED));
                 this.error = null;
                 if (!this.take(next)) break;
             }

@@ -6,7 +6,7 @@ const WHEEL_PIXELS_PER_STEP = 100, PIXELS_PER_LINE = 33;
 export class Zoom {
     /**
      * @param {HTMLElement[]} panes of one size, each with one picture
-     * @param {() => void} changed
+     * @param {(scale: number) => void} changed
      */
     constructor(panes, changed) {
         this.panes = panes;
@@ -74,7 +74,7 @@ export class Zoom {
             if (picture) picture.style.transform =
                 `translate(${this.x * 100}%, ${this.y * 100}%) scale(${this.scale})`;
         }
-        this.changed();
+        this.changed(this.scale);
     }
 
     /** @param {HTMLElement} pane */
