@@ -7,7 +7,6 @@ and times of change and reads what is new.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import random
 import threading
@@ -17,21 +16,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ..files import replacing, write_text
-from ..words import shown_error
-from . import derived
-from .log import Log
-from .names import CANDIDATES, GUIDELINE, IMAGES, LOCK, METADATA, RATINGS, Conflict, NotThere, NotWritten, TasteError
-from .pictures import Pictures
-from .plan import Plan, Shown
-from .records import CHOICES, Candidate, Pair, Undo, Vote, answer_of, candidate_of, pair_of
-from .tally import Rater, Tally
+from .derived import Derived, Preference
+from .disk import file_lock, on_disk, sweep
+from .names import GUIDELINE, IMAGES, LOCK, METADATA, Conflict, NotThere, TasteError
+from .plan import Shown
+from .records import (
+    CHOICES,
+    MOST_SECONDS,
+    Candidate,
+    Pair,
+    Undo,
+    Vote,
+    answer_of,
+    candidate_of,
+    is_number,
+    is_text,
+    pair_of,
+)
+from .state import State
 
-LOCK_SECONDS, POLL_SECONDS = 20, 0.002
-# What a disk answers that has no locks: some network file systems, some containers.
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 LONGEST_PROMPT, LONGEST_GUIDELINE = 20_000, 500
 
 
@@ -41,113 +45,83 @@ class TasteDataset:
     def __init__(self, folder: Path, rng: random.Random | None = None) -> None:
         self.folder = Path(folder)
         self.rng = rng or random.Random()
-        self._lock = threading.RLock()
-        self._deriving = threading.Lock()
-        self._candidates, self._ratings = Log(self.folder / CANDIDATES), Log(self.folder / RATINGS)
-        self._pictures = Pictures(self.folder / IMAGES)
-        self._tally = Tally()
-        self._plans: dict[str, Plan] = {}
-        self._homeless: list[Vote] = []
-        self._foreign = [0, 0]
+        self._state = State(self.folder)
+        self._derived = Derived(self.folder / METADATA)
+        self._derived_at = -1
+        self._lock, self._deriving = threading.RLock(), threading.Lock()
         self._swept = False
 
-    # What is there
-
     def exists(self) -> bool:
-        return self._candidates.path.is_file()
+        return self._state.candidates.path.is_file()
 
     def changed(self) -> float:
         """When something was drawn or answered last, in seconds since 1970."""
-        times = []
-        for log in (self._candidates, self._ratings):
+        times = [0.0]
+        for log in (self._state.candidates, self._state.ratings):
             with contextlib.suppress(FileNotFoundError):
                 times.append(log.path.stat().st_mtime)
-        return max(times, default=0.0)
+        return max(times)
+
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[State]:
+        with self._lock:
+            self._state.refresh()
+            yield self._state
 
     def candidates(self) -> dict[str, Candidate]:
         """By id, those whose pictures are there, in the order in which they were drawn."""
-        with self._lock:
-            self._refresh()
-            return {name: one for name, one in self._pictures.known.items() if name in self._pictures.there}
+        with self._read() as state:
+            return {name: one for name, one in state.pictures.known.items() if name in state.pictures.there}
 
     def votes(self) -> list[Vote]:
         """Those in force, oldest first."""
-        with self._lock:
-            self._refresh()
-            return list(self._tally.votes.values())
+        with self._read() as state:
+            return list(state.tally.votes.values())
 
-    def pairs(self) -> list[tuple[str, str, str]]:
+    def pairs(self) -> list[Preference]:
         """(chosen id, rejected id, prompt) of every pair that has a better picture, in the order of the ids."""
-        with self._lock:
-            self._refresh()
-            known, there = self._pictures.known, self._pictures.there
-            return [
-                (chosen, pair[0] if chosen == pair[1] else pair[1], known[chosen].prompt)
-                for pair, chosen in sorted(self._tally.verdicts.items())
-                if there.issuperset(pair)
-            ]
+        with self._read() as state:
+            verdicts, known, there = dict(state.tally.verdicts), state.pictures.known, state.pictures.there.copy()
+        return [
+            (chosen, pair[0] if chosen == pair[1] else pair[1], known[chosen].prompt)
+            for pair, chosen in sorted(verdicts.items())
+            if there.issuperset(pair)
+        ]
 
     def counts(self) -> dict[str, int]:
         """How many ``candidates`` there are, and how many ``prompts`` they are for."""
-        with self._lock:
-            self._refresh()
-            return {"candidates": len(self._pictures.there), "prompts": len(self._pictures.prompts)}
+        with self._read() as state:
+            return {"candidates": len(state.pictures.there), "prompts": len(state.pictures.prompts)}
 
     def progress(self, rater: str) -> dict[str, Any]:
         """Pairs that a rater has answered (``rated``) and is still to be asked (``waiting``), ``pairs`` that are usable
         by all raters' votes, and ``agreement`` with oneself: repeats that were answered alike, and of how many."""
-        with self._lock:
-            self._refresh()
-            votes, there = self._tally.rater(rater), self._pictures.there
-            verdicts = self._tally.verdicts
-            complete = len(there) == len(self._pictures.known)
+        with self._read() as state:
+            votes, there, verdicts = state.tally.rater(rater), state.pictures.there, state.tally.verdicts
+            complete = len(there) == len(state.pictures.known)
             return {
                 "rated": len(votes.first),
-                "waiting": self._plan(rater, votes).waiting(),
+                "waiting": state.plan(rater).waiting(),
                 "pairs": len(verdicts) if complete else sum(map(there.issuperset, verdicts)),
                 "agreement": list(votes.agreement()),
             }
 
     def last(self, rater: str) -> str | None:
         """The id of a rater's last vote in force."""
-        with self._lock:
-            self._refresh()
-            vote = self._tally.rater(rater).last()
+        with self._read() as state:
+            vote = state.tally.rater(rater).last()
             return vote.rating if vote else None
 
     def notes(self) -> list[str]:
-        """A sentence for everything in the files that does not count."""
-        with self._lock:
-            self._refresh()
-            found = []
-            for log, foreign in zip((self._candidates, self._ratings), self._foreign, strict=True):
-                if log.skipped + foreign:
-                    found.append(
-                        f"lines of {log.path.name} that are cut off or foreign, and are skipped: "
-                        f"{log.skipped + foreign}"
-                    )
-            if self._homeless:
-                found.append(f"votes of {RATINGS} on pictures that {CANDIDATES} does not name: {len(self._homeless)}")
-            if missing := len(self._pictures.known) - len(self._pictures.there):
-                found.append(f"pictures of {CANDIDATES} that are not in {IMAGES}/: {missing}")
-            return found
-
-    # What is asked next
+        """A sentence for each kind of thing in the files that does not count."""
+        with self._read() as state:
+            return state.notes()
 
     def next_pair(self, rater: str, avoid: Collection[Pair] = (), tab: str = "") -> Shown | None:
-        """The pair to show a rater in a window, see :meth:`.plan.Plan.next`; None where nothing is left."""
-        with self._lock:
-            self._refresh()
-            votes = self._tally.rater(rater)
+        """The pair to show a rater in a window next, see :meth:`.plan.Plan.next`; None where nothing is left."""
+        with self._read() as state:
             taken = {pair_of(*pair) for pair in avoid}
-            return self._plan(rater, votes).next(self._pictures, votes, tab, taken, self.rng)
-
-    def _plan(self, rater: str, votes: Rater) -> Plan:
-        plan = self._plans.setdefault(rater, Plan())
-        plan.refresh(self._pictures, votes)
-        return plan
-
-    # What is added
+            return state.plan(rater).next(state.pictures, state.tally.rater(rater), tab, taken, self.rng)
 
     def add_candidate(
         self,
@@ -166,12 +140,12 @@ class TasteDataset:
             NotWritten: when the disk does not take it.
         """
         _check_text(prompt, "prompt", LONGEST_PROMPT)
-        if not prompt.strip():
-            raise TasteError("`prompt` is empty; connect the prompt that the pictures were drawn for")
         name = hashlib.sha256(png).hexdigest()[:16]
         candidate = Candidate(name, prompt, tuple(seeds), tuple(models), width, height, round(time.time(), 3))
-        with self._writing():
-            before = self._pictures.known.get(name)
+        if candidate_of(candidate.row()) is None:
+            raise TasteError("`prompt` is empty; connect the prompt that the pictures were drawn for")
+        with self._writing() as state:
+            before = state.pictures.known.get(name)
             if before is not None and before.prompt != prompt:
                 raise Conflict(f"the picture {name} is a candidate for another prompt already; it stays there")
             file = self.folder / IMAGES / f"{name}.png"
@@ -179,8 +153,8 @@ class TasteDataset:
                 with replacing(file) as temporary:
                     temporary.write_bytes(png)
             if before is None:
-                self._candidates.append([candidate.row()])
-            self._refresh()
+                state.candidates.append([candidate.row()])
+            state.refresh()
         return name, before is None
 
     def vote(
@@ -207,38 +181,39 @@ class TasteDataset:
 
     def vote_all(self, votes: Iterable[Vote]) -> list[bool]:
         """Keeps many answers in one write: all or, where one is refused, none; see :meth:`vote`."""
-        with self._writing():
+        with self._writing() as state:
             new: dict[str, Vote] = {}
             answered: set[tuple[str, Pair, bool]] = set()
             stands = []
             for vote in votes:
                 self._check(vote)
-                vote = replace(vote, repeat=vote.repeat and vote.pair in self._tally.rater(vote.rater).first)
-                before = (
-                    self._tally.votes.get(vote.rating) or self._tally.undone.get(vote.rating) or new.get(vote.rating)
-                )
+                again = vote.repeat and vote.pair in state.tally.rater(vote.rater).first
+                vote = replace(vote, repeat=again, seconds=vote.seconds and round(vote.seconds, 3))
+                before = state.tally.found(vote.rating) or new.get(vote.rating)
                 if before is not None and _answer(before) != _answer(vote):
                     raise Conflict(f"the rating {vote.rating} is another answer's; make a new id for each")
                 place = (vote.rater, vote.pair, vote.repeat)
-                if before is None and place not in answered and self._tally.stands(vote):
+                if before is None and place not in answered and state.tally.stands(vote):
                     answered.add(place)
                     new[vote.rating] = vote
-                stands.append(vote.rating in new or vote.rating in self._tally.votes)
+                stands.append(vote.rating in new or vote.rating in state.tally.votes)
             if new:
-                self._ratings.append(vote.row() for vote in new.values())
-                self._refresh()
+                state.ratings.append(vote.row() for vote in new.values())
+                state.refresh()
             return stands
 
     def _check(self, vote: Vote) -> None:
-        if answer_of(vote.row()) is None or not vote.rater:
+        known_time = vote.seconds is None or (is_number(vote.seconds) and 0 <= vote.seconds <= MOST_SECONDS)
+        if answer_of(vote.row()) is None or not vote.rater or not known_time:
             raise TasteError(
                 "a vote has a `rating` of 16 hex digits, two different pictures, a `choice` of "
-                f"{', '.join(CHOICES)}, and `seconds` that are a number or nothing"
+                f"{', '.join(CHOICES)}, and `seconds` from 0 to {MOST_SECONDS:g} or none"
             )
-        left, right = (self._pictures.known.get(name) for name in (vote.left, vote.right))
-        if left is None or right is None:
-            raise NotThere(f"the picture {vote.left if left is None else vote.right} is no candidate of this data set")
-        if left.prompt != right.prompt:
+        known = self._state.pictures.known
+        for name in (vote.left, vote.right):
+            if name not in known:
+                raise NotThere(f"the picture {name} is no candidate of this data set")
+        if known[vote.left].prompt != known[vote.right].prompt:
             raise TasteError("the two pictures are for two prompts; a pair is of one")
 
     def undo(self, rating: str, rater: str) -> Shown:
@@ -248,16 +223,14 @@ class TasteDataset:
             NotThere: where the rater has no such vote.
             NotWritten: when the disk does not take it.
         """
-        with self._writing():
-            vote = self._tally.votes.get(rating) or self._tally.undone.get(rating)
+        with self._writing() as state:
+            vote = state.tally.found(rating)
             if vote is None or vote.rater != rater:
-                raise NotThere(f"there is no vote {rating} of yours to take back")
-            if rating in self._tally.votes:
-                self._ratings.append([Undo(rating, rater, round(time.time(), 3)).row()])
-                self._refresh()
-            return Shown(vote.left, vote.right, self._pictures.known[vote.left].prompt, vote.repeat)
-
-    # What a rater keeps in view
+                raise NotThere("there is no such vote of yours to take back")
+            if rating in state.tally.votes:
+                state.ratings.append([Undo(rating, rater, round(time.time(), 3)).row()])
+                state.refresh()
+            return Shown(vote.left, vote.right, state.pictures.known[vote.left].prompt, vote.repeat)
 
     def guideline(self) -> str:
         """What raters of this data set should look at; empty where nobody wrote it."""
@@ -275,7 +248,10 @@ class TasteDataset:
             write_text(self.folder / GUIDELINE, text.strip())
         return text.strip()
 
-    # What follows
+    @property
+    def stale(self) -> bool:
+        """Whether something came in since metadata.jsonl was derived, as far as this process has seen."""
+        return self._state.changes != self._derived_at
 
     def derive(self) -> int:
         """Writes metadata.jsonl anew where it says something else than the votes; how many pairs it has.
@@ -284,78 +260,29 @@ class TasteDataset:
             Conflict: where metadata.jsonl is not one that was derived.
             NotWritten: when the disk does not take it.
         """
-        with self._deriving, _on_disk(self.folder), _file_lock(self.folder / f".{METADATA}.lock"):
+        # A lock of its own: a vote does not wait for this.
+        with self._deriving, on_disk(self.folder), file_lock(self.folder / f".{METADATA}.lock"):
+            sweep(self.folder, METADATA)
+            with self._read() as state:
+                changes = state.changes
             pairs = self.pairs()
-            derived.write(self.folder / METADATA, pairs)
+            if pairs or self._derived.path.exists():
+                self._derived.write(pairs)
+            self._derived_at = changes
             return len(pairs)
 
-    # How it is kept
-
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[State]:
         """Alone among threads and processes, with everything read that others wrote."""
-        with self._lock, _on_disk(self.folder):
+        with self._lock, on_disk(self.folder):
             (self.folder / IMAGES).mkdir(parents=True, exist_ok=True)
-            with _file_lock(self.folder / LOCK):
+            with file_lock(self.folder / LOCK):
                 if not self._swept:
-                    _sweep(self.folder)
+                    sweep(self.folder / IMAGES, "*.png")
+                    sweep(self.folder, GUIDELINE)
                     self._swept = True
-                self._refresh()
-                yield
-
-    def _refresh(self) -> None:
-        """Takes in what is new on the disk."""
-        anew, rows = self._candidates.read()
-        if anew:
-            self._pictures.clear()
-            self._plans.clear()
-            self._foreign[0] = 0
-        added = []
-        for row in rows:
-            candidate = candidate_of(row)
-            if candidate is None or not self._pictures.add(candidate):
-                self._foreign[0] += 1
-            else:
-                added.append(candidate)
-        self._pictures.look(added)
-        if anew or (added and self._homeless):
-            self._ratings = Log(self._ratings.path)
-            self._start_counting()
-        self._count()
-        for prompt in self._pictures.take_changes():
-            self._forget(prompt)
-
-    def _start_counting(self) -> None:
-        self._tally, self._homeless, self._foreign[1] = Tally(), [], 0
-        self._plans.clear()
-
-    def _count(self) -> None:
-        """Takes in the new lines of ratings.jsonl."""
-        anew, rows = self._ratings.read()
-        if anew:
-            self._start_counting()
-        known = self._pictures.known
-        for row in rows:
-            answer = answer_of(row)
-            if isinstance(answer, Undo):
-                answer = self._tally.undo(answer)
-            elif answer is None:
-                self._foreign[1] += 1
-            elif answer.left not in known or answer.right not in known:
-                self._homeless.append(answer)
-                answer = None
-            elif known[answer.left].prompt != known[answer.right].prompt:
-                self._foreign[1] += 1
-                answer = None
-            elif not self._tally.add(answer):
-                answer = None
-            if answer is not None:
-                self._forget(known[answer.left].prompt, answer.rater)
-
-    def _forget(self, prompt: str, rater: str | None = None) -> None:
-        for name, plan in self._plans.items():
-            if rater is None or name == rater:
-                plan.forget(prompt)
+                self._state.refresh()
+                yield self._state
 
 
 def _answer(vote: Vote) -> tuple[str, ...]:
@@ -365,45 +292,5 @@ def _answer(vote: Vote) -> tuple[str, ...]:
 def _check_text(text: str, name: str, longest: int) -> None:
     if len(text) > longest:
         raise TasteError(f"`{name}` has {len(text)} characters; at most {longest} are kept: shorten it")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise TasteError(f"`{name}` holds half of a character (a lone surrogate); write it anew") from error
-
-
-def _sweep(folder: Path) -> None:
-    """Removes what killed processes left half-written, under a name that is nobody's; the lock is held."""
-    for place in (folder, folder / IMAGES):
-        for file in place.glob(".*.tmp"):
-            file.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _file_lock(path: Path) -> Iterator[None]:
-    """Alone among the processes on a file; a disk without locks counts as free."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=LOCK_SECONDS, poll_interval=POLL_SECONDS)
-    except Timeout as error:
-        raise NotWritten(f"{path} was held by another process for {LOCK_SECONDS} s; try again") from error
-    except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
-            raise
-    except NotImplementedError:
-        pass  # How older versions of the package say the same.
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def _on_disk(folder: Path) -> Iterator[None]:
-    """Says what the disk says, as an error of this room."""
-    try:
-        yield
-    except OSError as error:
-        raise NotWritten(
-            f"nothing was kept, since the disk does not take it ({shown_error(error)}); make room or allow writing in "
-            f"{folder}, then try again"
-        ) from error
+    if not is_text(text):
+        raise TasteError(f"`{name}` holds half of a character (a lone surrogate); write it anew")

@@ -115,7 +115,7 @@ def _line(row: dict[str, Any]) -> bytes:
 def _object(line: bytes) -> dict[str, Any] | None:
     """The JSON object of a line; None where it is none."""
     try:
-        row = json.loads(line.decode("utf-8"), parse_constant=_no_number)
+        row = _decoder.decode(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
@@ -123,3 +123,6 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
+
+
+_decoder = json.JSONDecoder(parse_constant=_no_number)

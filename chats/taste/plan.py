@@ -35,15 +35,28 @@ class Plan:
 
     def __init__(self) -> None:
         self._blocks: dict[str, list[Block]] = {}
+        self._stale: set[str] = set()
         self._held: dict[Pair, tuple[str, float]] = {}
 
-    def forget(self, prompt: str) -> None:
-        self._blocks.pop(prompt, None)
+    def forget(self, prompt: str, pair: Pair | None = None) -> None:
+        """Says that a prompt's pictures are others now or, with a pair, that this pair's answer is another."""
+        self._stale.add(prompt)
+        if pair is not None:
+            self._blocks[prompt] = [
+                block for block in self._blocks.get(prompt, []) if not set(pair).intersection(block.pictures)
+            ]
 
     def refresh(self, pictures: Pictures, rater: Rater) -> None:
-        if len(self._blocks) != len(pictures.prompts):
-            for prompt in pictures.prompts.keys() - self._blocks.keys():
-                self._blocks[prompt] = [block_for(block, rater) for block in pictures.blocks(prompt)]
+        """Makes the blocks anew that changed."""
+        fresh = pictures.prompts.keys() - self._blocks.keys() if len(self._blocks) < len(pictures.prompts) else set()
+        for prompt in self._stale | fresh:
+            kept = {block.pictures[0]: block for block in self._blocks.pop(prompt, [])}
+            if prompt in pictures.prompts:
+                self._blocks[prompt] = [
+                    before if (before := kept.get(found[0])) and before.pictures == found else block_for(found, rater)
+                    for found in pictures.blocks(prompt)
+                ]
+        self._stale.clear()
 
     def waiting(self) -> int:
         return sum(block.waiting for blocks in self._blocks.values() for block in blocks)

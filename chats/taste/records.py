@@ -12,7 +12,7 @@ SIDES = ("left", "right")
 CHOICES = (*SIDES, "tie", "skip")
 # How the raters' names begin that are models.
 SCORER = "scorer:"
-# Longer than anyone looks at a pair: the window was left open.
+# Longer than anyone looks at a pair: its window was left open.
 MOST_SECONDS = 3600.0
 
 # Two pictures of one prompt, in the order of their ids.
@@ -86,13 +86,13 @@ class Undo:
 def candidate_of(row: dict[str, Any]) -> Candidate | None:
     """The candidate of a line; None where the line is no candidate's."""
     name, prompt = row.get("id"), row.get("prompt")
-    if not is_id(name) or not isinstance(prompt, str):
+    if not is_id(name) or not isinstance(prompt, str) or not prompt.strip() or not is_text(prompt):
         return None
     seeds, models = _list(row.get("seeds")), _list(row.get("models"))
     return Candidate(
         str(name),
         prompt,
-        tuple(seed for seed in seeds if _is_number(seed)),
+        tuple(seed for seed in seeds if is_number(seed)),
         tuple(model for model in models if isinstance(model, str)),
         int(_number(row.get("width"))),
         int(_number(row.get("height"))),
@@ -118,12 +118,21 @@ def answer_of(row: dict[str, Any]) -> Vote | Undo | None:
         str(choice),
         rater,
         time,
-        _number(seconds) if _is_number(seconds) else None,
+        _number(seconds) if is_number(seconds) else None,
         row.get("repeat") is True,
     )
 
 
-def _is_number(value: object) -> bool:
+def is_text(value: str) -> bool:
+    """Whether it can be written: JSON's escapes can spell halves of characters."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_number(value: object) -> bool:
     """Whether it is a number of no more than 64 bits; JSON knows others."""
     if isinstance(value, int):
         return not isinstance(value, bool) and value.bit_length() <= 64
@@ -131,7 +140,7 @@ def _is_number(value: object) -> bool:
 
 
 def _number(value: Any) -> float:
-    return float(value) if _is_number(value) else 0.0
+    return float(value) if is_number(value) else 0.0
 
 
 def _list(value: object) -> list[Any]:

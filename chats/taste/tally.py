@@ -53,11 +53,15 @@ class Tally:
     def rater(self, name: str) -> Rater:
         return self._raters.get(name) or Rater()
 
+    def found(self, rating: str) -> Vote | None:
+        """The vote of an id, also one that was taken back."""
+        return self.votes.get(rating) or self.undone.get(rating)
+
     def stands(self, vote: Vote) -> bool:
         """Whether a vote would count: its id is new, and its rater has not answered the pair (or the repeat)."""
         rater = self.rater(vote.rater)
         answered = rater.again if vote.repeat and vote.pair in rater.first else rater.first
-        return vote.rating not in self.votes and vote.rating not in self.undone and vote.pair not in answered
+        return self.found(vote.rating) is None and vote.pair not in answered
 
     def add(self, vote: Vote) -> bool:
         """Counts a vote; False where it does not count, see :meth:`stands`."""

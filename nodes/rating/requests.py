@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import urllib.parse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,6 +11,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 16 * 1024
 MOST_AVOIDED = 200
+PORTS = {"http": 80, "https": 443}
 
 
 class Refused(Exception):
@@ -24,17 +24,16 @@ class Refused(Exception):
 
 def check_origin(headers: Mapping[str, str]) -> None:
     """Refuses what another site's page sends. ComfyUI itself looks only where it is reached as localhost."""
-    host = headers.get("Host", "").lower()
     origin = headers.get("Origin")
-    if origin is not None:
-        try:
-            netloc = urllib.parse.urlsplit(origin).netloc.lower()
-        except ValueError:
-            netloc = ""
-        if not netloc or netloc != host:
-            raise Refused(403, "the request comes from a page of another site; open ComfyUI itself")
-    if headers.get("Sec-Fetch-Site", "").lower() == "cross-site":
+    foreign = origin is not None and not _is_at(origin, headers.get("Host", ""))
+    if foreign or headers.get("Sec-Fetch-Site", "").lower() == "cross-site":
         raise Refused(403, "the request comes from a page of another site; open ComfyUI itself")
+
+
+def _is_at(origin: str, host: str) -> bool:
+    """Whether an origin is at a host; some proxies state a scheme's own port, which browsers leave out."""
+    scheme, separator, place = origin.lower().partition("://")
+    return bool(separator and place) and host.lower() in (place, f"{place}:{PORTS.get(scheme)}")
 
 
 async def json_body(request: web.Request) -> dict[str, Any]:
@@ -42,11 +41,11 @@ async def json_body(request: web.Request) -> dict[str, Any]:
     if request.content_type != "application/json":
         raise Refused(415, "the content type is not application/json; send JSON")
     body = bytearray()
-    async for chunk in request.content.iter_chunked(MOST_BYTES):
-        body += chunk
-        if len(body) > MOST_BYTES:
-            raise Refused(413, f"the request has more than {MOST_BYTES} bytes; send less")
     try:
+        async for chunk in request.content.iter_chunked(MOST_BYTES):
+            body += chunk
+            if len(body) > MOST_BYTES:
+                raise Refused(413, f"the request has more than {MOST_BYTES} bytes; send less")
         content = json.loads(body.decode("utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise Refused(400, "the request is not JSON in UTF-8; send one JSON object") from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from server import PromptServer
 
+from ...chats.words import shown_error
 from .data_sets import data_set, names
 from .requests import MOST_AVOIDED, Refused, check_origin, field, json_body
 
@@ -50,6 +51,8 @@ def _answering(handler: Callable[[web.Request], Awaitable[Answer]]) -> Callable[
             status, sentence = refused.status, str(refused)
         except TasteError as error:
             status, sentence = _status(error), str(error)
+        except OSError as error:
+            status, sentence = 507, f"the data set cannot be read ({shown_error(error)}); see to its folder"
         return web.json_response({"error": sentence}, status=status)
 
     return answer
@@ -119,24 +122,27 @@ async def next_pair(request: web.Request) -> Answer:
 
 async def rate(request: web.Request) -> Answer:
     rater, content = rater_of(request), await json_body(request)
-    if "undo" in content:
-        undone = field(content, "undo", str)
-    else:
-        values = [field(content, name, str) for name in ("rating", "left", "right", "choice")]
-        seconds = field(content, "seconds", int, float, type(None))
-        repeat = field({"repeat": False, **content}, "repeat", bool)
+    keep = _undo(rater, content) if "undo" in content else _vote(rater, content)
 
     def answer() -> tuple[TasteDataset, Answer]:
         one = _existing(request.match_info["dataset"])
-        if "undo" in content:
-            shown = one.undo(undone, rater)
-            return one, {"undone": undone, "pair": _shown(shown), "progress": one.progress(rater)}
-        stands = one.vote(*values, rater, seconds, repeat)
-        return one, {"rating": values[0], "stands": stands, "progress": one.progress(rater)}
+        return one, {**keep(one), "progress": one.progress(rater)}
 
     one, answered = await asyncio.to_thread(answer)
     _derive_soon(one)
     return answered
+
+
+def _vote(rater: str, content: Answer) -> Callable[[TasteDataset], Answer]:
+    rating, left, right, choice = (field(content, name, str) for name in ("rating", "left", "right", "choice"))
+    seconds = field(content, "seconds", int, float, type(None))
+    repeat = field({"repeat": False, **content}, "repeat", bool)
+    return lambda one: {"rating": rating, "stands": one.vote(rating, left, right, choice, rater, seconds, repeat)}
+
+
+def _undo(rater: str, content: Answer) -> Callable[[TasteDataset], Answer]:
+    rating = field(content, "undo", str)
+    return lambda one: {"undone": rating, "pair": _shown(one.undo(rating, rater))}
 
 
 async def write_guideline(request: web.Request) -> Answer:
@@ -152,7 +158,7 @@ def _shown(shown: Shown) -> Answer:
 
 def _derive_soon(one: TasteDataset) -> None:
     """Derives metadata.jsonl in a moment, once for all votes until then."""
-    if one in _to_derive:
+    if one in _to_derive or not one.stale:
         return
     _to_derive.add(one)
     loop = asyncio.get_running_loop()
