@@ -260,14 +260,16 @@ class TasteDataset:
             Conflict: where metadata.jsonl is not one that was derived.
             NotWritten: when the disk does not take it.
         """
-        # A lock of its own: a vote does not wait for this.
-        with self._deriving, on_disk(self.folder), file_lock(self.folder / f".{METADATA}.lock"):
-            sweep(self.folder, METADATA)
+        with self._deriving, on_disk(self.folder):
             with self._read() as state:
                 changes = state.changes
             pairs = self.pairs()
-            if pairs or self._derived.path.exists():
-                self._derived.write(pairs)
+            if self._derived.differs(pairs):  # else a folder that may only be read is as good
+                # A lock of its own: a vote does not wait for this.
+                with file_lock(self.folder / f".{METADATA}.lock"):
+                    sweep(self.folder, METADATA)
+                    pairs = self.pairs()
+                    self._derived.write(pairs)
             self._derived_at = changes
             return len(pairs)
 
