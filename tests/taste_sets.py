@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 
 from chats.taste.dataset import TasteDataset
+from chats.taste.log import Log
+from chats.taste.names import CANDIDATES, IMAGES
+from chats.taste.records import Candidate
 
 RATER = "default"
 
 
 def drawn(folder: Path, *counts: int, seed: int = 0) -> TasteDataset:
-    """A data set with so many candidates for `prompt 0`, `prompt 1` …."""
-    one = TasteDataset(folder, random.Random(seed))
-    for prompt, count in enumerate(counts):
-        for number in range(count):
-            one.add_candidate(f"{prompt} {number}".encode(), f"prompt {prompt}", [number], ["m.safetensors"], 8, 8)
-    return one
+    """A data set with so many candidates for `prompt 0`, `prompt 1` …, as adding them one by one leaves it."""
+    (folder / IMAGES).mkdir(parents=True)
+    rows = []
+    for prompt, number in ((prompt, number) for prompt, count in enumerate(counts) for number in range(count)):
+        png = f"{prompt} {number}".encode()
+        name = hashlib.sha256(png).hexdigest()[:16]
+        (folder / IMAGES / f"{name}.png").write_bytes(png)
+        rows.append(Candidate(name, f"prompt {prompt}", (number,), ("m.safetensors",), 8, 8).row())
+    Log(folder / CANDIDATES).append(rows)
+    return TasteDataset(folder, random.Random(seed))
 
 
 def rating(number: int) -> str:

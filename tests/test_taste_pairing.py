@@ -145,11 +145,11 @@ def test_two_windows_get_different_pairs_until_nothing_else_is_left(tmp_path):
 
 
 def test_five_in_a_hundred_are_repeats_with_the_sides_swapped(tmp_path):
-    one = drawn(tmp_path / "a", *[2] * 400)
+    one = drawn(tmp_path / "a", *[2] * 210)
     shown_before: dict = {}
     order: list = []
     repeats = 0
-    for number in range(390):
+    for number in range(200):
         shown = one.next_pair(RATER)
         if shown.repeat:
             repeats += 1
@@ -158,7 +158,7 @@ def test_five_in_a_hundred_are_repeats_with_the_sides_swapped(tmp_path):
         shown_before[shown.pair] = (shown.left, shown.right)
         order.append(shown.pair)
         one.vote(rating(number), shown.left, shown.right, "left", RATER, repeat=shown.repeat)
-    assert 6 <= repeats <= 40  # 19.5 on average
+    assert 2 <= repeats <= 25  # 9.5 on average
     assert len({vote.pair for vote in one.votes() if vote.repeat}) == repeats  # none twice
     assert one.progress(RATER)["agreement"] == [0, repeats]  # always left, so never the same picture
 

@@ -38,6 +38,10 @@ def _is_at(origin: str, host: str) -> bool:
 
 async def json_body(request: web.Request) -> dict[str, Any]:
     """The JSON object of a request."""
+    from aiohttp import web
+
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise Refused(415, "the request is compressed; send it as it is")
     if request.content_type != "application/json":
         raise Refused(415, "the content type is not application/json; send JSON")
     body = bytearray()
@@ -47,7 +51,7 @@ async def json_body(request: web.Request) -> dict[str, Any]:
             if len(body) > MOST_BYTES:
                 raise Refused(413, f"the request has more than {MOST_BYTES} bytes; send less")
         content = json.loads(body.decode("utf-8"), parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, web.RequestPayloadError) as error:
         raise Refused(400, "the request is not JSON in UTF-8; send one JSON object") from error
     if not isinstance(content, dict):
         raise Refused(400, "the request is no JSON object; send one")
