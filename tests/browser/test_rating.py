@@ -17,7 +17,9 @@ CHOICES = {"ArrowLeft": "left", "ArrowRight": "right", "ArrowUp": "tie", "ArrowD
 # Three pictures a prompt make three pairs.
 PAIRS = 3 * len(PROMPTS)
 TRANSFORMS = "() => ['left', 'right'].map(side => document.querySelector(`img[data-side=${side}]`).style.transform)"
-GRAPH = "() => JSON.stringify([app.graph.serialize().nodes, Object.keys(app.canvas.selected_nodes), app.canvas.ds.scale])"
+GRAPH = (
+    "() => JSON.stringify([app.graph.serialize().nodes, Object.keys(app.canvas.selected_nodes), app.canvas.ds.scale])"
+)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +162,9 @@ def test_a_vote_waits_for_the_disk_and_the_next_page_goes_on(rating, request, sc
     # This page has cast no vote: the server says which was the last.
     again.press("Backspace")
     again.wait_for_votes(1)
-    again.page.wait_for_function("left => document.querySelector('img[data-side=left]').dataset.id === left", arg=seen[0])
+    again.page.wait_for_function(
+        "left => document.querySelector('img[data-side=left]').dataset.id === left", arg=seen[0]
+    )
     assert again.ids() == seen
     again.close()
 
