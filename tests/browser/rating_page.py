@@ -64,6 +64,9 @@ class Rating:
     def wait_until_seen(self) -> None:
         self.page.wait_for_function(SEEN)
 
+    def nothing_left(self) -> bool:
+        return self.dialog.get_by_text("Every pair is rated").is_visible()
+
     def ids(self) -> tuple[str, str]:
         """The ids of the left and the right picture, as the elements have them."""
         left, right = (self.dialog.locator(f"img[data-side={side}]") for side in ("left", "right"))
