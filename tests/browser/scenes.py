@@ -22,7 +22,8 @@ def ridge(generator: np.random.Generator, width: int, roughness: float) -> np.nd
     """The height of a line of hills at each column, [width] of about -1 to 1: waves that halve as they shorten."""
     columns = np.linspace(0, 1, width)
     waves = [
-        np.sin(2 * np.pi * (columns * 2**octave * generator.uniform(0.6, 1.2) + generator.uniform())) * roughness**octave
+        np.sin(2 * np.pi * (columns * 2**octave * generator.uniform(0.6, 1.2) + generator.uniform()))
+        * roughness**octave
         for octave in range(7)
     ]
     return np.sum(waves, axis=0) / 2

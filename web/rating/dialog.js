@@ -195,10 +195,9 @@ class RatingDialog {
         view.bar.max = progress ? Math.max(progress.rated + progress.waiting, 1) : 1;
         view.bar.value = progress?.rated ?? 0;
         setText(view.counts, progress ? this.countsText(progress) : "");
-        if (session && document.activeElement !== view.guideline && !this.guidelineError
-            && session.guideline !== this.guidelineKept) {
+        // Not over what is being written, or could not be saved.
+        if (session && document.activeElement !== view.guideline && view.guideline.value === this.guidelineKept)
             view.guideline.value = this.guidelineKept = session.guideline;
-        }
         view.guideline.disabled = !session;
         fitHeight(view.guideline);
         for (const choice of ["left", "right", "tie", "skip"]) view.buttons[choice].disabled = !session?.current;

@@ -10,7 +10,7 @@ const PATIENCE_MILLISECONDS = 60000;
  * @typedef {{pair: Pair | null, progress: Progress, guideline: string, last: string | null, notes: string[]}} Next
  * @typedef {{name: string, candidates: number, prompts: number, pairs: number, rated: number, waiting: number}} Counts
  * @typedef {"left" | "right" | "tie" | "skip"} Choice
- * @typedef {{rating: string, left: string, right: string, choice: Choice, seconds: number | null, repeat: boolean}} Vote
+ * @typedef {{rating: string, choice: Choice, seconds: number | null} & Omit<Pair, "prompt">} Vote
  * @typedef {{undo: string}} Undo
  */
 
@@ -19,10 +19,12 @@ export class ServerError extends Error {
     /**
      * @param {string} message
      * @param {boolean} final whether the server refused what it was asked, and would refuse it again
+     * @param {number} [status] of its answer
      */
-    constructor(message, final) {
+    constructor(message, final, status) {
         super(message);
         this.final = final;
+        this.status = status;
     }
 }
 
@@ -55,7 +57,7 @@ async function ask(path, body) {
     if (response.ok) return answer;
     const own = typeof answer?.error === "string";
     throw new ServerError(own ? answer.error : `${response.status} ${response.statusText}`,
-        own && FINAL_STATUSES.has(response.status));
+        own && FINAL_STATUSES.has(response.status), response.status);
 }
 
 /** @param {string} dataset */
@@ -94,8 +96,10 @@ export const writeGuideline = async (dataset, guideline) =>
  * @param {string} dataset
  * @param {string} id
  */
-export const pictureAddress = (dataset, id) =>
-    api.apiURL(`/view?${new URLSearchParams({ filename: `${id}.png`, type: "output", subfolder: `chats/${dataset}/images` })}`);
+export function pictureAddress(dataset, id) {
+    const place = { filename: `${id}.png`, type: "output", subfolder: `chats/${dataset}/images` };
+    return api.apiURL(`/view?${new URLSearchParams(place)}`);
+}
 
 /** The user of this page; empty where ComfyUI has but one. */
 export const user = () => api.user ?? "";

@@ -28,7 +28,8 @@ export function make(tag, attributes = {}, ...children) {
 
 /** @param {Texts} t */
 export function buildDialog(t) {
-    const close = make("button", { type: "button", class: "close", "aria-label": t("close"), title: t("close") }, "✕");
+    const closes = t("close");
+    const close = make("button", { type: "button", class: "close", "aria-label": closes, title: closes }, "✕");
     const select = make("select", { "aria-label": t("dataSet") });
     const bar = make("progress", { max: "1", value: "0", "aria-label": t("progressLabel") });
     const counts = make("p", { class: "counts", role: "status" });

@@ -1,6 +1,6 @@
 // Votes on their way: each stays in the browser's storage until the server has taken it, whatever happens between.
 
-import { rate, ServerError, user } from "./server.js";
+import { datasets, rate, ServerError, user } from "./server.js";
 
 /** @typedef {import("./server.js").Vote} Vote */
 /** @typedef {import("./server.js").Undo} Undo */
@@ -32,7 +32,12 @@ class Outbox extends EventTarget {
         this.sending = false;
         this.wait = FIRST_WAIT_MILLISECONDS;
         this.timer = 0;
-        for (const [key, item] of stored(dataset)) {
+    }
+
+    /** Takes over what an earlier page, or another tab, left in the storage. */
+    adopt() {
+        for (const [key, item] of stored(this.dataset)) {
+            if (this.items.has(key)) continue;
             this.items.set(key, item);
             this.tried.add(key);
         }
@@ -103,11 +108,18 @@ class Outbox extends EventTarget {
             this.remove(key);
             this.tell("taken", answer);
         } catch (error) {
-            if (!(error instanceof ServerError && error.final)) throw error;
+            if (!(error instanceof ServerError && error.final) || (await this.isAway(error))) throw error;
             this.remove(key);
             // An undo of what the server never took has nothing left to do.
-            if (!("undo" in item.body)) this.tell("refused", error.message);
+            if ("undo" in item.body) return;
+            console.warn(`CHATS: a rating in "${this.dataset}" was refused: ${error.message}`);
+            this.tell("refused", error.message);
         }
+    }
+
+    /** Whether the whole data set is gone, and not one picture: its drive may come back. @param {ServerError} error */
+    async isAway(error) {
+        return error.status === 404 && !(await datasets()).some(({ name }) => name === this.dataset);
     }
 
     /** @param {string} key */
@@ -171,6 +183,7 @@ const outboxes = new Map();
 export function outboxOf(dataset) {
     let outbox = outboxes.get(dataset);
     if (!outbox) outboxes.set(dataset, (outbox = new Outbox(dataset)));
+    outbox.adopt();
     return outbox;
 }
 

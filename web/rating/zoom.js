@@ -81,12 +81,13 @@ export class Zoom {
     listen(pane) {
         pane.addEventListener("wheel", (event) => {
             event.preventDefault();
-            const pixels = event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? event.deltaY : event.deltaY * PIXELS_PER_LINE;
+            const unit = event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? 1 : PIXELS_PER_LINE;
             this.at = place(pane, event.clientX, event.clientY);
-            this.by(-pixels / WHEEL_PIXELS_PER_STEP);
+            this.by((-event.deltaY * unit) / WHEEL_PIXELS_PER_STEP);
         }, { passive: false });
         pane.addEventListener("dblclick", () => this.toggle());
         pane.addEventListener("pointerdown", (event) => {
+            if (event.button !== 0) return;
             pane.setPointerCapture(event.pointerId);
             this.pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
         });
@@ -113,7 +114,12 @@ export class Zoom {
     }
 }
 
-/** A point of the window, from the middle of the pane, in panes. @param {HTMLElement} pane @param {number} x @param {number} y */
+/**
+ * A point of the window, from the middle of the pane, in panes.
+ * @param {HTMLElement} pane
+ * @param {number} x
+ * @param {number} y
+ */
 function place(pane, x, y) {
     const box = pane.getBoundingClientRect();
     return { x: (x - box.left) / box.width - 0.5, y: (y - box.top) / box.height - 0.5 };
