@@ -18,7 +18,7 @@ DATA_SETS = {"evening light": 40, "portraits of hills": 80}
 GUIDELINE = "The light decides: believable, soft, with a reflection that fits. Then the shape of the hills."
 VOTES = ("ArrowLeft", "ArrowRight", "ArrowLeft", "ArrowUp", "ArrowRight", "ArrowRight", "ArrowDown")
 # What a user has in front of him when the first candidates are drawn.
-GRAPH = """async files => {
+GRAPH = """async ([file, prompt]) => {
     app.graph.clear();
     const add = (type, x, y, width) => {
         const node = LiteGraph.createNode(type);
@@ -27,17 +27,12 @@ GRAPH = """async files => {
         if (width) node.setSize([width, node.size[1]]);
         return node;
     };
-    const [one, two] = files.map((file, row) => {
-        const node = add('LoadImage', 0, row * 380, 260);
-        node.widgets[0].value = file;
-        return node;
-    });
-    const lines = add('CHATSPromptLines', 300, 200, 300), batch = add('ImageBatch', 300, 0, 300);
-    const save = add('CHATSSaveCandidates', 640, 0, 380);
-    lines.widgets[0].value = PROMPT;
-    one.connect(0, batch, 0);
-    two.connect(0, batch, 1);
-    batch.connect(0, save, 0);
+    const pictures = add('LoadImage', 0, 0, 300), lines = add('CHATSPromptLines', 0, 420, 300);
+    const save = add('CHATSSaveCandidates', 360, 0, 420);
+    pictures.widgets[0].value = file;
+    lines.widgets[0].value = prompt;
+    lines.widgets[1].value = 0;
+    pictures.connect(0, save, 0);
     lines.connect(0, save, 1);
     save.widgets[0].value = 'evening light';
 }"""
@@ -68,8 +63,9 @@ def main() -> None:
                 for candidate in range(4):
                     picture = scenes.png(seed + 4 * number + candidate)
                     kept.add_candidate(picture, prompt, width=1024, height=1024)
-        for number in (1, 2):
-            (base / "input" / f"drawn_{number}.png").write_bytes(scenes.png(number, 512, 512))
+        # Load Image makes a batch of a file's frames.
+        first, *others = [scenes.scene(seed, 512, 512) for seed in range(1, 5)]
+        first.save(base / "input" / "drawn.webp", lossless=True, save_all=True, append_images=others)
         for setting, value in (("TutorialCompleted", True), ("Minimap.Visible", False)):
             server.post(f"/api/settings/Comfy.{setting}", value)
         browser = playwright.chromium.launch(executable_path=tests.CHROMIUM, args=tests.CHROMIUM_ARGUMENTS)
@@ -87,12 +83,15 @@ def main() -> None:
         front_end.page.wait_for_timeout(500)
         save(front_end, ROOT / "assets" / "rating.jpg")
         rating.close()
-        prompt = repr(scenes.PROMPTS[3])
-        front_end.page.evaluate(GRAPH.replace("PROMPT", prompt), ["drawn_1.png", "drawn_2.png"])
+        front_end.page.evaluate(GRAPH, ["drawn.webp", scenes.PROMPTS[3]])
         front_end.run()
         front_end.page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleSidebarTab.chats-rate')")
         front_end.settle()
-        front_end.page.wait_for_timeout(1500)
+        front_end.page.evaluate(
+            "() => { app.canvas.ds.offset[0] += 170 / app.canvas.ds.scale; app.canvas.setDirty(true, true); }"
+        )
+        front_end.page.get_by_text("Job queued").first.wait_for(state="hidden")
+        front_end.page.wait_for_timeout(1000)
         save(front_end, ROOT / "assets" / "rating_node.jpg")
 
 

@@ -35,16 +35,17 @@ def colour(hue: float, saturation: float, value: float) -> np.ndarray:
 
 def scene(seed: int, width: int = 1024, height: int = 1024) -> Image.Image:
     generator = np.random.default_rng(seed)
-    hue, horizon = generator.uniform(), generator.uniform(0.55, 0.7)
+    # From blue to violet above, from red to yellow below.
+    hue, glow, horizon = generator.uniform(0.52, 0.82), generator.uniform(-0.06, 0.13), generator.uniform(0.55, 0.7)
     rows, columns = np.mgrid[0:height, 0:width] / (height, width)[0]
     columns = columns * height / width
-    high, low = colour(hue, 0.55, 0.45), colour(hue + generator.uniform(0.08, 0.4), 0.45, 0.98)
+    high, low = colour(hue, 0.55, 0.45), colour(glow, 0.42, 0.98)
     picture = high + (low - high) * np.clip(rows / horizon, 0, 1)[..., None] ** 1.4
     centre = generator.uniform(0.2, 0.8), horizon - generator.uniform(0.18, 0.4)
     distance = np.hypot((columns - centre[0]) * width / height, rows - centre[1])
     radius = generator.uniform(0.04, 0.09)
     light = np.clip((radius - distance) * height / 2, 0, 1) + 0.5 * np.exp(-((distance / (radius * 3)) ** 2))
-    picture += (colour(hue + 0.1, 0.15, 1.0) - picture) * np.clip(light, 0, 1)[..., None]
+    picture += (colour(glow + 0.03, 0.12, 1.0) - picture) * np.clip(light, 0, 1)[..., None]
     for number in range(HILLS):
         depth = (number + 1) / HILLS
         top = horizon - 0.2 * (1 - depth) - 0.07 * ridge(generator, width, 0.52) * (1.3 - depth / 2)

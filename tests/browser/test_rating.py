@@ -17,6 +17,7 @@ CHOICES = {"ArrowLeft": "left", "ArrowRight": "right", "ArrowUp": "tie", "ArrowD
 # Three pictures a prompt make three pairs.
 PAIRS = 3 * len(PROMPTS)
 TRANSFORMS = "() => ['left', 'right'].map(side => document.querySelector(`img[data-side=${side}]`).style.transform)"
+KEPT = "kept in this browser and sent again: 1. The server says: nothing was kept"
 GRAPH = (
     "() => JSON.stringify([app.graph.serialize().nodes, Object.keys(app.canvas.selected_nodes), app.canvas.ds.scale])"
 )
@@ -148,11 +149,11 @@ def test_a_vote_waits_for_the_disk_and_the_next_page_goes_on(rating, request, sc
     rating.wait_until_seen()
     seen = rating.ids()
     rating.press("ArrowRight")
-    rating.dialog.locator(".alerts", has_text="kept in this browser and sent again: 1. nothing was kept").wait_for()
+    rating.dialog.locator(".alerts", has_text=KEPT).wait_for()
     rating.screenshot(screenshots, "disk")
     again = Rating(request.getfixturevalue("second_tab").page, rating.server, rating.dataset)
     again.open()
-    again.dialog.locator(".alerts", has_text="kept in this browser and sent again: 1. nothing was kept").wait_for()
+    again.dialog.locator(".alerts", has_text=KEPT).wait_for()
     assert len(rating.votes()) == 1
     lock.rmdir()
     again.wait_until_sent()

@@ -141,9 +141,13 @@ class RatingDialog {
             event.preventDefault();
             return stage.focus();
         }
-        // An input method's keys, the browser's own, and those of the field or button in focus.
-        if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;
-        if (target === guideline || target === select) return;
+        // An input method's keys, those of the field or button in focus, and the browser's own.
+        if (event.isComposing || target === guideline || target === select) return;
+        if (event.ctrlKey || event.metaKey || event.altKey) {
+            // Neither is all of the page to be marked nor the page to be saved.
+            if (["a", "s"].includes(event.key.toLowerCase())) event.preventDefault();
+            return;
+        }
         if (target.closest?.("button") && (event.key === "Enter" || event.key === " ")) {
             if (event.repeat) event.preventDefault();
             return;

@@ -142,9 +142,10 @@ export class Session extends EventTarget {
             this.putBack(last.pair);
             return;
         }
-        if (this.outbox.waiting.length) return this.say("backLater");
         this.goingBack = true;
         try {
+            await this.outbox.send();
+            if (this.outbox.waiting.length) return this.say("backLater");
             const next = await nextPair(this.dataset, TAB, this.avoided().slice(0, MOST_AVOIDED));
             this.take(next);
             if (next.last === null) return this.say("nothingBack");

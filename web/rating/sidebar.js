@@ -41,7 +41,8 @@ export function endSidebar() {
 /** @param {import("./server.js").Counts} set @param {import("./texts.js").Texts} t */
 function row({ name, candidates, prompts, rated, waiting }, t) {
     const button = make("button", { type: "button" }, make("strong", {}, name),
-        make("span", {}, t("setCounts", { candidates, prompts, rated, waiting })));
+        make("span", {}, t("setCounts", { candidates, prompts })),
+        make("span", {}, t("setRated", { rated, waiting })));
     button.addEventListener("click", () => openRating(name));
     return make("li", {}, button);
 }

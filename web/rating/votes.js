@@ -29,7 +29,8 @@ class Outbox extends EventTarget {
         this.error = null;
         /** @type {boolean} whether the browser would not keep a vote over a reload */
         this.unkept = false;
-        this.sending = false;
+        /** @type {Promise<void> | null} */
+        this.sending = null;
         this.wait = FIRST_WAIT_MILLISECONDS;
         this.timer = 0;
     }
@@ -78,22 +79,26 @@ class Outbox extends EventTarget {
         return true;
     }
 
-    async send() {
-        if (this.sending) return;
-        this.sending = true;
+    /** @returns {Promise<void>} ends when all are sent, or one could not be */
+    send() {
         clearTimeout(this.timer);
-        this.tell("changed");
+        this.sending ??= this.sendAll().finally(() => {
+            this.sending = null;
+            this.tell("changed");
+            // Added between the last answer and now.
+            if (this.items.size && !this.error) this.send();
+        });
+        return this.sending;
+    }
+
+    async sendAll() {
         try {
             for (let item = this.waiting[0]; item; item = this.waiting[0]) await this.sendOne(item);
             this.error = null;
         } catch (error) {
-            if (!(error instanceof ServerError)) throw error;
             this.error = error.message;
             this.timer = setTimeout(() => this.send(), this.wait);
             this.wait = Math.min(this.wait * 2, LONGEST_WAIT_MILLISECONDS);
-        } finally {
-            this.sending = false;
-            this.tell("changed");
         }
     }
 
