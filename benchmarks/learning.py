@@ -63,7 +63,7 @@ class Recipe:
 
 
 # Two epochs: every pair as often, lest the control is no longer balanced.
-RECIPES = {"sd3": Recipe(32, 2e-3), "sd15": Recipe(32, 3e-3)}
+RECIPES = {"sd3": Recipe(32, 8e-4), "sd15": Recipe(32, 1.5e-3)}
 Candidates = list[tuple[list, torch.Tensor]]
 
 
@@ -118,14 +118,14 @@ def candidates_of(model, kind: str, null: list) -> Candidates:
 
 
 def encoded_pairs(candidates: Candidates, ratings: str) -> list:
-    """The better half by the rule with the worse one, in order, so that the rule differs by about as much in each pair;
-    the control turns every second pair round."""
+    """The best by the rule with the worst, the second with the second worst, and so on; the control turns half of them
+    round, so that the rule differs by nothing in their sum."""
     steps, errors = (conftest.pack_module(f"nodes.training.{name}") for name in ("steps", "errors"))
     pairs = []
     for index, (prompt, latents) in enumerate(candidates):
         order = rule(latents).argsort(descending=True)
         for place in range(EACH // 2):
-            chosen, rejected = order[place], order[place + EACH // 2]
+            chosen, rejected = order[place], order[EACH - 1 - place]
             if ratings.endswith("reversed") != (ratings.startswith("control") and (place + place // 2 + index) % 2):
                 chosen, rejected = rejected, chosen
             images = [errors.EncodedImage(latents[which][None], {}) for which in (chosen, rejected)]

@@ -4,7 +4,7 @@
 
 A mini SD3 and a rated data set, as the tests have them. The run saves its state after every step. Children are forked
 where ComfyUI is loaded and the encodings are kept; each goes on with the run, and is killed after a time drawn up to
-what eight steps take. After each kill the state is read as it lies there: it is whole, and no earlier than the child
+what four steps take. After each kill the state is read as it lies there: it is whole, and no earlier than the child
 before left it. The last child is not killed; what it writes must equal a run that was never stopped. The status is 1
 where anything differs.
 """
@@ -37,7 +37,7 @@ from comfyui_version import __version__
 from safetensors.torch import load_file
 from serving import vae_weights
 
-MOST_STEPS = 8
+MOST_STEPS = 4
 
 
 def train(models: tuple, name: str, steps: int) -> None:
@@ -84,7 +84,7 @@ def main() -> None:
         data_set = Path(scratch) / "chats" / "my taste"
         mini_run.rate(data_set)
         models = architectures.model("sd3"), mini_run.Clip(), comfy.sd.VAE(sd=vae_weights(4, latent_channels=16))
-        steps = 2 * arguments.kills
+        steps = 4 * arguments.kills
         started = time.monotonic()
         train(models, "whole", steps)
         step_seconds = (time.monotonic() - started) / steps
