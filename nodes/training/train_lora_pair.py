@@ -98,7 +98,15 @@ class CHATSTrainLoRAPair(io.ComfyNode):
                     tooltip="Pictures are trained at about resolution × resolution pixels, in their own shape: the "
                     "base's, 512 for SD1.5.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Of all that is random in it."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    # Said, since the front end else draws a new one after each run: a run would never go on.
+                    control_after_generate=False,
+                    tooltip="Of all that is random in it; a run goes on with its own.",
+                ),
                 io.Int.Input(
                     "minutes",
                     default=0,

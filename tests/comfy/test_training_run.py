@@ -303,7 +303,7 @@ def test_the_node_is_asked_again_where_ratings_came_in_or_the_run_went_on(train,
 
 
 @newest_only
-def test_beta_is_the_papers_by_default(pack):
-    schema = pack_module("nodes.training.train_lora_pair").CHATSTrainLoRAPair.GET_SCHEMA()
-    (beta,) = (entry for entry in schema.inputs if entry.id == "beta")
-    assert beta.default == pack_module("chats.objective").DEFAULT_BETA
+def test_beta_is_the_papers_by_default_and_the_seed_stays_as_it_is(pack):
+    info = pack_module("nodes.training.train_lora_pair").CHATSTrainLoRAPair.GET_NODE_INFO_V1()["input"]["required"]
+    assert info["beta"][1]["default"] == pack_module("chats.objective").DEFAULT_BETA
+    assert info["seed"][1]["control_after_generate"] is False
