@@ -3,12 +3,24 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .loading import loaders, lora_loader
+from .rating import prompt_lines, routes, save_candidates
 from .sampling import apply, guider, ksampler, proxy_prompt
+
+routes.register()
 
 
 class CHATSExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*loaders.NODES, *lora_loader.NODES, *proxy_prompt.NODES, *apply.NODES, *guider.NODES, *ksampler.NODES]
+        return [
+            *loaders.NODES,
+            *lora_loader.NODES,
+            *proxy_prompt.NODES,
+            *apply.NODES,
+            *guider.NODES,
+            *ksampler.NODES,
+            *prompt_lines.NODES,
+            *save_candidates.NODES,
+        ]
 
 
 async def comfy_entrypoint() -> CHATSExtension:

@@ -15,7 +15,7 @@ COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_path
 TRAINING = {"diffusers", "accelerate", "datasets", "transformers", "peft"}
 # The rooms of each package, lowest first: each imports only itself and what is before it.
 ORDER = {
-    "nodes": ["inputs", "advice", "loading", "sampling"],
+    "nodes": ["inputs", "advice", "loading", "sampling", "rating"],
     "chats_train": [
         *("support", "settings", "layouts", "families", "data", "encodings", "sampling", "runs", "training", "check"),
         *("evaluation", "extraction", "demo", "inspection", "arguments", "cli", "__main__"),
@@ -93,8 +93,9 @@ def test_the_blocker_blocks():
 
 @pytest.mark.parametrize("file", files_of("nodes").values(), ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_nodes_need_only_comfyui_and_chats(file):
-    # numpy and torch come with ComfyUI; so does everything in `allowed`, and nothing of the trainer's is among it.
-    allowed = COMFYUI | {"torch", "nodes", "__future__", "..chats", "...chats", "..inputs", "..advice"}
+    # All of these come with ComfyUI, and nothing of the trainer's is among them.
+    allowed = COMFYUI | {"torch", "PIL", "aiohttp", "nodes", "__future__"}
+    allowed |= {"..chats", "...chats", "..inputs", "..advice"}
     names = {name for name in imported_names(file) if not (name.startswith(".") and not name.startswith(".."))}
     foreign = names - allowed - set(sys.stdlib_module_names)
     assert not foreign

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -126,11 +127,12 @@ def write_sd35(models: Path) -> None:
         mini.write_zeros(models / "text_encoders" / f"{name}.safetensors", shapes, dtype)
 
 
-def write_base_directory(base: Path) -> None:
+def write_base_directory(base: Path, models: bool) -> None:
     """What a user's folder holds: the pack, the models, an input picture."""
     ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "benchmarks")
     shutil.copytree(ROOT, base / "custom_nodes" / PACK, ignore=ignored)
-    write_models(base / "models")
+    if models:
+        write_models(base / "models")
     (base / "input").mkdir()
     columns, rows = np.meshgrid(np.arange(128), np.arange(96))
     picture = np.stack([columns * 2, rows * 2, 255 - columns], axis=-1).astype(np.uint8)
@@ -163,6 +165,7 @@ class Server:
     port: int
     process: subprocess.Popen
     log: Path
+    base: Path
 
     def get(self, path: str) -> bytes:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as response:
@@ -213,17 +216,18 @@ class Server:
         return [self.picture(**image) for image in saved]
 
     def picture(self, filename: str, subfolder: str, type: str) -> np.ndarray:
-        content = self.get(f"/view?filename={filename}&subfolder={subfolder}&type={type}")
+        place = urllib.parse.urlencode({"filename": filename, "subfolder": subfolder, "type": type})
+        content = self.get(f"/view?{place}")
         with Image.open(io.BytesIO(content)) as image:
             assert image.format == "PNG"
             return np.asarray(image.convert("RGB"))
 
 
 @contextlib.contextmanager
-def running_server(scratch: Path, *arguments: str) -> Iterator[Server]:
+def running_server(scratch: Path, *arguments: str, models: bool = True) -> Iterator[Server]:
     """A server on a free port with its base directory in ``scratch``; it ends with the block, whatever happens in
     it."""
-    write_base_directory(scratch / "base")
+    write_base_directory(scratch / "base", models)
     port = free_port()
     command = [sys.executable, "main.py", "--cpu", "--port", str(port), "--base-directory", str(scratch / "base")]
     command += ["--database-url", "sqlite:///:memory:", "--disable-auto-launch", "--disable-api-nodes", *arguments]
@@ -233,7 +237,7 @@ def running_server(scratch: Path, *arguments: str) -> Iterator[Server]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=COMFYUI, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
-            running = Server(port, process, log)
+            running = Server(port, process, log, scratch / "base")
             running.wait_until_up()
             yield running
         finally:

@@ -10,10 +10,12 @@ import collections
 import io
 import json
 import re
+import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import rating_requests
 import workflow_graph
 from PIL import Image
 from serving import PACK, ROOT, Server, running_server
@@ -27,6 +29,8 @@ NODES = {
     "CHATSApply",
     "CHATSGuider",
     "CHATSKSampler",
+    "CHATSPromptLines",
+    "CHATSSaveCandidates",
 }
 PAIR_LOADERS = {"CHATSDiffusionModelPairLoader", "CHATSLoRAPairLoader"}
 RARE_INPUTS = {"form", "start_percent", "end_percent", "weight_dtype"}
@@ -309,3 +313,76 @@ def test_help_is_served_and_names_every_input(server, object_info, language, pag
             with Image.open(io.BytesIO(server.get(docs + picture))) as image:
                 assert min(image.size) > 200
     assert server.json("/i18n")[language]["nodeDefs"].keys() >= NODES
+
+
+def test_candidates_are_drawn_and_rated(server):
+    """The way of the dialog: six pictures of three prompts, three pairs, a step back, and what the trainer reads."""
+    pictures = {index: server.run(rating_requests.graph(index))[0] for index in range(6)}
+    client, tab = rating_requests.Client(server.port), rating_requests.TAB
+    (listed,) = client.get("/api/chats/datasets").content["datasets"]
+    counts = {"name": "my taste", "candidates": 6, "prompts": 3, "pairs": 0, "rated": 0, "waiting": 3}
+    assert listed == counts
+    place, avoid, votes = "/api/chats/my%20taste", [], {}
+    for number in range(3):
+        given = client.get(f"{place}/pair?tab={tab}&avoid={','.join(avoid)}").content
+        pair = given["pair"]
+        shown = [server.picture(f"{pair[side]}.png", "chats/my taste/images", "output") for side in ("left", "right")]
+        prompts = [
+            rating_requests.PROMPTS[index % 3]
+            for picture in shown
+            for index, drawn in pictures.items()
+            if np.array_equal(picture, drawn)
+        ]
+        assert prompts == [pair["prompt"]] * 2  # both are of the prompt that stands over them
+        avoid.append(f"{pair['left']}-{pair['right']}")
+        vote = {"rating": f"{number:016x}", **pair, "choice": ("left", "right", "tie")[number], "seconds": 1.5}
+        del vote["prompt"]
+        for _ in range(2):  # the second is one that is sent again
+            answer = client.post(f"{place}/rating", vote).content
+            assert answer["stands"]
+            assert answer["progress"]["rated"] == number + 1
+        votes[vote["rating"]] = vote
+    last = client.get(f"{place}/pair?tab={tab}").content
+    assert (last["pair"], last["last"], last["notes"]) == (None, f"{2:016x}", [])
+    assert last["progress"] == {"rated": 3, "waiting": 0, "pairs": 2, "agreement": [0, 0]}
+    for _ in range(2):
+        undone = client.post(f"{place}/rating", {"undo": last["last"]}).content
+        assert undone["pair"]["left"] == votes[last["last"]]["left"]
+        assert undone["progress"]["waiting"] == 1
+    assert client.post(f"{place}/guideline", {"guideline": "hands"}).content == {"guideline": "hands"}
+    assert client.get(f"{place}/pair?tab={tab}").content["guideline"] == "hands"
+    wanted = {
+        (vote[vote["choice"]], vote["right" if vote["choice"] == "left" else "left"])
+        for vote in votes.values()
+        if vote["choice"] != "tie"
+    }
+    metadata = server.base / "output" / "chats" / "my taste" / "metadata.jsonl"
+    deadline = time.monotonic() + 20
+    while not metadata.exists() or len(metadata.read_text().splitlines()) < 2:
+        assert time.monotonic() < deadline, "nothing was derived"
+        time.sleep(0.1)
+    derived = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines()]
+    assert {
+        tuple(line[f"{side}_file_name"].removeprefix("images/").removesuffix(".png") for side in ("chosen", "rejected"))
+        for line in derived
+    } == wanted
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (403, {"origin": "https://evil.example", "host": "192.168.1.5:8188"}),
+        (403, {"origin": "null", "host": "192.168.1.5:8188"}),
+        (403, {"sec_fetch_site": "cross-site", "host": "192.168.1.5:8188"}),
+        (415, {"content_type": "text/plain"}),
+        (200, {"origin": "http://192.168.1.5:8188", "host": "192.168.1.5:8188"}),
+    ],
+    ids=str,
+)
+def test_only_the_server_s_own_pages_are_answered(server, status, headers):
+    """In every ComfyUI; `test_rating_attacks` has the rest."""
+    client = rating_requests.Client(server.port)
+    server.run(rating_requests.graph(0))
+    answer = client.post("/chats/my%20taste/guideline", {"guideline": "faces"}, **headers)
+    assert answer.status == status
+    answer.assert_no_traceback()

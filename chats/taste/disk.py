@@ -1,0 +1,63 @@
+"""Writing into a data set's folder: one process at a time, and what the disk says as a sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..words import shown_error
+from .names import NotWritten
+
+LOCK_SECONDS, POLL_SECONDS = 20, 0.002
+# What a disk answers that has no locks: some network file systems, some containers.
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Alone among the processes on a file; a disk without locks counts as free.
+
+    Raises:
+        NotWritten: where another process holds it for LOCK_SECONDS.
+        OSError: where the file cannot be made.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=LOCK_SECONDS, poll_interval=POLL_SECONDS)
+    except Timeout as error:
+        raise NotWritten(f"{path} was held by another process for {LOCK_SECONDS} s; try again") from error
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+    except NotImplementedError:
+        pass  # How older versions of the package say the same.
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def on_disk(folder: Path) -> Iterator[None]:
+    """Within the block, what the disk refuses is an error with a sentence.
+
+    Raises:
+        NotWritten: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise NotWritten(
+            f"nothing was kept, since the disk does not take it ({shown_error(error)}); make room or allow writing in "
+            f"{folder}, then try again"
+        ) from error
+
+
+def sweep(folder: Path, names: str) -> None:
+    """Removes what killed processes left half-written of the files with such names; their lock is held."""
+    for file in folder.glob(f".{names}.*.tmp"):
+        file.unlink(missing_ok=True)

@@ -1,0 +1,94 @@
+"""The candidates of a data set by prompt: those whose pictures are there."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from .pairing import blocks_of
+from .records import Candidate
+
+# A folder's time of change may stand still for so long, so a list that is younger is not relied on: two seconds on
+# FAT, whose times are whole seconds, some milliseconds elsewhere.
+UNSURE_NS, UNSURE_WHOLE_SECONDS_NS = 100_000_000, 2_500_000_000
+SECOND_NS = 1_000_000_000
+
+
+class Pictures:
+    """Candidates whose pictures are in a folder.
+
+    Attributes:
+        known: every candidate by its id, also one whose picture was removed.
+        there: ids whose picture is there.
+        prompts: by prompt, those ids in the order of the log.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._listed_at: tuple[int, int] | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        self.known: dict[str, Candidate] = {}
+        self.there: set[str] = set()
+        self.prompts: dict[str, list[str]] = {}
+        self._names: set[str] = set()
+        self._listed_at = None
+        self._changed: set[str] = set()
+
+    def add(self, candidate: Candidate) -> bool:
+        """Adds a candidate; False where its id is another prompt's. One that is known stays as it is."""
+        before = self.known.setdefault(candidate.id, candidate)
+        return before.prompt == candidate.prompt
+
+    def look(self, added: list[Candidate]) -> None:
+        """Takes in which pictures are there, and which of the candidates are new."""
+        names = self._list()
+        if names is None:
+            self._put(added)
+            return
+        gone = self.there - names
+        self._names = names
+        for name in gone:
+            self.there.discard(name)
+            prompt = self.known[name].prompt
+            self._changed.add(prompt)
+            self.prompts[prompt].remove(name)
+            if not self.prompts[prompt]:
+                del self.prompts[prompt]
+        if not self.there.issuperset(names):
+            self._put(list(self.known.values()))
+
+    def _put(self, candidates: list[Candidate]) -> None:
+        for candidate in candidates:
+            if candidate.id in self._names and candidate.id not in self.there:
+                self.there.add(candidate.id)
+                self.prompts.setdefault(candidate.prompt, []).append(candidate.id)
+                self._changed.add(candidate.prompt)
+
+    def _list(self) -> set[str] | None:
+        """The names of the pictures in the folder; None where it did not change."""
+        try:
+            changed = os.stat(self.folder).st_mtime_ns
+        except FileNotFoundError:
+            changed = 0
+        if self._listed_at is not None:
+            before, listed = self._listed_at
+            unsure = UNSURE_NS if changed % SECOND_NS else UNSURE_WHOLE_SECONDS_NS
+            if before == changed and (changed == 0 or listed - changed > unsure):
+                return None
+        now = time.time_ns()
+        self._listed_at = (changed, now)
+        if changed == 0:
+            return set()
+        with os.scandir(self.folder) as entries:
+            return {entry.name[:-4] for entry in entries if entry.name.endswith(".png")}
+
+    def take_changes(self) -> set[str]:
+        """The prompts whose pictures changed since this was asked last."""
+        changed, self._changed = self._changed, set()
+        return changed
+
+    def blocks(self, prompt: str) -> list[list[str]]:
+        return list(blocks_of(self.prompts.get(prompt, [])))

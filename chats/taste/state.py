@@ -1,0 +1,112 @@
+"""What the files of a data set say, in memory: read once, then only what is new."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .log import Log
+from .names import CANDIDATES, IMAGES, RATINGS
+from .pictures import Pictures
+from .plan import Plan
+from .records import Candidate, Undo, Vote, answer_of, candidate_of
+from .tally import Tally
+
+
+class State:
+    """Candidates, votes in force and plans of a folder.
+
+    Attributes:
+        candidates: the log of what was drawn.
+        ratings: the log of what was answered.
+        pictures: the candidates.
+        tally: the votes.
+        changes: grows with everything that comes in.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.candidates, self.ratings = Log(folder / CANDIDATES), Log(folder / RATINGS)
+        self.pictures = Pictures(folder / IMAGES)
+        self.changes = 0
+        self._foreign_candidates = 0
+        self._start_counting()
+
+    def _start_counting(self) -> None:
+        self.tally = Tally()
+        self._plans: dict[str, Plan] = {}
+        # Votes on pictures that no line of candidates.jsonl names.
+        self._homeless: list[Vote] = []
+        self._foreign_ratings = 0
+
+    def plan(self, rater: str) -> Plan:
+        plan = self._plans.setdefault(rater, Plan())
+        plan.refresh(self.pictures, self.tally.rater(rater))
+        return plan
+
+    def refresh(self) -> None:
+        """Takes in what is new on the disk."""
+        added, anew = self._draw()
+        at_home = {candidate.id for candidate in added}
+        if anew or any(not at_home.isdisjoint(vote.pair) for vote in self._homeless):
+            self.ratings = Log(self.ratings.path)
+            self._start_counting()
+        self._count()
+        for prompt in self.pictures.take_changes():
+            self.changes += 1
+            for plan in self._plans.values():
+                plan.forget(prompt)
+
+    def _draw(self) -> tuple[list[Candidate], bool]:
+        """Takes in the new lines of candidates.jsonl; the candidates in them, and whether it is another file."""
+        anew, rows = self.candidates.read()
+        if anew:
+            self.pictures.clear()
+            self._plans.clear()
+            self._foreign_candidates = 0
+        added = []
+        for row in rows:
+            candidate = candidate_of(row)
+            if candidate is None or not self.pictures.add(candidate):
+                self._foreign_candidates += 1
+            else:
+                added.append(candidate)
+        self.pictures.look(added)
+        self.changes += anew
+        return added, anew
+
+    def _count(self) -> None:
+        """Takes in the new lines of ratings.jsonl."""
+        anew, rows = self.ratings.read()
+        if anew:
+            self._start_counting()
+        self.changes += anew + len(rows)
+        known = self.pictures.known
+        for row in rows:
+            answer = answer_of(row)
+            if answer is None:
+                self._foreign_ratings += 1
+            elif isinstance(answer, Undo):
+                if vote := self.tally.undo(answer):
+                    self._forget(vote)
+            elif answer.left not in known or answer.right not in known:
+                self._homeless.append(answer)
+            elif known[answer.left].prompt != known[answer.right].prompt:
+                self._foreign_ratings += 1
+            elif self.tally.add(answer):
+                self._forget(answer)
+
+    def _forget(self, vote: Vote) -> None:
+        if plan := self._plans.get(vote.rater):
+            plan.forget(self.pictures.known[vote.left].prompt, vote.pair)
+
+    def notes(self) -> list[str]:
+        """A sentence for each kind of thing in the files that does not count."""
+        pictures = self.pictures
+        counted = {
+            f"lines of {CANDIDATES} that are cut off or foreign, and are skipped": self.candidates.skipped
+            + self._foreign_candidates,
+            f"lines of {RATINGS} that are cut off or foreign, and are skipped": self.ratings.skipped
+            + self._foreign_ratings,
+            f"votes of {RATINGS} on pictures that {CANDIDATES} does not name": len(self._homeless),
+            f"pictures of {CANDIDATES} that are not in {IMAGES}/": len(pictures.known) - len(pictures.there),
+        }
+        return [f"{words}: {count}" for words, count in counted.items() if count]

@@ -1,0 +1,1 @@
+"""Drawing candidates for a preference data set and rating them in the browser."""
