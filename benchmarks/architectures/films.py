@@ -94,37 +94,12 @@ COSMOS_1 = dict(
     rope_h_extrapolation_ratio=1.0,
     rope_w_extrapolation_ratio=1.0,
 )
-MOCHI = dict(
-    image_model="mochi_preview",
-    depth=2,
-    patch_size=2,
-    num_heads=2,
-    hidden_size_x=256,
-    hidden_size_y=128,
-    mlp_ratio_x=4.0,
-    mlp_ratio_y=4.0,
-    learn_sigma=False,
-    in_channels=12,
-    qk_norm=True,
-    qkv_bias=False,
-    out_bias=True,
-    attn_drop=0.0,
-    patch_embed_bias=True,
-    posenc_preserve_area=True,
-    timestep_mlp_bias=True,
-    attend_to_padding=False,
-    timestep_scale=1000.0,
-    use_t5=True,
-    t5_feat_dim=4096,
-    t5_token_length=256,
-    rope_theta=10000.0,
-)
 STABLE_AUDIO = dict(
     audio_model="dit1.0",
     global_cond_dim=1536,
     project_cond_tokens=False,
-    embed_dim=128,
-    num_heads=2,
+    embed_dim=768,
+    num_heads=12,
     depth=2,
     io_channels=64,
     timestep_features_type="learned",
@@ -174,7 +149,7 @@ CONTROL = {
     "vace_mask": [(noise(9, 1, 64, 3, 8, 8) > 0).float()],
     "vace_strength": [1.0],
 }
-LYRICS = {"conditioning_lyrics": lambda seed, tokens: (noise(seed, 1, tokens).abs() * 20).round()}
+LYRICS = {"conditioning_lyrics": lambda seed, tokens: (noise(seed, 1, tokens).abs() * 20).int()}
 SUNG = {"conditioning_lyrics": lambda seed, tokens: noise(seed + 5, 1, tokens, 1024)}
 
 
@@ -199,7 +174,6 @@ FILMS = {
     "LTX-2 (film with sound)": Network("LTXAV", LTX_WITH_SOUND, ((2, 128, 3, 4, 4), (2, 8, 4, 16)), 256),
     "Cosmos 1": Network("CosmosT2V", COSMOS_1, (2, 16, 4, 8, 8), 1024),
     "Kandinsky 5 video": Network("Kandinsky5", {**KANDINSKY, "visual_embed_dim": 132}, FILM, 3584, 768),
-    "Mochi": Network("GenmoMochi", MOCHI, (2, 12, 3, 8, 8), 4096, outputs=SEEN),
     "Stable Audio": Network("StableAudio", STABLE_AUDIO, (2, 64, 32), 768, beside=seconds()),
     "ACE-Step 1": Network("ACEStep", ACE, (2, 8, 16, 32), 768, outputs=LYRICS),
     "ACE-Step 1.5": Network("ACEStep15", ACE_15, (2, 64, 32), 1024, outputs=SUNG),

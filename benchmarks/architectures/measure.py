@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
+import comfy.samplers
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -61,39 +62,33 @@ class Formula(CFGGuider):
         return super().outer_sample(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
     def predict_noise(self, x: torch.Tensor, timestep: torch.Tensor, model_options: dict = {}, seed=None):  # noqa: B006
-        positive = self.prediction(self.preferred, x, timestep[0])["positive"]
-        negative = self.prediction(self.dispreferred, x, timestep[0])["negative"]
+        positive = self.prediction(self.preferred, "positive", x, timestep[0])
+        negative = self.prediction(self.dispreferred, "negative", x, timestep[0])
         return negative + self.cfg * (positive - negative)
 
-    def prediction(self, model: ModelPatcher, x: torch.Tensor, sigma: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Of one stock model at one noise level, denoised."""
-        captured, observed = {}, model.clone()
-
-        def capture(args: dict) -> torch.Tensor:
-            captured.update(positive=args["cond_denoised"], negative=args["uncond_denoised"])
-            return args["denoised"]
-
-        observed.set_model_sampler_post_cfg_function(capture, disable_cfg1_optimization=True)
+    def prediction(self, model: ModelPatcher, name: str, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """Of one stock model for one conditioning at one noise level, denoised; in passes of its own."""
+        predicted = []
 
         def evaluate(guided, started, sigmas, extra_args, callback=None, disable=None):
-            # Past the part that fills what is masked, which the sampler around this does.
-            guided.inner_model(x, sigmas[:1].expand(x.shape[0]), **_without_mask(extra_args))
+            guider, options = guided.inner_model, extra_args["model_options"]
+            repeated = sigmas[:1].expand(x.shape[0])
+            predicted.extend(
+                comfy.samplers.calc_cond_batch(guider.inner_model, [guider.conds[name]], x, repeated, options)
+            )
             return started
 
-        given = self.unpacked(x), self.unpacked(torch.zeros_like(x))
-        guider = guider_of(observed, *self.given, self.cfg)
-        sigmas = torch.stack([sigma, sigma * 0]).cpu()
-        guider.sample(*given, KSAMPLER(evaluate), sigmas, denoise_mask=self.mask, disable_pbar=True, seed=0)
-        return captured
+        guider = guider_of(model.clone(), *self.given, self.cfg)
+        empty, sigmas = self.unpacked(torch.zeros_like(x)), torch.stack([sigma, sigma * 0]).cpu()
+        guider.sample(
+            self.unpacked(x), empty, KSAMPLER(evaluate), sigmas, denoise_mask=self.mask, disable_pbar=True, seed=0
+        )
+        return predicted[0]
 
     def unpacked(self, x: torch.Tensor) -> torch.Tensor | NestedTensor:
         if len(self.shapes or ()) < 2:
             return x
         return NestedTensor(comfy.utils.unpack_latents(x, self.shapes))
-
-
-def _without_mask(extra_args: dict) -> dict:
-    return {name: value for name, value in extra_args.items() if name in ("model_options", "seed")}
 
 
 def sampled(guider: CFGGuider, latent: tuple, mask: torch.Tensor | None = None) -> torch.Tensor:

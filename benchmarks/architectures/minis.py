@@ -92,12 +92,12 @@ def seeded(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
 
 
 def lora_on_all(model: comfy.model_patcher.ModelPatcher, seed: int, rank: int, scale: float = 0.3) -> dict:
-    """A LoRA on every linear layer and every plain convolution, by native keys."""
+    """A LoRA on every linear layer and every plain convolution, by native keys; none is made for transposed ones."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, layer in model.model.named_modules():
         linear = hasattr(layer, "in_features") and hasattr(layer, "out_features")
-        convolution = isinstance(layer, torch.nn.modules.conv._ConvNd) and layer.groups == 1
+        convolution = isinstance(layer, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)) and layer.groups == 1
         if not name.startswith("diffusion_model.") or not (linear or convolution) or layer.weight is None:
             continue
         shape = (layer.out_features, layer.in_features) if linear else layer.weight.shape

@@ -244,18 +244,6 @@ COSMOS_2 = dict(
 )
 AURA = dict(max_seq=64, cond_seq_dim=2048, n_double_layers=1, n_layers=2, dim=256, n_heads=2, global_conddim=256)
 CASCADE = dict(stable_cascade_stage="c", c_cond=128, c_hidden=[128, 128], nhead=[2, 2], blocks=[[1, 1], [1, 1]])
-PIXART = dict(
-    image_model="pixart_sigma",
-    num_heads=2,
-    patch_size=2,
-    hidden_size=128,
-    in_channels=4,
-    depth=2,
-    micro_condition=False,
-    model_max_length=300,
-    input_size=64,
-    pe_interpolation=1,
-)
 KANDINSKY = dict(
     image_model="kandinsky5",
     model_dim=256,
@@ -309,8 +297,8 @@ PICTURES = {
     "Flux.2 dev": Network("Flux2", FLUX2, FINE, 7680),
     "Flux.2 Klein": Network("Flux2", {**FLUX2, "guidance_embed": False}, FINE, 7680),
     "Flux.2, a reference": Network("Flux2", FLUX2, FINE, 7680, options=REFERENCE_2),
-    "Flux.2, a reference at time zero": Network(
-        "Flux2", FLUX2, (1, 128, 4, 4), 7680, options={**REFERENCE_2, **AT_ZERO}
+    "Flux.2 Klein, a reference at time zero": Network(
+        "Flux2", {**FLUX2, "guidance_embed": False}, FINE, 7680, options={**REFERENCE_2, **AT_ZERO}
     ),
     "Chroma": Network("Chroma", CHROMA, PICTURE, 4096),
     "Qwen-Image": Network("QwenImage", QWEN, FRAME, 3584),
@@ -327,6 +315,5 @@ PICTURES = {
     "Anima": Network("Anima", {**COSMOS_2, "image_model": "anima"}, FRAME, 1024, outputs=ANIMA),
     "AuraFlow": Network("AuraFlow", AURA, SMALL, 2048),
     "Stable Cascade, stage C": Network("Stable_Cascade_C", CASCADE, PICTURE, 1280, 1280, tokens=CLIP),
-    "PixArt-Σ": Network("PixArtSigma", PIXART, SMALL, 4096),
     "Kandinsky 5 image": Network("Kandinsky5Image", KANDINSKY, FRAME, 3584, 768),
 }

@@ -103,8 +103,10 @@ def option_difference(one: ModelPatcher, other: ModelPatcher) -> str | None:
     for name in sorted({*one.object_patches, *other.object_patches}):
         if not _same_object(one.object_patches.get(name), other.object_patches.get(name)):
             return name
-    if injections := set(one.injections) ^ set(other.injections):
-        return min(injections)
+    for name in sorted({*one.injections, *other.injections}):
+        # Clones keep the very injections; others of the same name are another node's, or another file's.
+        if list(map(id, one.injections.get(name, []))) != list(map(id, other.injections.get(name, []))):
+            return name
     options = [_sampling_options(model) for model in (one, other)]
     for now, before in (options, options[::-1]):
         path, found = [], later_options(now, before, same=_same_after_clones)

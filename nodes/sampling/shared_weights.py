@@ -30,7 +30,8 @@ from .run import KEY, Conds, Interval, Run
 from .shared_pass import SharedPass
 from .wrappers import Pair
 
-# With a dimension of time, a layer's first dimension may be time or space, and be as long as the pass by chance.
+# With a dimension of time (video, sound), a layer's first dimension may be time or space, and be as long as the pass by
+# chance; ACE-Step 1.5 gives the first row of a pass what it computes of all.
 PICTURE_DIMENSIONS = 4
 
 
@@ -43,14 +44,14 @@ class SharedWeights(Pair):
 
     def __init__(self, preferred: ModelPatcher, dispreferred: ModelPatcher, interval: Interval):
         super().__init__(dispreferred, interval)
-        if preferred.patches_uuid == dispreferred.patches_uuid:
-            raise ValueError("`preferred` and `dispreferred` are the same model; connect the two members of a pair")
         if option := option_difference(preferred, dispreferred):
             raise ValueError(
                 "`preferred` and `dispreferred` share one set of weights and differ in more than LoRAs: "
                 f"`{option}`; put the node that sets it after CHATS Apply, or on the model before its LoRAs, or load "
                 "the base twice, from two files"
             )
+        if preferred.patches_uuid == dispreferred.patches_uuid:
+            raise ValueError("`preferred` and `dispreferred` are the same model; connect the two members of a pair")
         self.difference = SharedDifference(preferred, dispreferred)
 
     def start(self, guider: comfy.samplers.CFGGuider) -> Run:
@@ -108,7 +109,7 @@ class SharedWeightsRun(Run):
         for model, shared in self.passes.items():
             shared.attach(model)
         packed = len(self.inputs.get("latent_shapes") or ()) > 1  # video with its sound
-        self.apart = packed or noise.ndim > PICTURE_DIMENSIONS
+        self.apart = packed or noise.ndim != PICTURE_DIMENSIONS
         if not self.encodes:
             return self.guider.conds["negative"]
         with self.passes[self.guider.inner_model].encoding():
@@ -162,8 +163,8 @@ class SharedWeightsRun(Run):
         for shared in self.passes.values():
             if names := shared.unreached():
                 logging.warning(
-                    "CHATS: %d of %d layers of the difference had no effect, the first is `%s`; a node on the model "
-                    "computes past them",
+                    "CHATS: %d of %d layers of the difference had no effect, the first is `%s`: this run has no use "
+                    "for them, or a node on the model computes past them",
                     len(names),
                     len(self.patcher.model.layers),
                     names[0],
