@@ -125,7 +125,7 @@ ACE = dict(
     ssl_latent_dims=[64, 64],
     ssl_names=["mert", "m-hubert"],
     lyric_encoder_vocab_size=100,
-    lyric_hidden_size=64,
+    lyric_hidden_size=1024,
 )
 ACE_15 = dict(
     audio_model="ace1.5",

@@ -169,6 +169,7 @@ class Case:
         experts: how many networks share the steps.
         lora: whether a pair of LoRAs is measured too, on every layer.
         models: a loaded model of a network and a seed; two of one seed have weights of their own.
+        formulas: the same, for the dispreferred of a LoRA pair in the formula; None where that is ``models``.
         forms: of the negative.
     """
 
@@ -180,6 +181,7 @@ class Case:
     experts: int = 1
     lora: bool = True
     models: Callable[[Network, int], ModelPatcher] = Network.model
+    formulas: Callable[[Network, int], ModelPatcher] | None = None
     forms: tuple[str, ...] = ("proxy", "exact")
 
     def prompts(self, form: str, negative: Negative) -> tuple[list, list]:
@@ -201,7 +203,7 @@ class Case:
 
     def lora_pair(self, expert: int) -> tuple[ModelPatcher, ModelPatcher, ModelPatcher]:
         """The same, on one set of weights; for the formula the dispreferred has weights of its own."""
-        shared, own = (self.models(self.network, 10 * expert + 1) for _ in range(2))
+        shared, own = (make(self.network, 10 * expert + 1) for make in (self.models, self.formulas or self.models))
         states = lora_on_all(shared, 41, rank=2), lora_on_all(shared, 42, rank=3)
         members = ((shared, 0, 0.8), (shared, 1, 1.2), (own, 1, 1.2))
         return tuple(self.before(with_lora(model, states[side], by), side + 1) for model, side, by in members)

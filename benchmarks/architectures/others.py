@@ -1,15 +1,10 @@
-"""Rows of core's nodes, of other packs, and of weights in other precisions."""
+"""Rows of core's nodes and of weights in other precisions."""
 
 from __future__ import annotations
 
-import asyncio
-import importlib.util
-import os
-import sys
 from collections.abc import Callable
-from functools import cache, partial
-from pathlib import Path
-from types import ModuleType
+from dataclasses import replace
+from functools import partial
 
 import comfy.cldm.cldm
 import comfy.controlnet
@@ -19,7 +14,6 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_extras import nodes_context_windows
 from running import result
-from server import PromptServer
 
 from .films import FILMS
 from .measure import Case
@@ -33,6 +27,12 @@ def with_first_frame(name: str) -> Case:
     mask = torch.ones(1, 1, frames, height, width)
     mask[:, :, 0] = 0
     return Case(network, mask=mask)
+
+
+def padded() -> Case:
+    """The last quarter of each prompt is padding, which is masked."""
+    mask = {"attention_mask": lambda seed, tokens: (torch.arange(tokens) < 0.75 * tokens)[None].long()}
+    return Case(network_of("HunyuanVideo", outputs=mask))
 
 
 def controlnet() -> comfy.controlnet.ControlNet:
@@ -67,11 +67,11 @@ def windows() -> Case:
         settings = (3, 1, "standard_static", 1, False, "pyramid", 2, False)
         return result(nodes_context_windows.ContextWindowsManualNode, model, *settings)[0]
 
-    return Case(network_of("Wan 2.1", (1, 16, 6, 8, 8)), after=after)
+    return Case(network_of("Wan 2.1", latent=(1, 16, 6, 8, 8)), after=after)
 
 
-def network_of(name: str, latent: tuple) -> Network:
-    return Network(**{**vars({**PICTURES, **FILMS}[name]), "latent": latent})
+def network_of(name: str, **changes: object) -> Network:
+    return replace({**PICTURES, **FILMS}[name], **changes)
 
 
 def bypassed(model: ModelPatcher, seed: int) -> ModelPatcher:
@@ -91,61 +91,24 @@ def fp8(network: Network, seed: int, scaled: bool = False) -> ModelPatcher:
     return comfy.sd.load_diffusion_model_state_dict(weights)
 
 
-@cache
-def pack(name: str) -> ModuleType:
-    """Another pack, loaded from its folder in `CHATS_PACKS` as ComfyUI loads it.
-
-    Raises:
-        FileNotFoundError: when it is not there.
-    """
-    folder, module_name = Path(os.environ.get("CHATS_PACKS", "CHATS_PACKS")) / name, f"custom_nodes_{name}"
-    if not (folder / "__init__.py").is_file():
-        raise FileNotFoundError(f"{name} is not in CHATS_PACKS")
-    spec = importlib.util.spec_from_file_location(
-        module_name, folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    if not hasattr(PromptServer, "instance"):
-        PromptServer(asyncio.new_event_loop())  # packs add routes to it
-    sys.modules[module_name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def packs_node(name: str, node: str) -> type:
-    return pack(name).NODE_CLASS_MAPPINGS[node]
-
-
-def kj_compiled() -> Case:
-    node = packs_node("ComfyUI-KJNodes", "TorchCompileModelAdvanced")
-
-    def after(model: ModelPatcher) -> ModelPatcher:
-        return result(node, model, "eager", False, "default", "false", True, 64, False)[0]
-
-    return Case(PICTURES["Flux.1 dev"], after=after)
-
-
-def kj_chunked() -> Case:
-    node = packs_node("ComfyUI-KJNodes", "WanChunkFeedForward")
-    return Case(FILMS["Wan 2.1"], after=lambda model: result(node, model, 2, 16)[0])
-
-
-def swapped() -> Case:
-    node = packs_node("ComfyUI-wanBlockswap", "wanBlockSwap")
-    return Case(FILMS["Wan 2.1"], after=lambda model: result(node, model, 40, False, False, False)[0])
+def as_fp8(network: Network, seed: int) -> ModelPatcher:
+    """The weights of :func:`fp8` in fp32, so that what is merged into them is not rounded."""
+    weights = {key: value.to(torch.float8_e4m3fn).float() for key, value in network.weights(seed).items()}
+    return comfy.sd.load_diffusion_model_state_dict(weights)
 
 
 OTHERS: dict[str, Callable[[], Case]] = {
     "Wan 2.2 14B image to video, two experts": lambda: Case(FILMS["Wan 2.2 14B image to video"], experts=2),
     "Wan 2.2 5B, a first frame given": lambda: with_first_frame("Wan 2.2 5B"),
     "LTX-Video, a first frame given": lambda: with_first_frame("LTX-Video"),
+    "HunyuanVideo, prompts that are padded": padded,
     "ControlNet within regional prompts (SD1.5)": regional,
     "context windows in time after Apply (Wan 2.1)": windows,
     "bypass LoRAs before Apply, one for each (Flux.1)": lambda: Case(PICTURES["Flux.1 dev"], before=bypassed),
     "a bypass LoRA after Apply (Flux.1)": lambda: Case(PICTURES["Flux.1 dev"], after=partial(bypassed, seed=3)),
     "fp8 (Flux.1)": lambda: Case(PICTURES["Flux.1 dev"], models=fp8),
+    "fp8 (Flux.1), the LoRA of the formula's dispreferred not rounded": lambda: Case(
+        PICTURES["Flux.1 dev"], models=fp8, formulas=as_fp8
+    ),
     "scaled fp8 (Flux.1)": lambda: Case(PICTURES["Flux.1 dev"], models=partial(fp8, scaled=True)),
-    "KJNodes: torch.compile after Apply (Flux.1)": kj_compiled,
-    "KJNodes: chunked feed-forward after Apply (Wan 2.1)": kj_chunked,
-    "wanBlockswap after Apply (Wan 2.1)": swapped,
 }
