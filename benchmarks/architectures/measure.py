@@ -49,9 +49,9 @@ class Errors:
 class Formula(CFGGuider):
     """Combines two members' own predictions; the sampler around it is ComfyUI's."""
 
-    def __init__(self, preferred: ModelPatcher, dispreferred: ModelPatcher):
+    def __init__(self, preferred: ModelPatcher, dispreferred: ModelPatcher, together: bool):
         super().__init__(preferred)
-        self.preferred, self.dispreferred = preferred, dispreferred
+        self.preferred, self.dispreferred, self.together = preferred, dispreferred, together
 
     def set_conds(self, positive: list, negative: list) -> None:
         super().set_conds(positive, negative)
@@ -67,15 +67,16 @@ class Formula(CFGGuider):
         return negative + self.cfg * (positive - negative)
 
     def prediction(self, model: ModelPatcher, name: str, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """Of one stock model for one conditioning at one noise level, denoised; in passes of its own."""
-        predicted = []
+        """Of one stock model for one conditioning at one noise level, denoised; in passes of its own, if not with both
+        branches."""
+        predicted, names = {}, ("positive", "negative") if self.together else (name,)
 
         def evaluate(guided, started, sigmas, extra_args, callback=None, disable=None):
             guider, options = guided.inner_model, extra_args["model_options"]
             repeated = sigmas[:1].expand(x.shape[0])
-            predicted.extend(
-                comfy.samplers.calc_cond_batch(guider.inner_model, [guider.conds[name]], x, repeated, options)
-            )
+            conds = [guider.conds[each] for each in names]
+            made = comfy.samplers.calc_cond_batch(guider.inner_model, conds, x, repeated, options)
+            predicted.update(zip(names, made, strict=True))
             return started
 
         guider = guider_of(model.clone(), *self.given, self.cfg)
@@ -83,7 +84,7 @@ class Formula(CFGGuider):
         guider.sample(
             self.unpacked(x), empty, KSAMPLER(evaluate), sigmas, denoise_mask=self.mask, disable_pbar=True, seed=0
         )
-        return predicted[0]
+        return predicted[name]
 
     def unpacked(self, x: torch.Tensor) -> torch.Tensor | NestedTensor:
         if len(self.shapes or ()) < 2:
@@ -113,8 +114,8 @@ def sampled_by_experts(high: CFGGuider, low: CFGGuider, latent: tuple) -> torch.
     return low.sample(empty, half, euler, sigmas[STEPS:], disable_pbar=True, seed=7)
 
 
-def formula_of(preferred: ModelPatcher, dispreferred: ModelPatcher, positive: list, negative: list) -> Formula:
-    guider = Formula(preferred, dispreferred)
+def formula_of(members: tuple[ModelPatcher, ModelPatcher], positive: list, negative: list, together: bool) -> Formula:
+    guider = Formula(*members, together)
     guider.set_conds(positive, negative)
     guider.set_cfg(CFG)
     return guider
@@ -166,6 +167,7 @@ class Case:
         before: what a node does to each member before it, with the member's seed.
         conditions: what nodes do to the prompt; the negative is made of what comes of it.
         mask: of what is sampled anew.
+        together: whether the formula's predictions are made in passes of both branches, which a node compares.
         experts: how many networks share the steps.
         lora: whether a pair of LoRAs is measured too, on every layer.
         models: a loaded model of a network and a seed; two of one seed have weights of their own.
@@ -178,6 +180,7 @@ class Case:
     before: Callable[[ModelPatcher, int], ModelPatcher] = lambda model, seed: model
     conditions: Callable[[list], list] = lambda conditioning: conditioning
     mask: torch.Tensor | None = None
+    together: bool = False
     experts: int = 1
     lora: bool = True
     models: Callable[[Network, int], ModelPatcher] = Network.model
@@ -225,7 +228,9 @@ def _error(case: Case, experts: list[tuple], prompts: Callable[[], tuple], join:
     """Of one pair in one form; what is said on the way, and the distance to stock CFG, go into ``errors``."""
     conds = prompts()
     stock = by_comfyui_alone(lambda: case.sampled(lambda e: guider_of(case.after(experts[e][0]), *conds, CFG)))
-    expected = case.sampled(lambda e: formula_of(case.after(experts[e][0]), case.after(experts[e][2]), *conds))
+    expected = case.sampled(
+        lambda e: formula_of((case.after(experts[e][0]), case.after(experts[e][2])), *conds, case.together)
+    )
     with listening() as heard:
         actual = case.sampled(lambda e: guider_of(case.after(join(*experts[e][:2])), *conds, CFG))
     errors.said += [line for line in heard if line not in errors.said]

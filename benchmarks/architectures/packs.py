@@ -71,7 +71,8 @@ def normalized_attention(before: bool) -> Case:
     def put(model: ModelPatcher, seed: int = 0) -> ModelPatcher:
         return result(chosen, model, prompt, 11.0, 0.25, 2.5)[0]
 
-    return Case(FILMS["Wan 2.1"], **{"before" if before else "after": put})
+    network = network_of("Wan 2.1", latent=(1, 16, 3, 8, 8))
+    return Case(network, together=True, **{"before" if before else "after": put})
 
 
 def animated(before: bool) -> Case:

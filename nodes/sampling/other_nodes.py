@@ -26,6 +26,18 @@ def require_no_self_attention_guidance(**models: ModelPatcher) -> None:
             )
 
 
+def require_no_runs_of_their_own(**models: ModelPatcher) -> None:
+    """Raises ValueError where a node on one of two models puts modules into its network and keeps what they need around
+    a run (AnimateDiff): of the two only one is sampled, and has runs."""
+    for name, model in models.items():
+        for key in _keys(model.wrappers, OF_A_RUN):
+            if model.injections.get(key):
+                raise ValueError(
+                    f"`{key}` is on `{name}` and puts parts into its network that act in a run of that model alone; "
+                    "put that node after CHATS Apply"
+                )
+
+
 def of_two_models(preferred_options: dict, dispreferred: ModelPatcher) -> list[str]:
     """Sentences on what was put on the two before they were joined.
 
@@ -42,15 +54,6 @@ def of_two_models(preferred_options: dict, dispreferred: ModelPatcher) -> list[s
         if name in of_passes and name not in unused:
             lines.append(f"`{name}` acts on the passes of the preferred model alone; put that node after CHATS Apply")
     return lines
-
-
-def of_injections(names: Iterable[str]) -> list[str]:
-    """Sentences on what was injected into the preferred's network after the two were joined."""
-    return [
-        f"`{name}` was put on the model after CHATS Apply and acts on the preferred only; put it before, on each of "
-        "the two"
-        for name in names
-    ]
 
 
 def _keys(wrappers: dict, kinds: Iterable[str]) -> dict[str, None]:

@@ -25,7 +25,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from .difference_model import SharedDifference
-from .inheritance import Baseline, option_difference
+from .inheritance import Baseline, ejected, option_difference
 from .run import KEY, Conds, Interval, Run
 from .shared_pass import SharedPass
 from .wrappers import Pair
@@ -85,8 +85,9 @@ class SharedWeightsRun(Run):
         model = self.guider.model_patcher
         self.patcher = self.difference.patcher(model, self.baseline.with_later_patches(model, self.dispreferred))
         # Layers that are run now, before the sampler, are those that conditioning goes through.
-        for layer in self.patcher.model:
-            module = comfy.utils.get_attr(model.model, layer.layer_name)
+        with ejected(model):
+            modules = [comfy.utils.get_attr(model.model, layer.layer_name) for layer in self.patcher.model]
+        for module in modules:
             self.watches.append(module.register_forward_pre_hook(self._note_encoding))
         self.encodes = "noise" in self.inputs  # in the middle of a run it is encoded already, and not seen
         return [self.patcher]
@@ -103,11 +104,13 @@ class SharedWeightsRun(Run):
         self._unwatch()
         noise = self.inputs["noise"]
         clones = self.guider.model_options.get("multigpu_clones", {}).values()
-        models = {self.guider.inner_model, *(clone.model for clone in clones)}
         # One for each model, since ComfyUI runs those of several GPUs in threads.
-        self.passes = {model: SharedPass(self.patcher.model, noise.shape[0]) for model in models}
-        for model, shared in self.passes.items():
-            shared.attach(model)
+        patchers = [self.guider.model_patcher, *clones]
+        self.passes = {each.model: SharedPass(self.patcher.model, noise.shape[0]) for each in patchers}
+        for each in patchers:
+            with ejected(each):
+                layers = [comfy.utils.get_attr(each.model, layer.layer_name) for layer in self.patcher.model]
+            self.passes[each.model].attach(layers)
         packed = len(self.inputs.get("latent_shapes") or ()) > 1  # video with its sound
         self.apart = packed or noise.ndim != PICTURE_DIMENSIONS
         if not self.encodes:
