@@ -169,7 +169,8 @@ class Case:
         mask: of what is sampled anew.
         together: whether the formula's predictions are made in passes of both branches, which a node compares.
         experts: how many networks share the steps.
-        lora: whether a pair of LoRAs is measured too, on every layer.
+        lora: whether a pair of LoRAs is measured too.
+        without: what the LoRAs leave out, by a part of a layer's name; None where they are on every layer.
         models: a loaded model of a network and a seed; two of one seed have weights of their own.
         formulas: the same, for the dispreferred of a LoRA pair in the formula; None where that is ``models``.
         forms: of the negative.
@@ -183,6 +184,7 @@ class Case:
     together: bool = False
     experts: int = 1
     lora: bool = True
+    without: str | None = None
     models: Callable[[Network, int], ModelPatcher] = Network.model
     formulas: Callable[[Network, int], ModelPatcher] | None = None
     forms: tuple[str, ...] = ("proxy", "exact")
@@ -207,7 +209,7 @@ class Case:
     def lora_pair(self, expert: int) -> tuple[ModelPatcher, ModelPatcher, ModelPatcher]:
         """The same, on one set of weights; for the formula the dispreferred has weights of its own."""
         shared, own = (make(self.network, 10 * expert + 1) for make in (self.models, self.formulas or self.models))
-        states = lora_on_all(shared, 41, rank=2), lora_on_all(shared, 42, rank=3)
+        states = lora_on_all(shared, 41, 2, self.without), lora_on_all(shared, 42, 3, self.without)
         members = ((shared, 0, 0.8), (shared, 1, 1.2), (own, 1, 1.2))
         return tuple(self.before(with_lora(model, states[side], by), side + 1) for model, side, by in members)
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
 import torch
+from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 
 Shape = tuple[int, ...]
 # Of a text encoder's further outputs, by name: a value by seed and tokens.
@@ -59,11 +59,11 @@ class Network:
         """Native keys, without prefix."""
         return seeded(self.module().diffusion_model, seed)
 
-    def model(self, seed: int) -> comfy.model_patcher.ModelPatcher:
+    def model(self, seed: int) -> ModelPatcher:
         model = self.module()
         model.diffusion_model.load_state_dict(seeded(model.diffusion_model, seed))
         device = comfy.model_management.get_torch_device()
-        return comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=device)
+        return CoreModelPatcher(model, load_device=device, offload_device=device)
 
     def prompt(self, seed: int, tokens: int, **options: object) -> list:
         """A conditioning of one entry."""
@@ -91,23 +91,25 @@ def seeded(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
     return weights
 
 
-def lora_on_all(model: comfy.model_patcher.ModelPatcher, seed: int, rank: int, scale: float = 0.3) -> dict:
+def lora_on_all(model: ModelPatcher, seed: int, rank: int, without: str | None = None) -> dict:
     """A LoRA on every linear layer and every plain convolution, by native keys; none is made for transposed ones."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, layer in model.model.named_modules():
         linear = hasattr(layer, "in_features") and hasattr(layer, "out_features")
         convolution = isinstance(layer, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)) and layer.groups == 1
+        if without is not None and without in name:
+            continue
         if not name.startswith("diffusion_model.") or not (linear or convolution) or layer.weight is None:
             continue
         shape = (layer.out_features, layer.in_features) if linear else layer.weight.shape
         down = torch.randn(rank, *shape[1:], generator=generator)
         state[f"{name}.lora_down.weight"] = down / down[0].numel() ** 0.5
         ones = [1] * (len(shape) - 2)
-        state[f"{name}.lora_up.weight"] = torch.randn(shape[0], rank, *ones, generator=generator) * scale
+        state[f"{name}.lora_up.weight"] = torch.randn(shape[0], rank, *ones, generator=generator) * 0.3
         state[f"{name}.alpha"] = torch.tensor(float(rank))
     return state
 
 
-def with_lora(model: comfy.model_patcher.ModelPatcher, state: dict, strength: float):
+def with_lora(model: ModelPatcher, state: dict, strength: float):
     return comfy.sd.load_lora_for_models(model, None, state, strength, 0.0)[0]

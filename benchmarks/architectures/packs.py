@@ -72,7 +72,8 @@ def normalized_attention(before: bool) -> Case:
         return result(chosen, model, prompt, 11.0, 0.25, 2.5)[0]
 
     network = network_of("Wan 2.1", latent=(1, 16, 3, 8, 8))
-    return Case(network, together=True, **{"before" if before else "after": put})
+    # The node encodes a prompt when it runs, with the weights as they then are.
+    return Case(network, together=True, without="text_embedding", **{"before" if before else "after": put})
 
 
 def animated(before: bool) -> Case:

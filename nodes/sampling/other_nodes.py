@@ -12,6 +12,8 @@ OF_A_RUN = (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDI
 OF_A_PASS = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
 # Options with functions that combine the branches: the sampled model's are run.
 GUIDANCE = ("sampler_pre_cfg_function", "sampler_post_cfg_function", "sampler_cfg_function")
+# KJNodes' guidance, which encodes a prompt when its node runs: by the start of the function's qualified name.
+HOLDS_ENCODING = ("WanCrossAttentionPatch.", "LTXVCrossAttentionPatch.")
 # Guidance that records the negative pass in the attention of the model that it is on: by the name of core's node.
 SELF_ATTENTION = "SelfAttentionGuidance"
 
@@ -54,6 +56,17 @@ def of_two_models(preferred_options: dict, dispreferred: ModelPatcher) -> list[s
         if name in of_passes and name not in unused:
             lines.append(f"`{name}` acts on the passes of the preferred model alone; put that node after CHATS Apply")
     return lines
+
+
+def of_encodings(patches: Iterable[object]) -> list[str]:
+    """A sentence on what was put into the place of layers after the two were joined, where it holds a text's encoding
+    by one of them."""
+    if not any(getattr(patch, "__qualname__", "").startswith(HOLDS_ENCODING) for patch in patches):
+        return []
+    return [
+        "normalized attention guidance has its prompt's encoding by the preferred model, for both; put that node "
+        "before CHATS Apply, on each of the two"
+    ]
 
 
 def _keys(wrappers: dict, kinds: Iterable[str]) -> dict[str, None]:

@@ -159,6 +159,9 @@ class SharedWeightsRun(Run):
     def options_of_dispreferred(self, options: dict) -> dict:
         return options
 
+    def patcher_of_dispreferred(self) -> ModelPatcher:
+        return self.guider.model_patcher
+
     def _close(self) -> None:
         self._unwatch()
         for shared in self.passes.values():
