@@ -26,7 +26,7 @@ import torch
 from comfyui_version import __version__
 
 from .measure import Errors, errors_of
-from .report import table
+from .report import report
 from .rows import ROWS
 
 
@@ -63,7 +63,7 @@ def main() -> None:
         print(json.dumps(done[name]), file=sys.stderr, flush=True)
         with asked.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(done[name]) + "\n")
-    print(table([done[name] for name in ROWS if name in done]))
+    print(report([done[name] for name in ROWS if name in done]))
 
 
 if __name__ == "__main__":

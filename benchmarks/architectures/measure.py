@@ -35,13 +35,13 @@ Sample = Callable[..., torch.Tensor]
 class Errors:
     """Relative errors against the formula, by form; a sentence where something was refused or failed.
 
-    ``distance``: between the pair and stock CFG on its preferred member, the smallest.
+    ``said``: what the pack said on the way, by kind of pair; ``distance``: between the pair and stock CFG on its preferred member, the smallest.
     """
 
     two_models: dict[str, float | str] = field(default_factory=dict)
     lora_pair: dict[str, float | str] = field(default_factory=dict)
     distance: float = float("inf")
-    said: list[str] = field(default_factory=list)
+    said: dict[str, list[str]] = field(default_factory=lambda: {"two_models": [], "lora_pair": []})
 
     as_dict = asdict
 
@@ -122,9 +122,8 @@ def formula_of(members: tuple[ModelPatcher, ModelPatcher], positive: list, negat
 
 
 @contextmanager
-def listening() -> Iterator[list[str]]:
-    """What the pack says within it, each line once."""
-    heard: list[str] = []
+def listening(heard: list[str]) -> Iterator[None]:
+    """Notes what the pack says within it, each line once."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -135,7 +134,7 @@ def listening() -> Iterator[list[str]]:
     handler = Handler(logging.WARNING)
     logging.getLogger().addHandler(handler)
     try:
-        yield heard
+        yield
     finally:
         logging.getLogger().removeHandler(handler)
 
@@ -170,6 +169,7 @@ class Case:
         together: whether the formula's predictions are made in passes of both branches, which a node compares.
         experts: how many networks share the steps.
         lora: whether a pair of LoRAs is measured too.
+        strengths: of the preferred's LoRA and the dispreferred's.
         without: what the LoRAs leave out, by a part of a layer's name; None where they are on every layer.
         models: a loaded model of a network and a seed; two of one seed have weights of their own.
         formulas: the same, for the dispreferred of a LoRA pair in the formula; None where that is ``models``.
@@ -184,6 +184,7 @@ class Case:
     together: bool = False
     experts: int = 1
     lora: bool = True
+    strengths: tuple[float, float] = (0.8, 1.2)
     without: str | None = None
     models: Callable[[Network, int], ModelPatcher] = Network.model
     formulas: Callable[[Network, int], ModelPatcher] | None = None
@@ -210,8 +211,10 @@ class Case:
         """The same, on one set of weights; for the formula the dispreferred has weights of its own."""
         shared, own = (make(self.network, 10 * expert + 1) for make in (self.models, self.formulas or self.models))
         states = lora_on_all(shared, 41, 2, self.without), lora_on_all(shared, 42, 3, self.without)
-        members = ((shared, 0, 0.8), (shared, 1, 1.2), (own, 1, 1.2))
-        return tuple(self.before(with_lora(model, states[side], by), side + 1) for model, side, by in members)
+        return tuple(
+            self.before(with_lora(model, states[side], self.strengths[side]), side + 1)
+            for model, side in ((shared, 0), (shared, 1), (own, 1))
+        )
 
 
 @torch.inference_mode()
@@ -222,19 +225,18 @@ def errors_of(case: Case, join: Join, negative: Negative) -> Errors:
         experts = [getattr(case, kind)(expert) for expert in range(case.experts)]
         for form in case.forms:
             prompts = partial(case.prompts, form, negative)
-            getattr(errors, kind)[form] = attempt(partial(_error, case, experts, prompts, join, errors))
+            with listening(errors.said[kind]):
+                getattr(errors, kind)[form] = attempt(partial(_error, case, experts, prompts, join, errors))
     return errors
 
 
 def _error(case: Case, experts: list[tuple], prompts: Callable[[], tuple], join: Join, errors: Errors) -> float:
-    """Of one pair in one form; what is said on the way, and the distance to stock CFG, go into ``errors``."""
+    """Of one pair in one form; the distance to stock CFG goes into ``errors``."""
     conds = prompts()
     stock = by_comfyui_alone(lambda: case.sampled(lambda e: guider_of(case.after(experts[e][0]), *conds, CFG)))
     expected = case.sampled(
         lambda e: formula_of((case.after(experts[e][0]), case.after(experts[e][2])), *conds, case.together)
     )
-    with listening() as heard:
-        actual = case.sampled(lambda e: guider_of(case.after(join(*experts[e][:2])), *conds, CFG))
-    errors.said += [line for line in heard if line not in errors.said]
+    actual = case.sampled(lambda e: guider_of(case.after(join(*experts[e][:2])), *conds, CFG))
     errors.distance = min(errors.distance, relative_error(expected, stock))
     return relative_error(actual, expected)

@@ -107,8 +107,8 @@ OTHERS: dict[str, Callable[[], Case]] = {
     "bypass LoRAs before Apply, one for each (Flux.1)": lambda: Case(PICTURES["Flux.1 dev"], before=bypassed),
     "a bypass LoRA after Apply (Flux.1)": lambda: Case(PICTURES["Flux.1 dev"], after=partial(bypassed, seed=3)),
     "fp8 (Flux.1)": lambda: Case(PICTURES["Flux.1 dev"], models=fp8),
-    "fp8 (Flux.1), the LoRA of the formula's dispreferred not rounded": lambda: Case(
-        PICTURES["Flux.1 dev"], models=fp8, formulas=as_fp8
+    "fp8 (Flux.1), a LoRA on the dispreferred alone, not rounded in the formula": lambda: Case(
+        PICTURES["Flux.1 dev"], models=fp8, formulas=as_fp8, strengths=(0.0, 1.2)
     ),
     "scaled fp8 (Flux.1)": lambda: Case(PICTURES["Flux.1 dev"], models=partial(fp8, scaled=True)),
 }
