@@ -1,6 +1,7 @@
 """Pairs held against the formula on mini models of many architectures, in a real ComfyUI on the CPU, a row at a time.
 
     COMFYUI_PATH=... ComfyUI's-python -m benchmarks.architectures --results FILE [--only TEXT] [--again]
+    COMFYUI_PATH=... ComfyUI's-python -m benchmarks.architectures --padding
 
 FILE (JSON lines) keeps each finished row: run again, it goes on with those that are missing, and prints the table of
 all. Rows of other packs are made where `CHATS_PACKS` names a folder that holds them.
@@ -26,6 +27,7 @@ import torch
 from comfyui_version import __version__
 
 from .measure import Errors, errors_of
+from .padding import padding_report
 from .report import report
 from .rows import ROWS
 
@@ -38,7 +40,9 @@ def measured(name: str) -> Errors:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, required=True, help="the file of finished rows")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--results", type=Path, help="the file of finished rows")
+    asked.add_argument("--padding", action="store_true", help="measure longer null prompts instead")
     parser.add_argument("--only", default="", help="rows whose names hold this")
     parser.add_argument("--again", action="store_true", help="measure rows anew that are there")
     return parser.parse_args()
@@ -48,6 +52,9 @@ def main() -> None:
     asked = arguments()
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.WARNING)
+    if asked.padding:
+        print(padding_report())
+        return
     done = {}
     if asked.results.is_file():
         done = {row["name"]: row for row in map(json.loads, asked.results.read_text("utf-8").splitlines())}

@@ -35,7 +35,8 @@ Sample = Callable[..., torch.Tensor]
 class Errors:
     """Relative errors against the formula, by form; a sentence where something was refused or failed.
 
-    ``said``: what the pack said on the way, by kind of pair; ``distance``: between the pair and stock CFG on its preferred member, the smallest.
+    ``said``: what the pack said on the way, by kind of pair; ``distance``: between the pair and stock CFG on its
+    preferred member, the smallest.
     """
 
     two_models: dict[str, float | str] = field(default_factory=dict)
