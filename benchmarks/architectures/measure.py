@@ -27,8 +27,6 @@ CFG, ALPHA, STEPS = 6.0, 0.5, 2
 Patch = Callable[[ModelPatcher], ModelPatcher]
 Join = Callable[[ModelPatcher, ModelPatcher], ModelPatcher]
 Negative = Callable[[list, list, float, str], list]
-# The guider of each expert, in order, to what they sample.
-Sample = Callable[..., torch.Tensor]
 
 
 @dataclass
@@ -169,7 +167,6 @@ class Case:
         mask: of what is sampled anew.
         together: whether the formula's predictions are made in passes of both branches, which a node compares.
         experts: how many networks share the steps.
-        lora: whether a pair of LoRAs is measured too.
         strengths: of the preferred's LoRA and the dispreferred's.
         without: what the LoRAs leave out, by a part of a layer's name; None where they are on every layer.
         models: a loaded model of a network and a seed; two of one seed have weights of their own.
@@ -184,7 +181,6 @@ class Case:
     mask: torch.Tensor | None = None
     together: bool = False
     experts: int = 1
-    lora: bool = True
     strengths: tuple[float, float] = (0.8, 1.2)
     without: str | None = None
     models: Callable[[Network, int], ModelPatcher] = Network.model
@@ -222,7 +218,7 @@ class Case:
 def errors_of(case: Case, join: Join, negative: Negative) -> Errors:
     """Both kinds of pair against the formula, in each form."""
     errors = Errors()
-    for kind in ("two_models", "lora_pair") if case.lora else ("two_models",):
+    for kind in ("two_models", "lora_pair"):
         experts = [getattr(case, kind)(expert) for expert in range(case.experts)]
         for form in case.forms:
             prompts = partial(case.prompts, form, negative)
