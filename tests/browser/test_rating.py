@@ -7,7 +7,7 @@ import json
 import pytest
 from conftest import is_newest
 from page import FrontEnd
-from rating_page import COLOURS, Rating, draw
+from rating_page import COLOURS, Rating, draw, put
 from serving import ROOT
 
 newest_only = pytest.mark.skipif(not is_newest(), reason="tried in the newest front end")
@@ -41,9 +41,10 @@ def second_tab(browser, server, front_end):
 @pytest.fixture
 def rating(request, front_end, server):
     """A data set of its own for each test, open in the dialog."""
-    dataset = request.node.name.removeprefix("test_")
+    dataset = request.node.originalname.removeprefix("test_")
     colours = iter(COLOURS)
-    draw(server, dataset, {prompt: [next(colours) for _ in range(3)] for prompt in PROMPTS})
+    make = getattr(request, "param", put)
+    make(server, dataset, {prompt: [next(colours) for _ in range(3)] for prompt in PROMPTS})
     running = Rating(front_end.page, server, dataset)
     running.open()
     yield running
@@ -51,6 +52,7 @@ def rating(request, front_end, server):
         running.close()
 
 
+@pytest.mark.parametrize("rating", [draw], ids=["drawn"], indirect=True)
 def test_recorded_is_what_was_seen(rating, front_end, screenshots):
     """And no key that is pressed meanwhile does anything to the graph, whose node is selected."""
     page = rating.page
@@ -156,6 +158,7 @@ def test_a_vote_waits_for_the_disk_and_the_next_page_goes_on(rating, request, sc
     again.dialog.locator(".alerts", has_text=KEPT).wait_for()
     assert len(rating.votes()) == 1
     lock.rmdir()
+    again.page.evaluate("() => dispatchEvent(new Event('online'))")
     again.wait_until_sent()
     _, vote = again.wait_for_votes(2)
     assert (vote["left"], vote["right"], vote["choice"]) == (*seen, "right")
