@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary file beside ``path`` to write to; on leaving it is synced and renamed over ``path``, after an error
-    removed.
+    removed. It has the mode of any new file.
 
     Whatever kills the process, ``path`` is either as it was or the whole new file; a hidden ``.<name>.<random>.tmp``
     may stay behind.
@@ -21,12 +22,25 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        yield temporary
+        with usual_mode(temporary):
+            yield temporary
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def usual_mode(path: Path) -> Iterator[None]:
+    """Gives the file that is written to ``path`` the mode of any new file there, whatever writes it: safetensors' are
+    for their owner alone."""
+    # A file shows it: the umask itself cannot be read without setting it, and a folder may have a rule of its own.
+    path.touch(exist_ok=False)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    path.unlink()
+    yield
+    path.chmod(mode)
 
 
 def sync(path: Path) -> None:

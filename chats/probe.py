@@ -8,7 +8,7 @@ proxy by ε⁻(z_t, c̃) − ε⁻(z_t, ∅). In a network that is linear in its
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ GOOD_COSINE, FAIR_COSINE = 0.9, 0.7
 GOOD_ERROR, FAIR_ERROR = 0.5, 1.0
 
 
-@dataclass(frozen=True)
-class ProxyAgreement:
+class ProxyAgreement(NamedTuple):
     """How the proxy's displacement d_p stands to the exact one d_e, [batch] each: their cosine, and ‖d_p − d_e‖ /
     ‖d_e‖.
 

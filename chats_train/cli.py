@@ -68,11 +68,13 @@ def _filled_in(option: str, value: object) -> object:
 
 
 def _is_for_the_user(error: ValueError) -> bool:
-    """Whether an error's message is one that this project wrote for its users. Imports are late: most runs end without
-    an error."""
+    """Whether an error's message is one that this project wrote for its users."""
+    if isinstance(error, UserError):
+        return True
+    # Late, as it brings torch, and most runs end without an error of this kind.
     from chats.pair import PairError
 
-    return isinstance(error, UserError | PairError)
+    return isinstance(error, PairError)
 
 
 def _init(args: argparse.Namespace) -> None:
@@ -90,10 +92,10 @@ def _init(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
+    config = _read_config(args)
     from .check.readiness import model_size, print_disk, print_memory
     from .runs.opening import open_pairs
 
-    config = _read_config(args)
     print(f"config: {config.family}, {config.objective}, {config.training_method}, {config.max_train_steps} steps")
     family = _open_family(config)
     size = model_size(config, family)
@@ -184,8 +186,15 @@ def _inspect(args: argparse.Namespace) -> None:
 
 def _read_config(args: argparse.Namespace) -> RunConfig:
     from .settings.config_file import load_config
+    from .settings.facts import SOURCE_FORMS
+    from .support.hub import require_hub_id
 
-    return load_config(args.config, args.set)
+    config = load_config(args.config, args.set)
+    # Seen here as well as where the base is opened: before the seconds that importing torch and diffusers takes.
+    base = config.pretrained_model
+    if not Path(base).expanduser().exists():
+        require_hub_id("`pretrained_model`", base, SOURCE_FORMS["pretrained_model"])
+    return config
 
 
 def _open_family(config: RunConfig) -> Family:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from comfy.model_patcher import ModelPatcher
 from comfy_execution.utils import get_executing_context
@@ -38,8 +38,7 @@ USUAL_ALPHAS = (0.0, 1.0)
 _shown: dict[str, tuple[str, list[str]]] = {}
 
 
-@dataclass(frozen=True)
-class ProxyFacts:
+class ProxyFacts(NamedTuple):
     """The settings that a negative was made with, whether its null prompt is zeros, and a line on how it was made.
 
     ``form`` is the one that was used, where the setting leaves it open. The line stands on the node with ``node_id``,

@@ -3,11 +3,14 @@
 import io
 import os
 import re
+import stat
 
 import pytest
+import torch
 
 from chats import files
 from chats.files import replacing, sync, write_text
+from chats.pair import PairMetadata, write_member
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
@@ -51,6 +54,18 @@ def test_folders_above_are_made(tmp_path):
     write_text(str(tmp_path / "runs" / "one" / "notes.txt"), "α ⚠\n")
     assert (tmp_path / "runs" / "one" / "notes.txt").read_bytes() == "α ⚠\n".encode()
     write_text(tmp_path / "runs" / "one" / "other.txt", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_a_file_has_the_mode_of_any_new_one_whoever_writes_it(tmp_path):
+    """safetensors writes into a file for its owner alone, which it renames."""
+    before = os.umask(0o027)
+    try:
+        write_member(tmp_path / "a.safetensors", {"a": torch.zeros(1)}, PairMetadata("preferred"))
+        write_text(tmp_path / "a.txt", "x")
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in sorted(tmp_path.iterdir())] == [0o640, 0o640]
 
 
 def test_text_is_utf_8_on_every_system(tmp_path, monkeypatch):

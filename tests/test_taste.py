@@ -93,6 +93,12 @@ def test_a_vote_is_one_line_however_often_it_is_sent(folder):
         one.vote(rating(1), left, right, "right", RATER)
 
 
+def test_a_window_that_was_left_open_counts_as_an_hour(folder):
+    one = drawn(folder, 2)
+    assert one.vote(rating(1), *ids(one), "left", RATER, 90_000.5)
+    assert [vote.seconds for vote in one.votes()] == [3600.0]
+
+
 def test_the_first_answer_to_a_pair_stands(folder):
     one = drawn(folder, 2)
     left, right = ids(one)

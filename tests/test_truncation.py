@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from chats.lowrank import factorize, relative_error, weight_difference
-from chats.lowrank.truncation import _rank
+from chats.lowrank.truncation import _rank, factorize, relative_error, weight_difference
 
 SHAPES = {
     "wide": (12, 30),

@@ -188,7 +188,8 @@ class TasteDataset:
             for vote in votes:
                 self._check(vote)
                 again = vote.repeat and vote.pair in state.tally.rater(vote.rater).first
-                vote = replace(vote, repeat=again, seconds=vote.seconds and round(vote.seconds, 3))
+                seconds = None if vote.seconds is None else round(min(vote.seconds, MOST_SECONDS), 3)
+                vote = replace(vote, repeat=again, seconds=seconds)
                 before = state.tally.found(vote.rating) or new.get(vote.rating)
                 if before is not None and _answer(before) != _answer(vote):
                     raise Conflict(f"the rating {vote.rating} is another answer's; make a new id for each")
@@ -203,11 +204,11 @@ class TasteDataset:
             return stands
 
     def _check(self, vote: Vote) -> None:
-        known_time = vote.seconds is None or (is_number(vote.seconds) and 0 <= vote.seconds <= MOST_SECONDS)
+        known_time = vote.seconds is None or (is_number(vote.seconds) and vote.seconds >= 0)
         if answer_of(vote.row()) is None or not vote.rater or not known_time:
             raise TasteError(
                 "a vote has a `rating` of 16 hex digits, two different pictures, a `choice` of "
-                f"{', '.join(CHOICES)}, and `seconds` from 0 to {MOST_SECONDS:g} or none"
+                f"{', '.join(CHOICES)}, and `seconds` that are a number from 0 on, or none"
             )
         known = self._state.pictures.known
         for name in (vote.left, vote.right):
@@ -260,14 +261,16 @@ class TasteDataset:
             Conflict: where metadata.jsonl is not one that was derived.
             NotWritten: when the disk does not take it.
         """
-        # A lock of its own: a vote does not wait for this.
-        with self._deriving, on_disk(self.folder), file_lock(self.folder / f".{METADATA}.lock"):
-            sweep(self.folder, METADATA)
+        with self._deriving, on_disk(self.folder):
             with self._read() as state:
                 changes = state.changes
             pairs = self.pairs()
-            if pairs or self._derived.path.exists():
-                self._derived.write(pairs)
+            if self._derived.differs(pairs):  # else a folder that may only be read is as good
+                # A lock of its own: a vote does not wait for this.
+                with file_lock(self.folder / f".{METADATA}.lock"):
+                    sweep(self.folder, METADATA)
+                    pairs = self.pairs()
+                    self._derived.write(pairs)
             self._derived_at = changes
             return len(pairs)
 

@@ -14,6 +14,8 @@ PICTURE = re.compile(rf"{IMAGES}/[0-9a-f]{{16}}\.png")
 KEYS = ("chosen_file_name", "rejected_file_name", "prompt")
 # (id of the chosen picture, id of the rejected one, prompt).
 Preference = tuple[str, str, str]
+# Number, size and time of change of a file.
+Stamp = tuple[int, int, int]
 
 
 class Derived:
@@ -23,29 +25,41 @@ class Derived:
         self.path = path
         self._lines: dict[Preference, bytes] = {}
         # What the file held when this last looked, and how to see that it still does.
-        self._seen: tuple[tuple[int, int, int] | None, bytes] = None, b""
+        self._seen: tuple[Stamp | None, bytes] = None, b""
+        # How to see that it is what this wrote last.
+        self._own: Stamp | None = None
+
+    def differs(self, pairs: Iterable[Preference]) -> bool:
+        """Whether the file says something else than the pairs; none at all is the same as no file."""
+        return self._data(pairs) != self._before()
 
     def write(self, pairs: Iterable[Preference]) -> None:
-        """Writes the pairs whole or not at all, where the file says something else.
+        """Writes the pairs whole or not at all.
 
         Raises:
             Conflict: where the file holds what this did not write.
         """
-        self._lines = {pair: self._lines.get(pair) or _line(pair) for pair in pairs}
-        data = b"".join(self._lines.values())
-        if self._stamp() != self._seen[0]:
-            before = self.path.read_bytes() if self.path.exists() else b""
-            if not all(map(_is_derived, before.splitlines())):
-                raise Conflict(
-                    f"{self.path} has lines that come from no rating, and is left as it is; move it elsewhere"
-                )
-            self._seen = self._stamp(), before
-        if data != self._seen[1]:
-            with replacing(self.path) as temporary:
-                temporary.write_bytes(data)
-            self._seen = self._stamp(), data
+        before = self._before()
+        if self._seen[0] != self._own and not all(map(_is_derived, before.splitlines())):
+            raise Conflict(f"{self.path} has lines that come from no rating, and is left as it is; move it elsewhere")
+        data = self._data(pairs)
+        with replacing(self.path) as temporary:
+            temporary.write_bytes(data)
+        self._own = self._stamp()
+        self._seen = self._own, data
 
-    def _stamp(self) -> tuple[int, int, int] | None:
+    def _data(self, pairs: Iterable[Preference]) -> bytes:
+        self._lines = {pair: self._lines.get(pair) or _line(pair) for pair in pairs}
+        return b"".join(self._lines.values())
+
+    def _before(self) -> bytes:
+        """What the file holds; it is read where it changed."""
+        stamp = self._stamp()
+        if stamp != self._seen[0]:
+            self._seen = stamp, self.path.read_bytes() if stamp else b""
+        return self._seen[1]
+
+    def _stamp(self) -> Stamp | None:
         if not self.path.exists():
             return None
         stat = self.path.stat()

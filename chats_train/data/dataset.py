@@ -1,4 +1,7 @@
-"""A checked data set: every image read, decoded once and placed in a bucket, every problem counted and listed."""
+"""Which form of pairs a folder holds, told and opened; every image checked, every problem counted and listed.
+
+What each form may hold: ``folders.py`` (metadata.jsonl, chosen/ and rejected/) and ``tables.py`` (parquet, the hub).
+"""
 
 from __future__ import annotations
 

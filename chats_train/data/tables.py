@@ -1,4 +1,4 @@
-"""Pairs in tables: parquet files and data sets of the Hugging Face hub, memory-mapped by ``datasets``."""
+"""Which parquet files of a folder are pairs and how their columns are read; data sets of the Hugging Face hub too."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from chats.words import shown, shown_error
 
 from ..settings.config import Columns, DataConfig
 from ..support.errors import UserError
+from ..support.hub import fetching, require_hub_id
 from .cells import TableImage
 from .columns import missing
 from .folder_tree import LeftOut, NamedFiles, files_below
@@ -115,15 +116,13 @@ def hub(hub_id: str, config: DataConfig) -> PairSource:
     Raises:
         UserError: when it cannot be fetched, or its columns are not known.
     """
+    if not Path(hub_id).is_dir():
+        require_hub_id("`data.hub_id`", hub_id, "a hub id (owner/name); local data is `data.path`")
     import datasets
 
-    try:
+    begun, instead = f"`data.hub_id` is {hub_id}, which", "fetch it yourself and set `data.path`"
+    with fetching(begun, hub_id, instead, UserError, ValueError, datasets.exceptions.DatasetsError):
         table = datasets.load_dataset(hub_id, name=config.subset, split=config.split, revision=config.revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(
-            f"`data.hub_id` is {hub_id}, which could not be fetched ({shown_error(error)}); "
-            "check the id and the connection, or fetch it yourself and set `data.path`"
-        ) from error
     return table_source(table, hub_id, config.columns)
 
 

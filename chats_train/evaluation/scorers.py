@@ -22,9 +22,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..families.sources import HASHED_SUFFIXES, HUB_ID
+from ..families.sources import HASHED_SUFFIXES
 from ..support.digests import file_digest
 from ..support.errors import UserError
+from ..support.hub import Wanted, fetching, local_or_fetched
 from .prompts import EvaluationPrompt
 
 # OpenAI's CLIP, whose preprocessing its descendants kept; a folder's preprocessor_config.json may say otherwise.
@@ -164,7 +165,9 @@ class ImageRewardScorer:
     def model(self) -> Any:
         from safetensors.torch import load_file
 
-        model = self.cls(med_config=str(self.folder / "med_config.json"), device=self.device)
+        begun = f"`--scorer` imagereward wants the tokenizer of {TOKENIZER}, which"
+        with fetching(begun, TOKENIZER, "fetch it beforehand"):
+            model = self.cls(med_config=str(self.folder / "med_config.json"), device=self.device)
         state = {
             key: tensor for file in sorted(self.folder.glob("*.safetensors")) for key, tensor in load_file(file).items()
         }
@@ -185,6 +188,9 @@ class ImageRewardScorer:
 KINDS = ("pickscore", "hpsv2", "imagereward")
 # HPS v2 is the plain cosine, reported in percent (the paper's Table 1).
 HPS_FACTOR = 100.0
+# Of ImageReward, which its package takes from the hub.
+TOKENIZER = "bert-base-uncased"
+FORMS = "a folder or a hub id (owner/name)"
 
 
 def open_scorers(specs: Sequence[str], device: torch.device | str) -> list[Scorer]:
@@ -216,16 +222,12 @@ def open_scorers(specs: Sequence[str], device: torch.device | str) -> list[Score
 
 
 def _folder(kind: str, source: str) -> Path:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or not HUB_ID.fullmatch(source):
-        raise UserError(
-            f"`--scorer` {kind} is `{source}`, which is no folder and no hub id (owner/name); correct the path"
-        )
-    from huggingface_hub import snapshot_download
+    mark = "med_config.json" if kind == ImageRewardScorer.name else "config.json"
+    return local_or_fetched(f"`--scorer` {kind}", source, Wanted("folder", FORMS, mark, _wanted_files))
 
-    return Path(snapshot_download(source, allow_patterns=[f"*{suffix}" for suffix in HASHED_SUFFIXES]))
+
+def _wanted_files(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.endswith(HASHED_SUFFIXES)]
 
 
 def _require_safetensors(kind: str, folder: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from chats.files import write_text
-from chats.lowrank import factorize, relative_error, weight_difference
+from chats.lowrank.truncation import factorize, relative_error, weight_difference
 from chats.pair import Member, PairError, PairMetadata, check_files, read_header, write_member
 from chats.words import shown
 

@@ -12,6 +12,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,17 @@ from torch import nn
 
 from chats.words import shown_error
 
+from ..settings.facts import SOURCE_FORMS
 from ..support.digests import file_digest
+from ..support.hub import Wanted, local_or_fetched
 from ..support.tensor_files import Tensors
 from .scaled_fp8 import FP8, is_weight, scale_of
 from .source_error import SourceError
 from .weight_files import VARIANTS, WeightFiles, find_weights
 
 Shapes = dict[str, tuple[int, ...]]
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HASHED_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
+INDEX = "model_index.json"
 
 
 class Source(ABC):
@@ -106,9 +109,9 @@ class FolderSource(Source):
 
     def __init__(self, root: Path, setting: str = "pretrained_model"):
         self.root, self.setting, self._fp8 = root, setting, list[str]()
-        if not (root / "model_index.json").is_file():
+        if not (root / INDEX).is_file():
             raise SourceError(
-                f"`{setting}` is {root}, which has no model_index.json; give a diffusers folder or a .safetensors file"
+                f"`{setting}` is {root}, which has no {INDEX}; give a diffusers folder or a .safetensors file"
             )
 
     def require_kind(self) -> None:
@@ -173,7 +176,7 @@ class FolderSource(Source):
 
     @property
     def zeros_for_empty_prompt(self) -> bool:
-        return read_json(self.root / "model_index.json").get("force_zeros_for_empty_prompt", True)
+        return read_json(self.root / INDEX).get("force_zeros_for_empty_prompt", True)
 
     def _folder(self, part: str) -> Path:
         folder = self.root / part
@@ -230,20 +233,10 @@ def open_folder(source: str, setting: str, parts: Iterable[str]) -> FolderSource
     """A diffusers folder by its path, or by a hub id, whose files of ``parts`` are then fetched.
 
     Raises:
-        SourceError: when it is neither.
+        SourceError: when it is neither, or cannot be fetched.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return FolderSource(path, setting)
-    if path.exists() or not HUB_ID.fullmatch(source):
-        raise SourceError(
-            f"`{setting}` is `{source}`, which is no diffusers folder and no hub id (owner/name); correct the path"
-        )
-    from huggingface_hub import list_repo_files, snapshot_download
-
-    return FolderSource(
-        Path(snapshot_download(source, allow_patterns=wanted_files(list_repo_files(source), parts))), setting
-    )
+    wanted = Wanted("diffusers folder", SOURCE_FORMS[setting], INDEX, partial(wanted_files, parts=parts))
+    return FolderSource(local_or_fetched(f"`{setting}`", source, wanted, SourceError), setting)
 
 
 def wanted_files(names: Iterable[str], parts: Iterable[str]) -> list[str]:
@@ -264,7 +257,7 @@ def wanted_files(names: Iterable[str], parts: Iterable[str]) -> list[str]:
         chosen = next((known for known in VARIANTS if (part, known) in found), "")
         return match is None or match[1] == chosen
 
-    return ["model_index.json", *filter(is_wanted, inside)]
+    return [INDEX, *filter(is_wanted, inside)]
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:

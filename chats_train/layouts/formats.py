@@ -1,4 +1,4 @@
-"""What each family's files are called: its native layout, its LoRA names, its name in `modelspec.*`."""
+"""How the keys of each family's files are named: `lora_names` of a LoRA's, the native layout of a whole model's."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from chats.files import sync
+from chats.files import sync, usual_mode
 
 from ..support.digests import file_digest
 from ..support.errors import UserError
@@ -189,7 +189,9 @@ def save_checkpoint(folder: Path, state: State, keep: int | None) -> Path:
     temporary.mkdir()
     try:
         for group, tensors in state.tensors.items():
-            save_file(_saved(tensors), temporary / _tensor_file(group))
+            path = temporary / _tensor_file(group)
+            with usual_mode(path):
+                save_file(_saved(tensors), path)
         (temporary / STATE_FILE).write_text(json.dumps({"step": state.step, **state.values}), encoding="utf-8")
         written = sorted(temporary.iterdir())
         files = {path.name: {"bytes": _size(path), "sha256": file_digest(path)} for path in written}

@@ -1,6 +1,7 @@
-"""Writing the members of a pair, their keys and dtypes, and reading back what was written.
+"""The two files of a pair, LoRAs or whole models: their keys and the keys' order, dtypes, metadata, reading back.
 
-safetensors itself orders the tensors of a file, by dtype and then by key.
+A LoRA's keys are named by ``lora_names`` in ``layouts/formats.py``. Their order is safetensors' own, by dtype and then
+by key; ``chats/pair.py`` orders the metadata.
 """
 
 from __future__ import annotations

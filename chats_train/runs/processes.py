@@ -88,8 +88,8 @@ class Processes:
 
 
 def _part() -> None:
-    """Ends the connection while Python still runs: afterwards its threads can abort a process that has done its
-    work."""
+    """Ends the connection, and with it torch's threads, while Python still runs: one that lets go of a tensor later
+    wants the interpreter, and where that is ending, the process aborts, its work done."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -16,6 +16,11 @@ from ..support.errors import UserError
 PIXELS_PER_LATENT = 8
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 JOINT_TARGETS = (*UNET_TARGETS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+# What the settings that name a base can be, for errors.
+SOURCE_FORMS = {
+    "pretrained_model": "a .safetensors checkpoint, a diffusers folder, or a hub id (owner/name)",
+    "encoders": "a diffusers folder or a hub id (owner/name)",
+}
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,12 @@
 """The rated data sets in ComfyUI's output folder, each opened once."""
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import folder_paths
 
-if TYPE_CHECKING:  # loaded when the first data set is opened: most sessions open none
-    from ...chats.taste.dataset import TasteDataset
+from ...chats.taste.dataset import TasteDataset
+from ...chats.taste.names import TasteError, check_dataset
 
 DEFAULT_RATER = "default"
 # Where data sets are, within the output folder.
@@ -29,9 +26,6 @@ def data_set(name: str) -> TasteDataset:
     Raises:
         TasteError: for a name that none can have.
     """
-    from ...chats.taste.dataset import TasteDataset
-    from ...chats.taste.names import check_dataset
-
     folder = place() / check_dataset(name)
     with _lock:
         if folder not in _opened:
@@ -41,8 +35,6 @@ def data_set(name: str) -> TasteDataset:
 
 def names() -> list[str]:
     """The data sets that are there, the one that was worked on last first."""
-    from ...chats.taste.names import TasteError
-
     found = []
     for folder in place().iterdir() if place().is_dir() else ():
         try:

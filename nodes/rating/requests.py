@@ -1,13 +1,10 @@
 """What a request may be: from this server's own pages, JSON of a bounded size, by a known user."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-if TYPE_CHECKING:
-    from aiohttp import web
+from aiohttp import web
 
 MOST_BYTES = 16 * 1024
 MOST_AVOIDED = 200
@@ -38,8 +35,6 @@ def _is_at(origin: str, host: str) -> bool:
 
 async def json_body(request: web.Request) -> dict[str, Any]:
     """The JSON object of a request."""
-    from aiohttp import web
-
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Refused(415, "the request is compressed; send it as it is")
     if request.content_type != "application/json":

@@ -12,8 +12,6 @@ from comfy_api.latest import io
 
 from ...chats.words import shown
 from ..advice import show_lines
-from .data_sets import DEFAULT_RATER, PLACE, data_set
-from .origin import seeds_and_models
 
 
 def check_images(images: object) -> torch.Tensor:
@@ -88,7 +86,10 @@ class CHATSSaveCandidates(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: torch.Tensor, prompt: str, dataset: str) -> io.NodeOutput:
+        # With the first candidate, and not with the pack: most sessions draw none.
         from ...chats.taste.names import IMAGES, Conflict
+        from .data_sets import DEFAULT_RATER, PLACE, data_set
+        from .origin import seeds_and_models
 
         images, kept = check_images(images), data_set(dataset)
         if not isinstance(prompt, str):

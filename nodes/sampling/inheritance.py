@@ -9,8 +9,8 @@ from __future__ import annotations
 import operator
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import NamedTuple
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -22,8 +22,7 @@ from .transplant import Transplant
 NAMED_LEVELS = 4
 
 
-@dataclass
-class Baseline:
+class Baseline(NamedTuple):
     """The preferred model as it was when the two were joined."""
 
     patches_uuid: uuid.UUID

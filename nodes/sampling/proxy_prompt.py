@@ -5,7 +5,6 @@ positive entry, either one entry of mixed embeddings (``proxy``) or two entries 
 (``exact``): ComfyUI divides the weighted predictions by the sum of the strengths, which is 1.
 """
 
-import dataclasses
 import logging
 
 import torch
@@ -68,7 +67,7 @@ def build_negative(positive: list, null: list, alpha: float, form: str) -> list:
     pairs = list(zip(positive, nulls, strict=True))
     if form == AUTO:
         entries, used, line = _automatic_entries(pairs, alpha)
-        facts = dataclasses.replace(facts, form=used, line=line)
+        facts = facts._replace(form=used, line=line)
     else:
         entries = _entries(pairs, alpha, form)
     return [[tokens, {**options, PROXY: facts}] for tokens, options in entries]

@@ -63,6 +63,19 @@ def is_newest() -> bool:
 newest_only = pytest.mark.skipif(USABLE and not is_newest(), reason="tried in the newest ComfyUI")
 
 
+def is_oldest() -> bool:
+    """Whether this is a ComfyUI of the oldest kind that the pack promises to work in."""
+    from comfyui_version import __version__
+
+    return tuple(map(int, __version__.split(".")[:2])) <= (0, 3)
+
+
+# What is slow, and found the same in the versions between as at either end.
+ends_only = pytest.mark.skipif(
+    USABLE and not (is_newest() or is_oldest()), reason="tried in the oldest and the newest ComfyUI"
+)
+
+
 def newest(*values: object) -> list:
     """Values of a parameter that are tried in the newest ComfyUI only."""
     return [pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=newest_only) for value in values]

@@ -13,6 +13,7 @@ import folder_paths
 import mini
 import pytest
 import torch
+from conftest import ends_only
 from nodes import KSampler, UNETLoader
 from running import in_the_trainers_python
 from safetensors.torch import load_file
@@ -52,6 +53,7 @@ def in_diffusers_names(native: dict[str, torch.Tensor], mapping: dict[str, objec
     return found
 
 
+@ends_only
 @pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3"])
 def test_native_names_are_comfyuis(kind):
     native = mini.weights(kind, 1)
@@ -61,6 +63,7 @@ def test_native_names_are_comfyuis(kind):
     assert [key for key in native if not torch.equal(ours[key], native[key])] == []
 
 
+@ends_only
 @pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3"])
 def test_lora_names_are_mapped_to_the_right_weights(kind):
     model = mini.model(kind, 1)

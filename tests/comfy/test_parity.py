@@ -9,6 +9,7 @@ import itertools
 
 import mini
 import torch
+from conftest import ends_only
 from running import guider_of, run
 
 TIMESTEPS = [999, 800, 601, 402, 203, 4]
@@ -37,6 +38,7 @@ def pipeline(preferred, dispreferred, prompt, null, noise) -> torch.Tensor:
     return latents
 
 
+@ends_only
 def test_the_final_latent_is_that_of_the_pipeline(pairs, nodes):
     preferred, dispreferred = pairs("sd15")
     positive, null = mini.conditioning("sd15", 3), mini.conditioning("sd15", 4)

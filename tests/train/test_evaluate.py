@@ -309,7 +309,7 @@ def test_scorers_that_cannot_be_used_are_sentences(clip, tmp_path):
     assert "did you mean pickscore=…?" in refused(f"pikscore={clip}")
     assert "give one of pickscore, hpsv2, imagereward as KIND=FOLDER" in refused("pickscore")
     assert "names hpsv2 twice" in refused(f"hpsv2={clip}", f"hpsv2={clip}")
-    assert "is no folder and no hub id" in refused("pickscore=/nowhere/at/all")
+    assert "all`, which is not there; correct the path, or give a folder" in refused("pickscore=/nowhere/at/all")
     assert "has no config.json" in refused(f"pickscore={tmp_path}")
     for file in ("config.json", "tokenizer_config.json"):
         (tmp_path / file).write_bytes((clip / file).read_bytes())

@@ -462,7 +462,7 @@ PROBE = """
 import sys
 from pathlib import Path
 import torch
-from chats.lowrank import factorize
+from chats.lowrank.truncation import factorize
 from chats_train import cli
 from chats_train.extraction import extract as extraction
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from chats.pair import check_files, read_header
 from chats_train.cli import main
+from chats_train.encodings.shards import ShardStore
 from chats_train.runs.checkpoint import READ, RESUME, Checkpoint, State, open_checkpoint, save_checkpoint
 from chats_train.support.errors import UserError
 
@@ -275,6 +277,21 @@ def test_a_checkpoint_is_read_as_far_as_needed_and_proven_once(config, opened, t
         (folder / f"{group}.safetensors").write_bytes(b"?" * len(content))
     for command in ("export", "sample", "evaluate"):
         assert main([command, str(path), *commands[command]]) == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_checkpoints_and_the_cache_can_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o027)
+    try:
+        saved = save_checkpoint(tmp_path / "checkpoints", State(1, {"members": {"a": torch.ones(3)}}, {}), None)
+        store = ShardStore(tmp_path / "cache")
+        store.add({"k": {"a": torch.ones(2)}})
+        store.flush()
+    finally:
+        os.umask(before)
+    written = [*saved.iterdir(), *store.folder.iterdir()]
+    assert len(written) == 4
+    assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o640}
 
 
 def test_what_a_damaged_optimizer_keeps_from(tmp_path):

@@ -29,7 +29,7 @@ def bases(tmp_path_factory):
 def test_errors_name_the_setting_and_the_way_out(bases, tmp_path):
     with pytest.raises(SourceError, match="`family` is `sd2`; known are sd15, sdxl, sd3, flux"):
         load_family("sd2", str(bases["sd15"]))
-    with pytest.raises(SourceError, match="no diffusers folder and no hub id"):
+    with pytest.raises(SourceError, match="nothing here`, which is not there; correct the path, or give a "):
         load_family("sd15", str(tmp_path / "nothing here"))
     with pytest.raises(SourceError, match=r"no model_index\.json"):
         load_family("sd15", str(tmp_path))
