@@ -17,6 +17,11 @@ CHOICES = {"ArrowLeft": "left", "ArrowRight": "right", "ArrowUp": "tie", "ArrowD
 # Three pictures a prompt make three pairs.
 PAIRS = 3 * len(PROMPTS)
 TRANSFORMS = "() => ['left', 'right'].map(side => document.querySelector(`img[data-side=${side}]`).style.transform)"
+# So that there is something to undo.
+REMEMBER = """() => {
+    const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+    (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
+}"""
 KEPT = "kept in this browser and sent again: 1. The server says: nothing was kept"
 GRAPH = (
     "() => JSON.stringify([app.graph.serialize().nodes, Object.keys(app.canvas.selected_nodes), app.canvas.ds.scale])"
@@ -60,6 +65,7 @@ def test_recorded_is_what_was_seen(rating, front_end, screenshots):
     page.evaluate("() => { app.graph.clear(); app.graph.add(LiteGraph.createNode('CHATSSaveCandidates')); }")
     page.evaluate("dataset => { app.graph.nodes[0].widgets[0].value = dataset; }", rating.dataset)
     page.evaluate("() => app.canvas.selectItems(app.graph.nodes)")
+    page.evaluate(REMEMBER)
     page.wait_for_timeout(300)
     graph, sent = page.evaluate(GRAPH), front_end.api_graph()
     assert [node["inputs"] for node in sent.values()] == [{"dataset": rating.dataset}], "the button is no value"
