@@ -9,6 +9,8 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+SCORERS = "pickscore, hpsv2 or imagereward, with a local folder, or a hub id, which is fetched"
+
 
 def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse.ArgumentParser:
     """The parser of the command line. The arguments that it reads have as `run` what ``runs`` has for their command."""
@@ -81,6 +83,7 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse
     extract.set_defaults(run=runs["extract"])
 
     _add_evaluate(commands, runs["evaluate"])
+    _add_rate(commands, runs["rate"])
 
     demo = commands.add_parser(
         "demo", help="see it all in minutes: a tiny base, a pair trained on its pictures, figures"
@@ -137,17 +140,41 @@ def _add_evaluate(commands: argparse._SubParsersAction, run: Callable[[argparse.
         action="store_true",
         help="measure how well the pair's proxy form stands for the exact one, before any picture",
     )
-    scorers = (
-        "pickscore, hpsv2 or imagereward, with a local folder, or a hub id, which is fetched; pictures are "
-        "drawn without one too"
+    add(
+        "--scorer",
+        nargs="+",
+        default=[],
+        metavar="KIND=FOLDER_OR_HUB_ID",
+        help=f"{SCORERS}; pictures are drawn without one too",
     )
-    add("--scorer", nargs="+", default=[], metavar="KIND=FOLDER_OR_HUB_ID", help=scorers)
     add(
         "--output",
         type=Path,
         help="pictures and scores are kept there and used again (default: evaluation/ in the run's output_dir)",
     )
     _with_checkpoint(evaluate).set_defaults(run=run)
+
+
+def _add_rate(commands: argparse._SubParsersAction, run: Callable[[argparse.Namespace], None]) -> None:
+    rate = commands.add_parser(
+        "rate",
+        help="let scorers rate the candidates that ComfyUI drew, and see how often they agree with you",
+        description="Lets scorers rate the candidates that ComfyUI drew, beside the ratings of people, which count "
+        "before theirs. Of a prompt with up to nine candidates all pairs are rated, of more each candidate with eight "
+        "others, and what a person rated. It can be stopped and goes on; other weights or another margin replace what "
+        "the same scorer said before.",
+    )
+    rate.add_argument("dataset", type=Path, help="its folder: chats/NAME in ComfyUI's output folder")
+    rate.add_argument("--scorer", nargs="+", required=True, metavar="KIND=FOLDER_OR_HUB_ID", help=SCORERS)
+    rate.add_argument(
+        "--margin",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="NUMBER",
+        help="scores that are less apart are a tie; one for each scorer, in its own unit (default: 0)",
+    )
+    rate.set_defaults(run=run)
 
 
 def _with_config(command: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -71,10 +71,11 @@ def _is_for_the_user(error: ValueError) -> bool:
     """Whether an error's message is one that this project wrote for its users."""
     if isinstance(error, UserError):
         return True
-    # Late, as it brings torch, and most runs end without an error of this kind.
+    # Late, as the first brings torch, and most runs end without an error of these kinds.
     from chats.pair import PairError
+    from chats.taste.names import TasteError
 
-    return isinstance(error, PairError)
+    return isinstance(error, PairError | TasteError)
 
 
 def _init(args: argparse.Namespace) -> None:
@@ -171,6 +172,13 @@ def _evaluate(args: argparse.Namespace) -> None:
     print("\n".join(evaluate(_read_config(args), args.checkpoint, settings, args.scorer, args.output)))
 
 
+def _rate(args: argparse.Namespace) -> None:
+    from .rating import rate
+
+    for line in rate(args.dataset, args.scorer, args.margin):
+        print(line)
+
+
 def _demo(args: argparse.Namespace) -> None:
     from .demo.demo import demo
 
@@ -217,6 +225,7 @@ RUNS = {
     "export": _export,
     "extract": _extract,
     "evaluate": _evaluate,
+    "rate": _rate,
     "demo": _demo,
     "inspect": _inspect,
 }

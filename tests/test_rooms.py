@@ -18,7 +18,7 @@ ORDER = {
     "nodes": ["inputs", "advice", "loading", "sampling", "rating"],
     "chats_train": [
         *("support", "settings", "layouts", "families", "data", "encodings", "sampling", "runs", "training", "check"),
-        *("evaluation", "extraction", "demo", "inspection", "arguments", "cli", "__main__"),
+        *("evaluation", "rating", "extraction", "demo", "inspection", "arguments", "cli", "__main__"),
     ],
 }
 BLOCKER = """

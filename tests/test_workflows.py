@@ -22,9 +22,16 @@ EXPECTED = {
     "chats_upscale",
     "chats_vs_cfg_sd15",
     "chats_vs_cfg_sdxl",
+    "taste_1_draw_sd15",
+    "taste_1_draw_sdxl",
+    "taste_1_draw_z_image",
 }
+# Those that draw candidates: of one model, before there is a pair.
+DRAWING = sorted(name for name in EXPECTED if name.startswith("taste_1_draw_"))
+SAMPLING = sorted(EXPECTED - set(DRAWING))
 NOTES = {"Note", "MarkdownNote"}
 SEEDED = {"KSampler", "RandomNoise", "CHATSKSampler"}
+WALKING = {"CHATSPromptLines"}  # each run takes the next of its lines
 SEED_CONTROLS = {"fixed", "increment", "decrement", "randomize"}
 # LoRAs that the user trains or extracts, and a flow pair: none of them is published, so they have no address.
 OWN_LORAS = {
@@ -39,7 +46,11 @@ ACTIVE, BYPASSED = 0, 4
 
 @pytest.fixture(params=NAMES)
 def workflow(request) -> dict:
-    return json.loads((FOLDER / f"{request.param}.json").read_text(encoding="utf-8"))
+    return read(request.param)
+
+
+def read(name: str) -> dict:
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def nodes_by_id(workflow: dict) -> dict[int, dict]:
@@ -138,7 +149,9 @@ def test_seeds_are_fixed(workflow):
         assert control == "fixed", (
             f"{node['type']}: the seed is set to `{control}`, which gives another picture at each run"
         )
-    others = [value for node in workflow["nodes"] if node["type"] not in SEEDED for value in node["widgets_values"]]
+    others = [
+        value for node in workflow["nodes"] if node["type"] not in SEEDED | WALKING for value in node["widgets_values"]
+    ]
     assert not SEED_CONTROLS.intersection(filter(lambda value: isinstance(value, str), others)), (
         "a node with a seed is not in SEEDED"
     )
@@ -180,6 +193,14 @@ def origin_of(workflow: dict, node: dict, name: str) -> dict:
     return nodes_by_id(workflow)[next(entry[1] for entry in workflow["links"] if entry[0] == link)]
 
 
+def output_of(workflow: dict, node: dict, name: str) -> str:
+    """The name of the output that an input is connected to."""
+    link = next(entry["link"] for entry in node["inputs"] if entry["name"] == name)
+    slot = next(entry[2] for entry in workflow["links"] if entry[0] == link)
+    return origin_of(workflow, node, name)["outputs"][slot]["name"]
+
+
+@pytest.mark.parametrize("workflow", SAMPLING, indirect=True)
 def test_the_null_prompt_is_the_one_the_pair_was_trained_with(workflow):
     """Zeros for an SDXL pair from the trainer; an encoded empty prompt for the authors' pairs and for the other
     families."""
@@ -212,19 +233,50 @@ def test_the_note_says_how_each_own_lora_is_made(workflow):
 
 
 def test_a_lora_on_a_preferred_model_starts_from_one():
-    workflow = json.loads((FOLDER / "chats_sd15_extracted_lora.json").read_text(encoding="utf-8"))
+    workflow = read("chats_sd15_extracted_lora")
     (loader,) = (node for node in workflow["nodes"] if node["type"] == "CHATSLoRAPairLoader")
     assert loader["widgets_values"][0] == "none"
     assert origin_of(workflow, loader, "model")["widgets_values"][0].endswith("_preferred.safetensors")
 
 
 def test_both_passes_of_the_upscale_sample_with_the_pair():
-    workflow = json.loads((FOLDER / "chats_upscale.json").read_text(encoding="utf-8"))
+    workflow = read("chats_upscale")
     samplers = [node for node in workflow["nodes"] if node["type"] == "KSampler"]
     assert len(samplers) == 2
     for sampler in samplers:
         assert origin_of(workflow, sampler, "model")["type"] == "CHATSApply"
         assert origin_of(workflow, sampler, "negative")["type"] == "CHATSProxyPrompt"
+
+
+@pytest.mark.parametrize("workflow", DRAWING, indirect=True)
+def test_each_run_draws_four_candidates_of_the_next_prompt(workflow):
+    """The line's prompt is what is encoded and what the candidates are saved under; its index is the seed, so that a
+    prompt that comes again is drawn from other noise."""
+    nodes = {node["type"]: node for node in workflow["nodes"] if node["type"] != "CLIPTextEncode"}
+    lines, sampler, save = nodes["CHATSPromptLines"], nodes["KSampler"], nodes["CHATSSaveCandidates"]
+    text, index, control = lines["widgets_values"]
+    assert len(set(filter(str.strip, text.split("\n")))) == len(text.split("\n")) >= 4
+    assert (index, control) == (0, "increment")
+    latent = origin_of(workflow, sampler, "latent_image")
+    assert latent["widgets_values"][2] == 4  # pictures at once
+    positive = origin_of(workflow, sampler, "positive")
+    taken = [
+        (origin_of(workflow, node, name)["type"], output_of(workflow, node, name))
+        for node, name in ((positive, "text"), (save, "prompt"), (sampler, "seed"))
+    ]
+    assert taken == [("CHATSPromptLines", name) for name in ("prompt", "prompt", "index")]
+    assert origin_of(workflow, sampler, "negative")["widgets_values"] == [""]
+
+
+def test_each_data_set_has_its_own_model():
+    """Candidates of several models in one data set would compare the models."""
+    names = [
+        node["widgets_values"]
+        for name in DRAWING
+        for node in read(name)["nodes"]
+        if node["type"] == "CHATSSaveCandidates"
+    ]
+    assert len({*map(tuple, names)}) == len(names) == len(DRAWING)
 
 
 def test_one_note_says_what_to_change_first_and_names_every_file(workflow):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from chats.taste.names import CANDIDATES
 from chats.words import shown
 
 from ..settings.config import RunConfig
@@ -25,6 +26,7 @@ from .columns import single
 from .folder_tree import is_text
 from .folders import METADATA, metadata_folder, two_folders
 from .pairs import PairSample, PairSource, Problem, RawPair, pair_id
+from .rated import rated_folder
 from .tables import PARQUET, hub, parquet
 from .verdicts import Unusable, Verdicts
 
@@ -111,6 +113,8 @@ def _local_source(path: Path, config: RunConfig) -> PairSource:
         )
     # A run's own folders may lie in the data's.
     without = (config.output_dir, config.cache_dir)
+    if (path / CANDIDATES).is_file():
+        return rated_folder(path, config.data.columns, without)
     if (path / METADATA).is_file():
         return metadata_folder(path, config.data.columns, without)
     if (path / "chosen").is_dir() and (path / "rejected").is_dir():

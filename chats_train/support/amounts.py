@@ -20,3 +20,8 @@ def count_text(numbers: int) -> str:
         if numbers >= limit:
             return f"{numbers / limit:.3g}{unit}"
     return str(numbers)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, such as 1 pair or 20 pairs."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -28,6 +28,9 @@ TITLES = {
     "chats_upscale": "SDXL, upscale",
     "chats_vs_cfg_sd15": "CFG against CHATS, SD1.5",
     "chats_vs_cfg_sdxl": "CFG against CHATS, SDXL",
+    "taste_1_draw_sd15": "Your taste, 1: draw, SD1.5",
+    "taste_1_draw_sdxl": "Your taste, 1: draw, SDXL",
+    "taste_1_draw_z_image": "Your taste, 1: draw, Z-Image",
 }
 
 

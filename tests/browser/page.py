@@ -46,11 +46,13 @@ QUEUE = """async () => {
 class FrontEnd:
     """The page, with everything that is not this machine kept out."""
 
-    def __init__(self, browser, server: Server, nodes_2: bool, locale: str = "en"):
+    def __init__(self, browser, server: Server, nodes_2: bool, locale: str = "en", context=None):
+        """A page of its own, or one that shares the storage of ``context``."""
         server.post("/api/settings/Comfy.VueNodes.Enabled", nodes_2)
         server.post("/api/settings/Comfy.Locale", locale)
         self.server, self.nodes_2 = server, nodes_2
-        self.page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+        self.own = None if context else browser.new_context(viewport={"width": WIDTH, "height": HEIGHT})
+        self.page = (context or self.own).new_page()
         self.page.route("**/*", lambda route: route.continue_() if LOCAL.match(route.request.url) else route.abort())
         self.page.goto(f"http://127.0.0.1:{server.port}/", timeout=START_MILLISECONDS)
         ready = "() => window.app?.extensionManager && Object.keys(LiteGraph.registered_node_types).length > 100"
@@ -133,4 +135,4 @@ class FrontEnd:
         self.page.screenshot(path=path, **options)
 
     def close(self) -> None:
-        self.page.close()
+        (self.own or self.page).close()

@@ -69,8 +69,11 @@ def unet_weights(config: dict, seed: int) -> dict[str, torch.Tensor]:
     return random_weights(UNetModel(**config, device="meta", dtype=torch.float32, operations=disable_weight_init), seed)
 
 
-def sd3_weights(seed: int, qk_norm: str | None = None) -> dict[str, torch.Tensor]:
-    """Native keys of an SD3 transformer of depth 2, without prefix; SD3.5 normalizes q and k (`rms`)."""
+def sd3_weights(
+    seed: int, qk_norm: str | None = None, context: int = 4096, pooled: int = 2048
+) -> dict[str, torch.Tensor]:
+    """Native keys of an SD3 transformer of depth 2, without prefix; SD3.5 normalizes q and k (`rms`). ``context`` and
+    ``pooled`` are the widths of the encodings that it takes."""
     from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
     from comfy.ops import disable_weight_init
 
@@ -84,8 +87,8 @@ def sd3_weights(seed: int, qk_norm: str | None = None) -> dict[str, torch.Tensor
         depth=2,
         num_patches=256,
         qk_norm=qk_norm,
-        adm_in_channels=2048,
-        context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}},
+        adm_in_channels=pooled,
+        context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": context, "out_features": 128}},
         device="meta",
         dtype=torch.float32,
         operations=disable_weight_init,

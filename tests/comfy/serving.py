@@ -88,6 +88,7 @@ def write_models(models: Path) -> None:
     torch.save({"weight": torch.zeros(1)}, unets / "pickled.ckpt")
     write_loras(models / "loras")
     write_sd35(models)
+    write_z_image(models)
 
 
 def write_loras(loras: Path) -> None:
@@ -125,6 +126,16 @@ def write_sd35(models: Path) -> None:
         state = encoder(config, dtype, "meta", disable_weight_init).state_dict()
         shapes = {key: tensor.shape for key, tensor in state.items()}
         mini.write_zeros(models / "text_encoders" / f"{name}.safetensors", shapes, dtype)
+
+
+def write_z_image(models: Path) -> None:
+    """What stands under the Z-Image workflow's names: a mini flow transformer of SD3's kind that takes CLIP-L's
+    encodings. ComfyUI sees by the weights what a file is, and the graph is the same; Z-Image's own width of 3840 and
+    its encoder of 4 billion weights would take minutes."""
+    transformer = mini.sd3_weights(1, context=768, pooled=768)
+    save_file(half(transformer), models / "diffusion_models" / "z_image_bf16.safetensors")
+    os.link(models / "text_encoders" / "clip_l.safetensors", models / "text_encoders" / "qwen_3_4b.safetensors")
+    os.link(models / "vae" / "sd3.5_vae.safetensors", models / "vae" / "ae.safetensors")
 
 
 def write_base_directory(base: Path, models: bool) -> None:

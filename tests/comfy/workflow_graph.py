@@ -33,7 +33,7 @@ def widgets_of(schema: dict) -> dict[str, tuple[str, dict]]:
     """The widgets of a node in the order of `widgets_values`, with those that the front end adds."""
     widgets = {}
     for name, (kind, options) in inputs_of(schema).items():
-        if kind in WIDGET_ERRORS:
+        if _is_widget(kind, options):
             widgets[name] = (kind, options)
             widgets.update({f"{name}.{added}": widget for added, widget in ADDED_WIDGETS.items() if options.get(added)})
     return widgets
@@ -41,7 +41,11 @@ def widgets_of(schema: dict) -> dict[str, tuple[str, dict]]:
 
 def sockets_of(schema: dict) -> list[tuple[str, str]]:
     """Name and type of the inputs that only a link can fill, in the order of their slots."""
-    return [(name, kind) for name, (kind, _) in inputs_of(schema).items() if kind not in WIDGET_ERRORS]
+    return [(name, kind) for name, (kind, options) in inputs_of(schema).items() if not _is_widget(kind, options)]
+
+
+def _is_widget(kind: str, options: dict) -> bool:
+    return kind in WIDGET_ERRORS and not options.get("forceInput")
 
 
 def _number_error(value: object, options: dict, kinds: tuple[type, ...]) -> str | None:
@@ -88,9 +92,17 @@ def link_errors(workflow: dict, object_info: dict) -> Iterator[str]:
     """Each slot that differs from its schema in name, type or place: old front ends connect by place."""
     for node in executed_nodes(workflow):
         schema = object_info[node["type"]]
-        stated = [(slot["name"], slot["type"]) for slot in node["inputs"]]
+        stated = [(slot["name"], slot["type"]) for slot in node["inputs"] if "widget" not in slot]
         if stated != sockets_of(schema):
             yield f"{node['type']} has the inputs {stated}, the schema {sockets_of(schema)}"
+        widgets = widgets_of(schema)
+        for place, slot in enumerate(node["inputs"]):
+            if "widget" in slot and (
+                place < len(stated)
+                or slot["widget"] != {"name": slot["name"]}
+                or widgets.get(slot["name"], ("no widget",))[0] != slot["type"]
+            ):
+                yield f"{node['type']} has the connected widget {slot}, the schema {list(widgets)}"
         stated = [(slot["name"], slot["type"]) for slot in node["outputs"]]
         # Newer versions give SaveImage an output; a node may have more outputs than the file knows.
         outputs = list(zip(schema["output_name"], schema["output"], strict=True))[: len(stated)]

@@ -45,6 +45,14 @@ def pairs(tmp_path_factory) -> Path:
     return tiny_runs.write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> Path:
+    """The folder of a tiny random scorer; a test that changes it copies it."""
+    import tiny_scorer
+
+    return tiny_scorer.save_clip(tmp_path_factory.mktemp("clip"))
+
+
 @pytest.fixture
 def open_pairs(tmp_path, monkeypatch):
     """Opens a data set with a small run's settings; nothing is fetched."""

@@ -11,7 +11,7 @@ import tiny_pipelines
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from chats_train.cli import main
 from chats_train.evaluation import drawing
@@ -38,18 +38,6 @@ STEPS = 2
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return tiny_pipelines.save_pipeline("sd15", tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """A tiny random CLIPModel in transformers' format."""
-    folder = tiny_pipelines.save_clip_tokenizer(tmp_path_factory.mktemp("clip"))
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vocabulary = tiny_pipelines.CLIP_VOCABULARY
-    text = {**size, "vocab_size": vocabulary, "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}
-    config = CLIPConfig(text_config=text, vision_config={**size, "image_size": 24, "patch_size": 8}, projection_dim=8)
-    tiny_pipelines.randomised(CLIPModel(config), 3).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

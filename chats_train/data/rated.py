@@ -1,0 +1,53 @@
+"""A data set that was drawn and rated in ComfyUI: its pairs follow from its ratings, whatever was derived before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from chats.taste.dataset import TasteDataset
+
+from ..settings.config import Columns
+from ..support.amounts import counted
+from ..support.errors import UserError
+from .folders import metadata_folder
+from .pairs import PairSource
+
+
+def rated_folder(folder: Path, columns: Columns, without: Iterable[Path] = ()) -> PairSource:
+    """The pairs that ratings decided, from metadata.jsonl, which is written anew where the ratings say something else.
+    What else lies in the folder is no data, and is not counted as left out.
+
+    Args:
+        folder: `chats/<dataset>` in ComfyUI's output folder.
+        columns: as :func:`.folders.metadata_folder` takes them.
+        without: folders below it that are no part of the data.
+
+    Raises:
+        UserError: when no pair is decided yet.
+        TasteError: when metadata.jsonl is somebody's own, or is stale and cannot be written.
+    """
+    dataset = TasteDataset(folder)
+    said = [_ratings(dataset), *dataset.notes()]
+    if not dataset.derive():
+        raise UserError(
+            f"`data.path` is {folder}, whose ratings make no pair yet ({'; '.join(said)}); rate more in ComfyUI, or "
+            "let a scorer (`python -m chats_train rate`)"
+        )
+    return replace(metadata_folder(folder, columns, without), remarks=said)
+
+
+def _ratings(dataset: TasteDataset) -> str:
+    """How many pairs were rated, and what came of them."""
+    counts, there = dataset.counts(), dataset.candidates().keys()
+    votes = [vote for vote in dataset.votes() if there >= set(vote.pair)]
+    drawn = f"{counted(counts['candidates'], 'candidate')} for {counted(counts['prompts'], 'prompt')}"
+    rated, told = {vote.pair for vote in votes}, {vote.pair for vote in votes if vote.choice != "skip"}
+    if not rated:
+        return f"{drawn}, none rated"
+    decided = len(dataset.pairs())
+    return (
+        f"{drawn}, {counted(len(rated), 'pair')} rated: {decided} decided, {len(told) - decided} tied or rated both "
+        f"ways, {len(rated) - len(told)} skipped"
+    )
