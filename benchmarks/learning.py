@@ -33,7 +33,7 @@ import conftest
 if not conftest.USABLE:
     sys.exit(conftest.SKIPPED)
 
-import architectures
+import mini_architectures
 import nodes as comfy_nodes
 import torch
 from comfyui_version import __version__
@@ -75,7 +75,7 @@ def rule(latents: torch.Tensor) -> torch.Tensor:
 def base_of(kind: str):
     """A mini base; an epsilon model of random weights predicts nothing, so its last layer is fitted to."""
     with torch.inference_mode():
-        model = architectures.model(kind)
+        model = mini_architectures.model(kind)
         if kind == "sd15":
             fit_last_layer(model.model, kind)
     return model
@@ -92,7 +92,7 @@ def fit_last_layer(model, kind: str) -> None:
         clean = offset + WHITE * torch.randn(1, 4, 8, 8, generator=generator)
         noise = torch.randn(clean.shape, generator=generator)
         sigma = sigmas[torch.randint(len(sigmas), (1,), generator=generator)]
-        prompt = architectures.conditioning(kind, 10_000 + index, TOKENS)[0][0]
+        prompt = mini_architectures.conditioning(kind, 10_000 + index, TOKENS)[0][0]
         model.apply_model(clean + sigma * noise, sigma, c_crossattn=prompt)
         targets.append(noise)
     handle.remove()
@@ -107,14 +107,14 @@ def fit_last_layer(model, kind: str) -> None:
 
 
 def sampled(model, positive: list, negative: list, seed: int, count: int, kind: str) -> torch.Tensor:
-    latent = {"samples": torch.zeros(count, *architectures.latent(kind, 0).shape[1:])}
+    latent = {"samples": torch.zeros(count, *mini_architectures.latent(kind, 0).shape[1:])}
     with torch.inference_mode(), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         arguments = (model, seed, SAMPLING_STEPS, CFG, "euler", "normal", positive, negative, latent)
         return comfy_nodes.common_ksampler(*arguments)[0]["samples"].clone()
 
 
 def candidates_of(model, kind: str, null: list) -> Candidates:
-    prompts = [architectures.conditioning(kind, 300 + index, TOKENS) for index in range(PROMPTS)]
+    prompts = [mini_architectures.conditioning(kind, 300 + index, TOKENS) for index in range(PROMPTS)]
     return [(prompt, sampled(model, prompt, null, 1000 + index, EACH, kind)) for index, prompt in enumerate(prompts)]
 
 
@@ -165,7 +165,7 @@ def drawn(members: tuple, kind: str, null: list, form: str, nodes: dict) -> torc
         (joined,) = nodes["CHATSApply"](*members, 0.0, 1.0)
     values = []
     for index in range(FRESH_PROMPTS):
-        prompt = architectures.conditioning(kind, 5000 + index, TOKENS)
+        prompt = mini_architectures.conditioning(kind, 5000 + index, TOKENS)
         with torch.inference_mode():
             (negative,) = nodes["CHATSProxyPrompt"](prompt, null, ALPHA, form)
         values.append(rule(sampled(joined, prompt, negative, 7000 + index, FRESH_EACH, kind)))
@@ -177,10 +177,12 @@ def measured(kind: str, ratings: tuple[str, ...] = RATINGS, forms: tuple[str, ..
     the number of noises for which it is positive."""
     classes = asyncio.run(asyncio.run(conftest.load_pack().comfy_entrypoint()).get_node_list())
     nodes = {node.GET_SCHEMA().node_id: functools.partial(result, node) for node in classes}
-    null, model = architectures.conditioning(kind, 999, TOKENS), base_of(kind)
+    null, model = mini_architectures.conditioning(kind, 999, TOKENS), base_of(kind)
     candidates = candidates_of(model, kind, null)
     fresh = [
-        sampled(model, architectures.conditioning(kind, 5000 + index, TOKENS), null, 7000 + index, FRESH_EACH, kind)
+        sampled(
+            model, mini_architectures.conditioning(kind, 5000 + index, TOKENS), null, 7000 + index, FRESH_EACH, kind
+        )
         for index in range(FRESH_PROMPTS)
     ]
     spread = rule(torch.cat(fresh)).std()

@@ -28,9 +28,9 @@ import conftest
 if not conftest.USABLE:
     sys.exit(conftest.SKIPPED)
 
-import architectures
 import comfy.sd
 import folder_paths
+import mini_architectures
 import test_training_run as mini_run
 import torch
 from comfyui_version import __version__
@@ -83,7 +83,7 @@ def main() -> None:
         folder_paths.folder_names_and_paths["loras"] = ([str(loras)], {".safetensors"})
         data_set = Path(scratch) / "chats" / "my taste"
         mini_run.rate(data_set)
-        models = architectures.model("sd3"), mini_run.Clip(), comfy.sd.VAE(sd=vae_weights(4, latent_channels=16))
+        models = mini_architectures.model("sd3"), mini_run.Clip(), comfy.sd.VAE(sd=vae_weights(4, latent_channels=16))
         steps = 4 * arguments.kills
         started = time.monotonic()
         train(models, "whole", steps)

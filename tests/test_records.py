@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-MODULES = ["draws", "objective", "pair", "lowrank.truncation", "lowrank.factors"]
+MODULES = ["draws", "objective", "pair", "lowrank.truncation", "lowrank.factors", "taste.records", "taste.plan"]
 RECORDS = [
     record
     for module in MODULES

@@ -82,9 +82,8 @@ def test_two_processes_and_threads_vote_at_once_without_a_double_or_a_loss(folde
     for thread in threads:
         thread.join()
     for other in others:
-        out, _ = other.communicate(timeout=60)
-        assert other.returncode == 0
-        kept += out.split()
+        kept += other.stdout.read().split()
+        assert other.wait(timeout=60) == 0
     rows = whole_lines(folder / "ratings.jsonl")
     assert sorted(row["rating"] for row in rows) == sorted(kept)
     first = [frozenset((row["left"], row["right"])) for row in rows if not row["repeat"]]

@@ -9,8 +9,10 @@ from pathlib import Path
 from .pairing import blocks_of
 from .records import Candidate
 
-# A folder's time of change may stand still for so long (FAT: two seconds), so a list that is younger is not relied on.
-UNSURE_NS = 2_500_000_000
+# A folder's time of change may stand still for so long, so a list that is younger is not relied on: two seconds on
+# FAT, whose times are whole seconds, some milliseconds elsewhere.
+UNSURE_NS, UNSURE_WHOLE_SECONDS_NS = 100_000_000, 2_500_000_000
+SECOND_NS = 1_000_000_000
 
 
 class Pictures:
@@ -73,7 +75,8 @@ class Pictures:
             changed = 0
         if self._listed_at is not None:
             before, listed = self._listed_at
-            if before == changed and (changed == 0 or listed - changed > UNSURE_NS):
+            unsure = UNSURE_NS if changed % SECOND_NS else UNSURE_WHOLE_SECONDS_NS
+            if before == changed and (changed == 0 or listed - changed > unsure):
                 return None
         now = time.time_ns()
         self._listed_at = (changed, now)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from .pairing import REPEATS, Block, block_for, choose, repeat_for
@@ -93,10 +93,8 @@ class Plan:
         blocks = [block for found in self._blocks.values() for block in found if block.waiting]
         least = min((block.least for block in blocks), default=0)
         first = [block for block in blocks if block.least == least]
-        tries: Iterable[Block] = [rng.choice(first)] if first else []
-        for block in tries:
-            if pair := choose(block.pictures, rater, taken, rng):
-                return pair
+        if first and (pair := choose(rng.choice(first).pictures, rater, taken, rng)):
+            return pair
         rng.shuffle(blocks)
         for block in sorted(blocks, key=lambda block: block.least):
             if pair := choose(block.pictures, rater, taken, rng):

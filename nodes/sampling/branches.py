@@ -6,14 +6,18 @@ The negative's entries, known by their uuid, are the dispreferred model's.
 
 from __future__ import annotations
 
+import itertools
+
 from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor
 from torch import Tensor
 
 from .run import KEY, Conds, Run
 
-# Patches that compare the two branches within a pass, by the start of the qualified name of core's function.
-COMPARES_BRANCHES = ("NAGuidance.",)
+# Patches that compare the two branches within a pass (normalized attention guidance), by the start of the function's
+# qualified name: core's in the model options, KJNodes' in the place of a layer's forward.
+COMPARES_BRANCHES = ("NAGuidance.", "WanCrossAttentionPatch.", "LTXVCrossAttentionPatch.")
 
 
 class RegroupedError(RuntimeError):
@@ -32,7 +36,10 @@ def calc_cond_batch(
     if not any(negative):
         return executor(model, conds, x, timestep, model_options)
     with run.call():
-        whole = compares_branches(model_options), compares_branches(run.options_of_dispreferred(model_options))
+        whole = (
+            compares_branches(model_options, run.guider.model_patcher),
+            compares_branches(run.options_of_dispreferred(model_options), run.patcher_of_dispreferred()),
+        )
         if not run.apart and not any(whole):
             try:
                 return executor(model, conds, x, timestep, model_options)
@@ -51,12 +58,9 @@ def calc_cond_batch(
     return [p if entries else d for p, d, entries in zip(preferred, dispreferred, others, strict=True)]
 
 
-def compares_branches(model_options: dict) -> bool:
-    """Whether a patch wants positive and negative rows in one pass (normalized attention guidance): a member that has
-    it runs all of the conditioning, and only its own part is kept."""
+def compares_branches(model_options: dict, model: ModelPatcher) -> bool:
+    """Whether a patch wants positive and negative rows in one pass: a member that has it runs all of the conditioning,
+    and only its own part is kept."""
     patches = model_options.get("transformer_options", {}).get("patches", {})
-    return any(
-        getattr(patch, "__qualname__", "").startswith(COMPARES_BRANCHES)
-        for listed in patches.values()
-        for patch in listed
-    )
+    functions = itertools.chain(*patches.values(), model.object_patches.values())
+    return any(getattr(function, "__qualname__", "").startswith(COMPARES_BRANCHES) for function in functions)

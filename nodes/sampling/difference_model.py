@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ...chats.lowrank import LowRank, add_to_conv, add_to_linear
 from .differences import InexpressibleError, weight_differences
+from .inheritance import ejected
 
 # A module of a network. No class is common to all kinds: older ComfyUIs have RMSNorms of their own, one in each
 # architecture.
@@ -91,11 +92,12 @@ class Difference(torch.nn.Module):
     def __init__(self, model: ModelPatcher, dispreferred_patches: Mapping[str, list]):
         super().__init__()
         layers: dict[str, dict[str, LowRank | Tensor]] = {}
-        for key, value in weight_differences(model.model, model.patches, dispreferred_patches).items():
-            name, _, part = key.rpartition(".")
-            layers.setdefault(name, {})[part] = value
-        for name, parts in layers.items():
-            _check_layer(name, comfy.utils.get_attr(model.model, name), parts)
+        with ejected(model):
+            for key, value in weight_differences(model.model, model.patches, dispreferred_patches).items():
+                name, _, part = key.rpartition(".")
+                layers.setdefault(name, {})[part] = value
+            for name, parts in layers.items():
+                _check_layer(name, comfy.utils.get_attr(model.model, name), parts)
         dtype = getattr(model.model, "manual_cast_dtype", None) or model.model_dtype()
         self.layers = torch.nn.ModuleList(LayerDifference(name, parts, dtype) for name, parts in layers.items())
 

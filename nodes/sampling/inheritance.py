@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import operator
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import NamedTuple
 
+import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP, copy_nested_dicts, merge_nested_dicts
@@ -29,6 +31,7 @@ class Baseline(NamedTuple):
     patch_counts: dict[str, int]  # patches by weight key; nodes only ever append
     object_patches: dict[str, object]
     injections: frozenset[str]
+    additional_models: frozenset[str]
     options: dict
 
     @classmethod
@@ -38,6 +41,7 @@ class Baseline(NamedTuple):
             patch_counts={key: len(patches) for key, patches in model.patches.items()},
             object_patches=model.object_patches.copy(),
             injections=frozenset(model.injections),
+            additional_models=frozenset(model.additional_models),
             options=_sampling_options(model),
         )
 
@@ -45,12 +49,20 @@ class Baseline(NamedTuple):
         """A clone of ``dispreferred`` with the patches that ``model`` got since, and model options for the clone: its
         own, with those that ``model`` got since."""
         clone = self.with_later_patches(model, dispreferred)
-        transplant = Transplant(model, clone)
-        for name, value in model.object_patches.items():
-            if name not in self.object_patches or not _same_after_clones(value, self.object_patches[name]):
-                clone.add_object_patch(name, transplant(value, name))
-        later = later_options(_sampling_options(model), self.options, same=_same_after_clones)
-        return clone, merged_options(clone.model_options, _transplanted(later, transplant))
+        with ejected(model), ejected(clone):
+            transplant = Transplant(model, clone)
+            for name, value in model.object_patches.items():
+                if name not in self.object_patches or not _same_after_clones(value, self.object_patches[name]):
+                    clone.add_object_patch(name, transplant(value, name))
+            for name, injections in model.injections.items():
+                if name not in self.injections:
+                    clone.set_injections(name, transplant(injections, name))
+            later = later_options(_sampling_options(model), self.options, same=_same_after_clones)
+            options = merged_options(clone.model_options, _transplanted(later, transplant))
+        for name, models in model.additional_models.items():
+            if name not in self.additional_models:
+                clone.set_additional_models(name, models)
+        return clone, options
 
     def with_later_patches(self, model: ModelPatcher, dispreferred: ModelPatcher) -> ModelPatcher:
         """A clone of ``dispreferred`` with the weight patches that ``model`` got since."""
@@ -86,6 +98,16 @@ class Baseline(NamedTuple):
         }
 
 
+@contextmanager
+def ejected(model: ModelPatcher) -> Iterator[None]:
+    """The network without what is injected into it, where modules have the names that weights have: other modules may
+    be put between, and a layer's forward is another."""
+    loaded = (each.model for each in comfy.model_management.current_loaded_models)
+    clones = (patcher for patcher in loaded if patcher is not None and patcher.is_clone(model))
+    with next((patcher for patcher in clones if patcher.is_injected), model).use_ejected():
+        yield
+
+
 def _transplanted(options: dict, transplant: Transplant, path: tuple[str, ...] = ()) -> dict:
     """Options with the dispreferred's modules in them, in nested dicts."""
     made = {}
@@ -102,8 +124,10 @@ def option_difference(one: ModelPatcher, other: ModelPatcher) -> str | None:
     for name in sorted({*one.object_patches, *other.object_patches}):
         if not _same_object(one.object_patches.get(name), other.object_patches.get(name)):
             return name
-    if injections := set(one.injections) ^ set(other.injections):
-        return min(injections)
+    for name in sorted({*one.injections, *other.injections}):
+        # Clones keep the very injections; others of the same name are another node's, or another file's.
+        if list(map(id, one.injections.get(name, []))) != list(map(id, other.injections.get(name, []))):
+            return name
     options = [_sampling_options(model) for model in (one, other)]
     for now, before in (options, options[::-1]):
         path, found = [], later_options(now, before, same=_same_after_clones)

@@ -12,6 +12,8 @@ OF_A_RUN = (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDI
 OF_A_PASS = (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
 # Options with functions that combine the branches: the sampled model's are run.
 GUIDANCE = ("sampler_pre_cfg_function", "sampler_post_cfg_function", "sampler_cfg_function")
+# KJNodes' guidance, which encodes a prompt when its node runs: by the start of the function's qualified name.
+HOLDS_ENCODING = ("WanCrossAttentionPatch.", "LTXVCrossAttentionPatch.")
 # Guidance that records the negative pass in the attention of the model that it is on: by the name of core's node.
 SELF_ATTENTION = "SelfAttentionGuidance"
 
@@ -24,6 +26,18 @@ def require_no_self_attention_guidance(**models: ModelPatcher) -> None:
                 f"Self-Attention Guidance is on `{name}`, where the pass that it looks for is the other model's; put "
                 "that node after CHATS Apply"
             )
+
+
+def require_no_runs_of_their_own(**models: ModelPatcher) -> None:
+    """Raises ValueError where a node on one of two models puts modules into its network and keeps what they need around
+    a run (AnimateDiff): of the two only one is sampled, and has runs."""
+    for name, model in models.items():
+        for key in _keys(model.wrappers, OF_A_RUN):
+            if model.injections.get(key):
+                raise ValueError(
+                    f"`{key}` is on `{name}` and puts parts into its network that act in a run of that model alone; "
+                    "put that node after CHATS Apply"
+                )
 
 
 def of_two_models(preferred_options: dict, dispreferred: ModelPatcher) -> list[str]:
@@ -44,12 +58,14 @@ def of_two_models(preferred_options: dict, dispreferred: ModelPatcher) -> list[s
     return lines
 
 
-def of_injections(names: Iterable[str]) -> list[str]:
-    """Sentences on what was injected into the preferred's network after the two were joined."""
+def of_encodings(patches: Iterable[object]) -> list[str]:
+    """A sentence on what was put into the place of layers after the two were joined, where it holds a text's encoding
+    by one of them."""
+    if not any(getattr(patch, "__qualname__", "").startswith(HOLDS_ENCODING) for patch in patches):
+        return []
     return [
-        f"`{name}` was put on the model after CHATS Apply and acts on the preferred only; put it before, on each of "
-        "the two"
-        for name in names
+        "normalized attention guidance has its prompt's encoding by the preferred model, for both; put that node "
+        "before CHATS Apply, on each of the two"
     ]
 
 

@@ -15,7 +15,17 @@ from ..advice import PROXY, ProxyFacts, executing_node, show_lines
 from ..inputs import alpha_input, form_input, null_input, require_conditioning
 
 # Options of an entry that come out of the text encoders, as opposed to where, when and how the entry is applied.
-TEXT_OPTIONS = frozenset({"pooled_output", "t5xxl_ids", "t5xxl_weights", "text_input_ids", "unprocessed_ltxav_embeds"})
+TEXT_OPTIONS = frozenset(
+    {
+        "pooled_output",
+        "t5xxl_ids",
+        "t5xxl_weights",
+        "text_input_ids",
+        "unprocessed_ltxav_embeds",
+        "audio_codes",
+        "minimax_token_tags",
+    }
+)
 TEXT_OPTION_PREFIXES = ("attention_mask", "conditioning_", "text_embedding_mask")
 
 
@@ -162,7 +172,9 @@ def _is_text(name: str) -> bool:
 def _same(one: object, other: object) -> bool:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return one.shape == other.shape and torch.equal(one, other.to(one.device))
-    return one is None and other is None
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return not isinstance(one, torch.Tensor) and not isinstance(other, torch.Tensor) and one == other
 
 
 FORMS = {"proxy": _proxy_entries, "exact": _exact_entries}

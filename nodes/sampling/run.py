@@ -151,5 +151,9 @@ class Run(ABC):
         """The model options of a call, as the dispreferred has them."""
 
     @abstractmethod
+    def patcher_of_dispreferred(self) -> ModelPatcher:
+        """The patcher that the dispreferred's passes run with; they are prepared by now."""
+
+    @abstractmethod
     def _close(self) -> None:
         """Undoes what ``_prepare`` and ``_encode`` did."""

@@ -9,8 +9,6 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import comfy.utils
-from comfy.model_base import BaseModel
 from torch import Tensor
 
 from .branches import RegroupedError
@@ -39,8 +37,9 @@ class SharedPass:
         # By layer, our forward, and what was there.
         self.replaced: dict[Layer, tuple[Callable[..., Tensor], dict]] = {}
 
-    def attach(self, model: BaseModel) -> None:
-        self.layers = [(layer, comfy.utils.get_attr(model, layer.layer_name)) for layer in self.difference]
+    def attach(self, layers: Sequence[Layer]) -> None:
+        """Makes the layers add the difference; they are in its order."""
+        self.layers = list(zip(self.difference, layers, strict=True))
         for layer, _ in self.layers:
             layer.reached = False
         self._replace()

@@ -25,12 +25,13 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from .difference_model import SharedDifference
-from .inheritance import Baseline, option_difference
+from .inheritance import Baseline, ejected, option_difference
 from .run import KEY, Conds, Interval, Run
 from .shared_pass import SharedPass
 from .wrappers import Pair
 
-# With a dimension of time, a layer's first dimension may be time or space, and be as long as the pass by chance.
+# With a dimension of time (video, sound), a layer's first dimension may be time or space, and be as long as the pass by
+# chance; ACE-Step 1.5 gives the first row of a pass what it computes of all.
 PICTURE_DIMENSIONS = 4
 
 
@@ -43,14 +44,14 @@ class SharedWeights(Pair):
 
     def __init__(self, preferred: ModelPatcher, dispreferred: ModelPatcher, interval: Interval):
         super().__init__(dispreferred, interval)
-        if preferred.patches_uuid == dispreferred.patches_uuid:
-            raise ValueError("`preferred` and `dispreferred` are the same model; connect the two members of a pair")
         if option := option_difference(preferred, dispreferred):
             raise ValueError(
                 "`preferred` and `dispreferred` share one set of weights and differ in more than LoRAs: "
                 f"`{option}`; put the node that sets it after CHATS Apply, or on the model before its LoRAs, or load "
                 "the base twice, from two files"
             )
+        if preferred.patches_uuid == dispreferred.patches_uuid:
+            raise ValueError("`preferred` and `dispreferred` are the same model; connect the two members of a pair")
         self.difference = SharedDifference(preferred, dispreferred)
 
     def start(self, guider: comfy.samplers.CFGGuider) -> Run:
@@ -84,8 +85,9 @@ class SharedWeightsRun(Run):
         model = self.guider.model_patcher
         self.patcher = self.difference.patcher(model, self.baseline.with_later_patches(model, self.dispreferred))
         # Layers that are run now, before the sampler, are those that conditioning goes through.
-        for layer in self.patcher.model:
-            module = comfy.utils.get_attr(model.model, layer.layer_name)
+        with ejected(model):
+            modules = [comfy.utils.get_attr(model.model, layer.layer_name) for layer in self.patcher.model]
+        for module in modules:
             self.watches.append(module.register_forward_pre_hook(self._note_encoding))
         self.encodes = "noise" in self.inputs  # in the middle of a run it is encoded already, and not seen
         return [self.patcher]
@@ -102,13 +104,15 @@ class SharedWeightsRun(Run):
         self._unwatch()
         noise = self.inputs["noise"]
         clones = self.guider.model_options.get("multigpu_clones", {}).values()
-        models = {self.guider.inner_model, *(clone.model for clone in clones)}
         # One for each model, since ComfyUI runs those of several GPUs in threads.
-        self.passes = {model: SharedPass(self.patcher.model, noise.shape[0]) for model in models}
-        for model, shared in self.passes.items():
-            shared.attach(model)
+        patchers = [self.guider.model_patcher, *clones]
+        self.passes = {each.model: SharedPass(self.patcher.model, noise.shape[0]) for each in patchers}
+        for each in patchers:
+            with ejected(each):
+                layers = [comfy.utils.get_attr(each.model, layer.layer_name) for layer in self.patcher.model]
+            self.passes[each.model].attach(layers)
         packed = len(self.inputs.get("latent_shapes") or ()) > 1  # video with its sound
-        self.apart = packed or noise.ndim > PICTURE_DIMENSIONS
+        self.apart = packed or noise.ndim != PICTURE_DIMENSIONS
         if not self.encodes:
             return self.guider.conds["negative"]
         with self.passes[self.guider.inner_model].encoding():
@@ -155,6 +159,9 @@ class SharedWeightsRun(Run):
     def options_of_dispreferred(self, options: dict) -> dict:
         return options
 
+    def patcher_of_dispreferred(self) -> ModelPatcher:
+        return self.guider.model_patcher
+
     def _close(self) -> None:
         self._unwatch()
         for shared in self.passes.values():
@@ -162,8 +169,8 @@ class SharedWeightsRun(Run):
         for shared in self.passes.values():
             if names := shared.unreached():
                 logging.warning(
-                    "CHATS: %d of %d layers of the difference had no effect, the first is `%s`; a node on the model "
-                    "computes past them",
+                    "CHATS: %d of %d layers of the difference had no effect, the first is `%s`: this run has no use "
+                    "for them, or a node on the model computes past them",
                     len(names),
                     len(self.patcher.model.layers),
                     names[0],

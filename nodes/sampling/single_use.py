@@ -22,6 +22,11 @@ class _SaysWhatIsLost:
             _say("merged")
         return super().get_key_patches(filter_prefix)  # type: ignore[misc]
 
+    def model_state_dict(self, filter_prefix: str | None = None) -> dict:
+        if filter_prefix is not None:  # a LoRA made of them
+            _say("saved")
+        return super().model_state_dict(filter_prefix)  # type: ignore[misc]
+
     def state_dict_for_saving(self, *args: object, **kwargs: object) -> dict:
         _say("saved")
         return super().state_dict_for_saving(*args, **kwargs)  # type: ignore[misc]

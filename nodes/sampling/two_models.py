@@ -12,7 +12,7 @@ from comfy.patcher_extension import WrapperExecutor
 from torch import Tensor
 
 from .inheritance import Baseline, later_options, merged_options
-from .other_nodes import of_injections, of_two_models, require_no_self_attention_guidance
+from .other_nodes import of_encodings, of_two_models, require_no_runs_of_their_own, require_no_self_attention_guidance
 from .run import Conds, Interval, Run
 from .wrappers import Pair
 
@@ -27,12 +27,11 @@ class TwoModels(Pair):
     def __init__(self, preferred: ModelPatcher, dispreferred: ModelPatcher, interval: Interval):
         super().__init__(dispreferred, interval)
         require_no_self_attention_guidance(preferred=preferred, dispreferred=dispreferred)
+        require_no_runs_of_their_own(preferred=preferred, dispreferred=dispreferred)
 
     def sentences(self, model: ModelPatcher) -> list[str]:
-        return [
-            *of_two_models(self.baseline.options, self.dispreferred),
-            *of_injections(sorted(set(model.injections) - self.baseline.injections)),
-        ]
+        later = [patch for name, patch in model.object_patches.items() if name not in self.baseline.object_patches]
+        return [*of_two_models(self.baseline.options, self.dispreferred), *of_encodings(later)]
 
     def start(self, guider: comfy.samplers.CFGGuider) -> Run:
         return TwoModelsRun(guider, self.interval, self.baseline, self.dispreferred)
@@ -88,6 +87,9 @@ class TwoModelsRun(Run):
         """Its own, and whatever this call changed in the run's."""
         later = later_options(options, self.started_with, leave_out=("multigpu_clones", "multigpu_thread_pool"))
         return merged_options(self.options, later)
+
+    def patcher_of_dispreferred(self) -> ModelPatcher:
+        return self.model
 
     def _close(self) -> None:
         # ComfyUI itself cleans up the models that it loaded, but only after a run that succeeded.

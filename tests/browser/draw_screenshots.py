@@ -78,7 +78,7 @@ def main() -> None:
         for key in VOTES:
             rating.wait_until_seen()
             rating.press(key)
-        rating.wait_until_sent()
+        rating.dialog.get_by_text(f"{len(VOTES)} rated").wait_for()
         rating.wait_until_seen()
         front_end.page.wait_for_timeout(500)
         save(front_end, ROOT / "assets" / "rating.jpg")

@@ -9,6 +9,7 @@ import json
 import time
 from pathlib import Path
 
+from conftest import pack_module
 from PIL import Image
 from serving import Server
 
@@ -23,7 +24,24 @@ SEEN = """() => {
 }"""
 
 
-def draw(server: Server, dataset: str, prompts: dict[str, list[tuple[int, int, int]]]) -> None:
+Prompts = dict[str, list[tuple[int, int, int]]]
+
+
+def put(server: Server, dataset: str, prompts: Prompts) -> None:
+    """Keeps candidates for each prompt, pictures of one colour each, as the node does and without running it."""
+    kept = pack_module("chats.taste.dataset").TasteDataset(folder_of(server, dataset))
+    for prompt, colours in prompts.items():
+        for colour in colours:
+            stream = io.BytesIO()
+            Image.new("RGB", (SIDE, SIDE), colour).save(stream, "PNG")
+            kept.add_candidate(stream.getvalue(), prompt, width=SIDE, height=SIDE)
+
+
+def folder_of(server: Server, dataset: str) -> Path:
+    return server.log.parent / "base" / "output" / "chats" / dataset
+
+
+def draw(server: Server, dataset: str, prompts: Prompts) -> None:
     """Runs a graph with a node that saves candidates for each prompt: pictures of one colour each."""
     graph: dict[str, dict] = {}
 
@@ -46,7 +64,7 @@ class Rating:
 
     def __init__(self, page, server: Server, dataset: str):
         self.page, self.server, self.dataset = page, server, dataset
-        self.folder = server.log.parent / "base" / "output" / "chats" / dataset
+        self.folder = folder_of(server, dataset)
         self.dialog = page.locator("dialog.chats-rate")
 
     def open(self) -> None:

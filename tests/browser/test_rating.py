@@ -7,7 +7,7 @@ import json
 import pytest
 from conftest import is_newest
 from page import FrontEnd
-from rating_page import COLOURS, Rating, draw
+from rating_page import COLOURS, Rating, draw, put
 from serving import ROOT
 
 newest_only = pytest.mark.skipif(not is_newest(), reason="tried in the newest front end")
@@ -17,6 +17,11 @@ CHOICES = {"ArrowLeft": "left", "ArrowRight": "right", "ArrowUp": "tie", "ArrowD
 # Three pictures a prompt make three pairs.
 PAIRS = 3 * len(PROMPTS)
 TRANSFORMS = "() => ['left', 'right'].map(side => document.querySelector(`img[data-side=${side}]`).style.transform)"
+# So that there is something to undo.
+REMEMBER = """() => {
+    const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+    (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
+}"""
 KEPT = "kept in this browser and sent again: 1. The server says: nothing was kept"
 GRAPH = (
     "() => JSON.stringify([app.graph.serialize().nodes, Object.keys(app.canvas.selected_nodes), app.canvas.ds.scale])"
@@ -41,9 +46,10 @@ def second_tab(browser, server, front_end):
 @pytest.fixture
 def rating(request, front_end, server):
     """A data set of its own for each test, open in the dialog."""
-    dataset = request.node.name.removeprefix("test_")
+    dataset = request.node.originalname.removeprefix("test_")
     colours = iter(COLOURS)
-    draw(server, dataset, {prompt: [next(colours) for _ in range(3)] for prompt in PROMPTS})
+    make = getattr(request, "param", put)
+    make(server, dataset, {prompt: [next(colours) for _ in range(3)] for prompt in PROMPTS})
     running = Rating(front_end.page, server, dataset)
     running.open()
     yield running
@@ -51,6 +57,7 @@ def rating(request, front_end, server):
         running.close()
 
 
+@pytest.mark.parametrize("rating", [draw], ids=["drawn"], indirect=True)
 def test_recorded_is_what_was_seen(rating, front_end, screenshots):
     """And no key that is pressed meanwhile does anything to the graph, whose node is selected."""
     page = rating.page
@@ -58,6 +65,7 @@ def test_recorded_is_what_was_seen(rating, front_end, screenshots):
     page.evaluate("() => { app.graph.clear(); app.graph.add(LiteGraph.createNode('CHATSSaveCandidates')); }")
     page.evaluate("dataset => { app.graph.nodes[0].widgets[0].value = dataset; }", rating.dataset)
     page.evaluate("() => app.canvas.selectItems(app.graph.nodes)")
+    page.evaluate(REMEMBER)
     page.wait_for_timeout(300)
     graph, sent = page.evaluate(GRAPH), front_end.api_graph()
     assert [node["inputs"] for node in sent.values()] == [{"dataset": rating.dataset}], "the button is no value"
@@ -156,6 +164,7 @@ def test_a_vote_waits_for_the_disk_and_the_next_page_goes_on(rating, request, sc
     again.dialog.locator(".alerts", has_text=KEPT).wait_for()
     assert len(rating.votes()) == 1
     lock.rmdir()
+    again.page.evaluate("() => dispatchEvent(new Event('online'))")
     again.wait_until_sent()
     _, vote = again.wait_for_votes(2)
     assert (vote["left"], vote["right"], vote["choice"]) == (*seen, "right")

@@ -5,6 +5,8 @@ The packs' mechanisms are imitated here in a few lines each; `test_real_packs.py
 are installed.
 """
 
+from types import MethodType
+
 import comfy.controlnet
 import comfy.sd
 import mini
@@ -17,7 +19,7 @@ from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from conftest import newest, newest_only
-from fitting import CFG, assert_shared_weights_fit, assert_two_models_fit, ksampler, prompts
+from fitting import CFG, assert_shared_weights_fit, assert_two_models_fit, ksampler, lora_pairs, prompts
 from running import guider_of, reference_of, result, run
 
 
@@ -212,6 +214,40 @@ def test_nag_is_each_members_own(join, pairs):
     for model in (after, join(*members)):
         assert mini.relative_error(run(guider_of(model, *conds, CFG), latent), expected) < 1e-5
     assert mini.relative_error(run(guider_of(join(*pairs("sd15")), *conds, CFG), latent), expected) > 1e-3
+
+
+class WanCrossAttentionPatch:
+    """As KJNodes' guidance of that name: in the place of a layer's forward, and one row is a positive by itself."""
+
+    def __get__(self, layer, kind=None):
+        def wrapped_attention(self_module, x, context, *args, **kwargs):
+            made = type(self_module).forward(self_module, x, context, *args, **kwargs)
+            first = made[: max(1, len(made) // 2)]
+            return torch.cat([first * 1.5, made[len(first) :]])
+
+        return MethodType(wrapped_attention, layer)
+
+
+@newest_only
+@pytest.mark.parametrize("weights", ["two models", "two LoRAs"])
+def test_nag_in_the_place_of_a_layer(weights, join, pairs, twins, caplog):
+    """The formula of the two members, each with it and both branches in a pass."""
+    place = "diffusion_model.middle_block.1.transformer_blocks.0.attn2"
+
+    def patched(model):
+        made, layer = model.clone(), model.get_model_object(place)
+        made.add_object_patch(f"{place}.forward", WanCrossAttentionPatch().__get__(layer))
+        return made
+
+    members, own = pairs("sd15"), pairs("sd15")[1]
+    if weights == "two LoRAs":
+        *members, own = lora_pairs(twins("sd15"))
+    latent, conds = mini.latent("sd15"), prompts()
+    expected = run(reference_of(patched(members[0]), patched(own), *conds, CFG), latent)
+    actual = run(guider_of(patched(join(*members)), *conds, CFG), latent)
+    assert mini.relative_error(actual, expected) < 1e-4
+    assert mini.relative_error(run(guider_of(join(*members), *conds, CFG), latent), expected) > 1e-3
+    assert ("encoding by the preferred model" in caplog.text) == (weights == "two models")
 
 
 @pytest.mark.parametrize("node", EVERYWHERE)

@@ -135,6 +135,7 @@ def test_several_null_entries_go_by_index_when_the_counts_match(negative, caplog
             "differ in `attention_mask`",
         ),
         (entry(77, 2, conditioning_llama3=torch.ones(1, 5)), entry(77, 4), "differ in `conditioning_llama3`"),
+        (entry(77, 2, audio_codes=[[1, 2]]), entry(77, 4, audio_codes=[[1, 3]]), "differ in `audio_codes`"),
     ],
 )
 def test_what_has_no_mixture_is_refused_in_one_sentence(negative, positive, null, message):
@@ -149,6 +150,26 @@ def test_equal_masks_are_mixed(negative):
         [entry(77, 2, 4096, attention_mask=mask)], [entry(77, 4, 4096, attention_mask=mask.clone())]
     )
     assert torch.equal(options["attention_mask"], mask)
+
+
+def test_equal_lists_are_mixed(negative):
+    """ACE-Step's encoder gives the codes of a song; a prompt that was zeroed keeps them."""
+    ((_, options),) = negative([entry(77, 2, audio_codes=[[1, 2]])], [entry(77, 4, audio_codes=[[1, 2]])])
+    assert options["audio_codes"] == [[1, 2]]
+
+
+@pytest.mark.parametrize("name", ["audio_codes", "minimax_token_tags", "conditioning_lyrics"])
+def test_the_exact_form_gives_each_prompt_what_its_text_encoder_made(negative, name):
+    made = negative(
+        [entry(77, 2, **{name: [[1]], "area": (8, 4, 0, 0)})], [entry(77, 4, **{name: [[2]]})], 0.5, "exact"
+    )
+    assert [options[name] for _, options in made] == [[[1]], [[2]]]
+    (only_prompts,) = [
+        options
+        for tokens, options in negative([entry(77, 2, **{name: [[1]]})], [entry(77, 4)], 0.5, "exact")
+        if options["strength"] > 0
+    ]
+    assert name not in only_prompts
 
 
 def test_what_the_exact_form_cannot_do_is_refused(negative):

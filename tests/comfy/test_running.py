@@ -220,15 +220,6 @@ def test_the_weights_are_not_patched_anew_in_each_run(pairs, join, prompts):
     assert identities[0] == identities[1] != dispreferred.patches_uuid
 
 
-def test_an_injection_after_the_join_is_named_in_a_warning(pairs, join, prompts, caplog):
-    paired = join(*pairs("sd15")).clone()
-    from comfy.patcher_extension import PatcherInjection
-
-    paired.set_injections("bypass_lora", [PatcherInjection(inject=lambda _: None, eject=lambda _: None)])
-    run(guider_of(paired, *prompts, CFG), mini.latent("sd15"), steps=1)
-    assert "`bypass_lora` was put on the model after CHATS Apply and acts on the preferred only" in caplog.text
-
-
 def test_a_caching_node_after_the_join_skips_both_models_in_the_same_steps(pairs, join, prompts):
     """EasyCache decides on the positive pass and lets the negative follow, since it sees one call around both
     models."""

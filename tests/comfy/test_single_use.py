@@ -47,6 +47,17 @@ def test_a_pair_that_is_saved(joined, pairs, said, tmp_path):
     assert said(lambda: comfy.sd.save_checkpoint(str(tmp_path / "one.safetensors"), pairs("sd15")[0])) == []
 
 
+def test_a_pair_that_a_lora_is_made_of(joined, pairs, said, tmp_path, monkeypatch):
+    import folder_paths
+    from comfy_extras.nodes_lora_extract import LoraSave
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    lines = said(lambda: result(LoraSave, "lora", 8, "full_diff", False, joined.clone()))
+    assert lines
+    assert all(SAVED in line for line in lines)
+    assert said(lambda: result(LoraSave, "lora", 8, "full_diff", False, pairs("sd15")[0])) == []
+
+
 def test_sampling_says_nothing_of_it(joined, said):
     assert said(lambda: sample(joined)) == []
 

@@ -1,9 +1,9 @@
 """The gradient of the training node: against autograd on the joint loss, and against finite differences, family by
 family."""
 
-import architectures
 import comfy.sd
 import mini
+import mini_architectures
 import pytest
 import torch
 from conftest import newest, pack_module
@@ -29,9 +29,9 @@ def encoded_pair(training, family: str, index: int):
     image = training["errors"].EncodedImage
     return training["steps"].EncodedPair(
         f"pair {index}",
-        image(architectures.latent(family, 100 + index), sizes),
-        image(architectures.latent(family, 200 + index), sizes),
-        architectures.conditioning(family, 300 + index, 5 + 4 * index),
+        image(mini_architectures.latent(family, 100 + index), sizes),
+        image(mini_architectures.latent(family, 200 + index), sizes),
+        mini_architectures.conditioning(family, 300 + index, 5 + 4 * index),
     )
 
 
@@ -39,7 +39,7 @@ def with_steps(training, family: str, use, layers: str = "all linear", model=Non
     """What ``use`` returns for a Steps on a mini model that was loaded in inference mode, as nodes load."""
     returned = []
     pairs = pairs or [encoded_pair(training, family, index) for index in range(PAIRS)]
-    null = training["steps"].Null(architectures.conditioning(family, 999, 7), 0.5)
+    null = training["steps"].Null(mini_architectures.conditioning(family, 999, 7), 0.5)
     settings = dict(learning_rate=1e-3, accumulate=PAIRS, beta=BETA, seed=3) | settings
 
     def work(errors):
@@ -49,7 +49,7 @@ def with_steps(training, family: str, use, layers: str = "all linear", model=Non
             returned.append(use(steps))
 
     with torch.inference_mode():
-        model = model or architectures.model(family)
+        model = model or mini_architectures.model(family)
         training["within_comfyui"].with_loaded(model, pairs[0].prompt, pairs[0].chosen.latent, work)
     return returned[0]
 
@@ -116,7 +116,7 @@ def test_a_model_whose_gradient_loses_a_path_is_refused(training):
         with checkpointed(training, steps):
             training["self_check"].check_gradient(steps, first_question(training, steps), half_precision=False)
 
-    patched = architectures.model("sd15")
+    patched = mini_architectures.model("sd15")
     patched.set_model_attn1_output_patch(lambda output, options: output.detach())
     with pytest.raises(ValueError, match=r"finite differences are 0\.000"):
         with_steps(training, "sd15", use, model=patched)
@@ -127,7 +127,7 @@ def test_a_model_that_cannot_be_differentiated_is_refused(training):
         with checkpointed(training, steps):
             training["self_check"].check_gradient(steps, first_question(training, steps), half_precision=False)
 
-    patched = architectures.model("sd15")
+    patched = mini_architectures.model("sd15")
     inference = torch.inference_mode()(lambda tensor: tensor * 2)(torch.ones(1))
     patched.set_model_attn1_output_patch(lambda output, options: output * inference)
     with pytest.raises(ValueError, match="cannot be differentiated"):
@@ -157,7 +157,7 @@ def test_the_network_is_afterwards_as_it_was(training):
             return steps.take()
 
     with torch.inference_mode():
-        model = architectures.model("sd3")
+        model = mini_architectures.model("sd3")
     network = model.model.diffusion_model
     before = {key: value.clone() for key, value in network.state_dict().items()}
     with_steps(training, "sd3", use, model=model)

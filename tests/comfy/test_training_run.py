@@ -3,12 +3,12 @@
 import hashlib
 import io
 
-import architectures
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import folder_paths
+import mini_architectures
 import pytest
 import torch
 from conftest import newest_only, pack_module
@@ -39,7 +39,7 @@ class Clip:
     def encode_from_tokens_scheduled(self, text):
         self.encoded.append(text)
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-        return architectures.conditioning("sd3", seed, 4 + len(text) % 5)
+        return mini_architectures.conditioning("sd3", seed, 4 + len(text) % 5)
 
 
 def png(index: int) -> bytes:
@@ -61,7 +61,7 @@ def models():
     """MODEL, CLIP and VAE as a loader gives them; never changed."""
     with torch.inference_mode():
         vae = comfy.sd.VAE(sd=vae_weights(4, latent_channels=16))
-        return architectures.model("sd3"), Clip(), vae
+        return mini_architectures.model("sd3"), Clip(), vae
 
 
 @pytest.fixture
@@ -205,8 +205,8 @@ def test_encodings_are_made_once(train, models):
     ("change", "sentence"),
     [
         (dict(rank=3), "`rank` is 3, and it was begun with 2"),
-        (dict(null=architectures.conditioning("sd3", 5, 4)), "another `null` is connected"),
-        (dict(model=architectures.model("sd3", 2)), "another `model` is connected"),
+        (dict(null=mini_architectures.conditioning("sd3", 5, 4)), "another `null` is connected"),
+        (dict(model=mini_architectures.model("sd3", 2)), "another `model` is connected"),
     ],
     ids=["rank", "null", "model"],
 )
@@ -285,7 +285,7 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(train, settings, senten
 
 @newest_only
 def test_a_pair_is_no_base(train, models, nodes):
-    (joined,) = nodes["CHATSApply"](models[0], architectures.model("sd3", 2), 0.0, 1.0)
+    (joined,) = nodes["CHATSApply"](models[0], mini_architectures.model("sd3", 2), 0.0, 1.0)
     with pytest.raises(ValueError, match="connect the base that it was made of"):
         train(model=joined)
 
