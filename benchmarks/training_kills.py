@@ -95,7 +95,7 @@ def main() -> None:
             now = 0 if run is None else run.step
             if now < at:
                 sys.exit(f"step {at} was saved, and {now} is there after a kill")
-            at, left = now, max(left, len(list(folder.glob(".*.tmp"))))
+            at, left = now, max(left, len(list(folder.glob(".*"))))
             kills += not ended
             if ended:
                 break

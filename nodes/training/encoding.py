@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ...chats.buckets import Bucket
 from ...chats.files import replacing
-from ...chats.taste.disk import on_disk
 from .errors import Conditioning
 from .ordinary import ordinary
 from .rated_pairs import Picture
+from .writing import writing
 
 # Part of every key: raise it when the same input would be encoded differently than before.
 VERSION = 1
@@ -66,7 +66,7 @@ class Encoder:
             structure = _taken_apart(value, tensors)
         except NotStorable:
             return value
-        with on_disk(self.folder), replacing(path) as temporary:
+        with writing(self.folder), replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"structure": json.dumps(structure)})
         return value
 

@@ -13,11 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...chats.files import replacing
-from ...chats.taste.disk import on_disk, sweep
+from ...chats.taste.disk import sweep
 from ...chats.words import shown, shown_error
+from .writing import writing
 
 VERSION = 1
 FILE = "state.safetensors"
+# What safetensors itself writes to, and leaves behind when it is killed.
+SAFETENSORS_OWN = ".tmp*"
 
 
 class RunError(ValueError):
@@ -49,9 +52,11 @@ def save_run(folder: Path, run: SavedRun) -> None:
     tensors = {key: value.detach().cpu().contiguous() for key, value in run.tensors.items()}
     described = {"version": VERSION, "step": run.step, "facts": run.facts, "history": run.history}
     header = {"run": json.dumps(described), "sha256": _digest(tensors)}
-    with on_disk(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder, FILE)
+        for file in folder.glob(SAFETENSORS_OWN):
+            file.unlink(missing_ok=True)
         with replacing(folder / FILE) as temporary:
             save_file(tensors, temporary, metadata=header)
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ...chats import guidance
 from ...chats.pair import NullPrompt, PairError, PairMetadata, PredictionType, read_metadata, write_member
-from ...chats.taste.disk import on_disk
 from ..loading.loaders import with_metadata
 from .adapters import MEMBERS, lora_file
 from .curve import HELD_OUT
 from .saved_run import RunError, SavedRun
+from .writing import writing
 
 FOLDER = "loras"
 WEIGHTS = "weights."
@@ -85,7 +85,7 @@ def write_pair(name: str, run: SavedRun, metadata: PairMetadata) -> None:
     for path, member in zip(member_paths(name), MEMBERS, strict=True):
         stated = PairMetadata(**{**vars(metadata), "member": member})
         if not path.exists() or read_metadata(path) != stated:
-            with on_disk(path.parent):
+            with writing(path.parent):
                 write_member(path, lora_file(_weights(run), member), stated, _modelspec(path.stem, stated))
 
 

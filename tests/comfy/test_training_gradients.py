@@ -1,6 +1,7 @@
 """The gradient of the training node: against autograd on the joint loss, and against finite differences, family by
 family."""
 
+import comfy.lora
 import comfy.sd
 import mini
 import mini_architectures
@@ -97,6 +98,9 @@ def test_the_gradient_is_that_of_the_joint_loss_and_of_finite_differences(traini
             leave_the_base(steps)
             for pair in steps.pairs:
                 steps.backward(0, pair, 1 / PAIRS)
+        places = comfy.lora.model_lora_keys_unet(steps.errors.model, {})
+        keys = training["adapters"].lora_file(steps.parameters, "preferred")
+        assert {key.split(".lora_")[0].removesuffix(".alpha") for key in keys} <= places.keys()
         return ratios, gradient(steps), joint_gradient(training, steps)
 
     ratios, ours, joint = with_steps(training, family, use)

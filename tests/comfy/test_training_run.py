@@ -284,6 +284,25 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(train, settings, senten
 
 
 @newest_only
+def test_a_full_disk_keeps_what_is_there_and_goes_on_once_there_is_room(train, place):
+    resource = pytest.importorskip("resource")  # Windows has no such limits
+    train(name="whole")
+    train(steps=1)
+    before = state_file(place).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) - 1000, limits[1]))
+    try:
+        with pytest.raises(ValueError, match="make room"):
+            train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert state_file(place).read_bytes() == before
+    train()
+    assert_equal_pairs(place, "pair", "whole")
+    assert [file.name for file in state_file(place).parent.iterdir()] == ["state.safetensors"]
+
+
+@newest_only
 def test_a_pair_is_no_base(train, models, nodes):
     (joined,) = nodes["CHATSApply"](models[0], mini_architectures.model("sd3", 2), 0.0, 1.0)
     with pytest.raises(ValueError, match="connect the base that it was made of"):
