@@ -18,9 +18,11 @@ from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
-from conftest import newest, newest_only
+from conftest import ends_only, newest, newest_only
 from fitting import CFG, assert_shared_weights_fit, assert_two_models_fit, ksampler, lora_pairs, prompts
 from running import guider_of, reference_of, result, run
+
+pytestmark = ends_only
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ import comfy.sd
 import mini
 import pytest
 import torch
-from conftest import newest, pack_module
+from conftest import ends_only, newest, pack_module
 from running import guider_of, lora, reference_of, result, run, schedule
+
+pytestmark = ends_only
 
 CFG = 6.0
 

@@ -12,8 +12,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_custom_sampler import DualCFGGuider
 from comfy_extras.nodes_freelunch import FreeU_V2
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
-from conftest import newest, newest_only, pack_module
+from conftest import ends_only, newest, newest_only, pack_module
 from running import guider_of, lora, result, run
+
+pytestmark = ends_only
 
 CFG = 6.0
 
