@@ -1,5 +1,5 @@
-"""Draws `assets/rating.jpg` and `assets/rating_node.jpg`, which docs/taste.md shows: the real dialog, and the node with
-the sidebar's list, over pictures that scenes.py draws.
+"""Draws `assets/rating.jpg` and `assets/rating_node.jpg`, which docs/taste.md shows, and the picture on the help pages
+of the nodes that draw: the real dialog and nodes, over pictures that scenes.py draws.
 
 COMFYUI_PATH=<ComfyUI> <ComfyUI's python with playwright> tests/browser/draw_screenshots.py
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 SIZE = {"width": 1280, "height": 720}
-QUALITY = 85
+QUALITY, MARGIN_PIXELS = 85, 12
 DATA_SETS = {"evening light": 40, "portraits of hills": 80}
 GUIDELINE = "The light decides: believable, soft, with a reflection that fits. Then the shape of the hills."
 VOTES = ("ArrowLeft", "ArrowRight", "ArrowLeft", "ArrowUp", "ArrowRight", "ArrowRight", "ArrowDown")
@@ -85,6 +85,9 @@ def main() -> None:
         rating.close()
         front_end.page.evaluate(GRAPH, ["drawn.webp", scenes.PROMPTS[3]])
         front_end.run()
+        front_end.settle()
+        nodes = ROOT / "web" / "docs" / "images" / "CHATSSaveCandidates.jpg"
+        save(front_end, nodes, clip=front_end.graph_area(MARGIN_PIXELS))
         front_end.page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleSidebarTab.chats-rate')")
         front_end.settle()
         front_end.page.evaluate(
@@ -95,10 +98,10 @@ def main() -> None:
         save(front_end, ROOT / "assets" / "rating_node.jpg")
 
 
-def save(front_end, path: Path) -> None:
+def save(front_end, path: Path, **options) -> None:
     from PIL import Image
 
-    with Image.open(io.BytesIO(front_end.page.screenshot())) as picture:
+    with Image.open(io.BytesIO(front_end.page.screenshot(**options))) as picture:
         picture.convert("RGB").save(path, quality=QUALITY, optimize=True)
 
 
