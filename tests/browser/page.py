@@ -126,6 +126,24 @@ class FrontEnd:
             values,
         )
 
+    def replace_node(self, old: str, new: str, **values: object) -> None:
+        """Puts a node of another type, with these widgets, in the place of the one of a type; its first output goes
+        where that one's went."""
+        self.page.evaluate(
+            """([oldType, newType, values]) => {
+                const old = app.graph.nodes.find(node => node.type === oldType), node = LiteGraph.createNode(newType);
+                node.pos = [...old.pos];
+                app.graph.add(node);
+                for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name];
+                for (const id of [...old.outputs[0].links]) {
+                    const link = app.graph.links.get(id);
+                    node.connect(0, app.graph.getNodeById(link.target_id), link.target_slot);
+                }
+                app.graph.remove(old);
+            }""",
+            [old, new, values],
+        )
+
     def run(self) -> dict:
         """Queues the graph and waits for its end."""
         self.page.set_default_timeout(RUN_MILLISECONDS)

@@ -267,7 +267,7 @@ def test_keyboard_alone(rating, screenshots):
     rating.press("ArrowDown")
     rating.wait_for_votes(2)
     assert (rating.folder / "guideline.txt").read_text(encoding="utf-8").strip() == "sharp eyes, no tett"
-    assert "2 rated" in rating.dialog.locator("[role=status].counts").inner_text()
+    rating.dialog.locator("[role=status].counts", has_text="2 rated").wait_for()
     rating.screenshot(screenshots, "keyboard")
 
 
