@@ -7,7 +7,7 @@ import pytest
 from taste_sets import RATER, answer_all, drawn, ids, rating
 
 from chats.taste.dataset import TasteDataset
-from chats.taste.names import Conflict, NotThere, TasteError, check_dataset
+from chats.taste.names import Conflict, NotThere, TasteError, check_name
 from chats.taste.records import Vote
 from chats.taste.tally import verdict
 
@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("name", ["a", "my taste", "A-1_b", "9", "x" * 64, "con fetti", "com10", "nul-1"])
 def test_names_that_are_kept(name):
-    assert check_dataset(name) == name
+    assert check_name(name) == name
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,8 @@ def test_names_that_are_kept(name):
     ],
 )
 def test_names_that_are_refused(name):
-    with pytest.raises(TasteError):
-        check_dataset(name)
+    with pytest.raises(TasteError, match=r"^`name` is `.*choose "):
+        check_name(name, "name")
 
 
 def test_a_candidate_is_named_by_its_bytes_and_belongs_to_one_prompt(folder):

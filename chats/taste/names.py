@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from ..words import shown
+
 FOLDER = "chats"
 IMAGES = "images"
 CANDIDATES, RATINGS = "candidates.jsonl", "ratings.jsonl"
@@ -35,19 +37,19 @@ class NotWritten(TasteError):
     """The disk did not take it. What was there before is as it was."""
 
 
-def check_dataset(name: str) -> str:
-    """The name itself.
+def check_name(name: str, setting: str = "dataset") -> str:
+    """The name itself, of a data set or of what lies in one.
 
     Raises:
-        TasteError: where it cannot name a data set on every system.
+        TasteError: naming the setting, where no folder can be called so on every system.
     """
     if not DATASET.fullmatch(name) or name.endswith(" "):
         raise TasteError(
-            "a data set is named by 1 to 64 letters, digits, spaces, `_` and `-`; it begins with a letter or digit and "
-            "does not end in a space"
+            f"`{setting}` is `{shown(name)}`; choose 1 to 64 letters, digits, spaces, `_` and `-`, with a letter or "
+            "digit first and no space last"
         )
     if RESERVED.fullmatch(name):
-        raise TasteError(f"`{name}` is a device's name on Windows; choose another name for the data set")
+        raise TasteError(f"`{setting}` is `{name}`, which is a device's name on Windows; choose another")
     return name
 
 

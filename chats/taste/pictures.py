@@ -33,6 +33,8 @@ class Pictures:
         self.known: dict[str, Candidate] = {}
         self.there: set[str] = set()
         self.prompts: dict[str, list[str]] = {}
+        self._listing: list[str] = []
+        self._files: set[str] = set()
         self._names: set[str] = set()
         self._listed_at = None
         self._changed: set[str] = set()
@@ -44,21 +46,26 @@ class Pictures:
 
     def look(self, added: list[Candidate]) -> None:
         """Takes in which pictures are there, and which of the candidates are new."""
-        names = self._list()
-        if names is None:
-            self._put(added)
-            return
-        gone = self.there - names
-        self._names = names
-        for name in gone:
-            self.there.discard(name)
-            prompt = self.known[name].prompt
-            self._changed.add(prompt)
-            self.prompts[prompt].remove(name)
-            if not self.prompts[prompt]:
-                del self.prompts[prompt]
-        if not self.there.issuperset(names):
-            self._put(list(self.known.values()))
+        files = self._list()
+        came: set[str] = set()
+        if files is not None:
+            came, gone = _ids(files - self._files), _ids(self._files - files)
+            self._files = files
+            self._names |= came
+            self._names -= gone
+            for name in gone & self.there:
+                self._remove(name)
+        came &= self.known.keys()
+        # In the order of the log, which those are in that came with it.
+        self._put(added if came.issubset(candidate.id for candidate in added) else list(self.known.values()))
+
+    def _remove(self, name: str) -> None:
+        self.there.discard(name)
+        prompt = self.known[name].prompt
+        self._changed.add(prompt)
+        self.prompts[prompt].remove(name)
+        if not self.prompts[prompt]:
+            del self.prompts[prompt]
 
     def _put(self, candidates: list[Candidate]) -> None:
         for candidate in candidates:
@@ -68,7 +75,7 @@ class Pictures:
                 self._changed.add(candidate.prompt)
 
     def _list(self) -> set[str] | None:
-        """The names of the pictures in the folder; None where it did not change."""
+        """The names of the files in the folder; None where it did not change."""
         try:
             changed = os.stat(self.folder).st_mtime_ns
         except FileNotFoundError:
@@ -81,9 +88,13 @@ class Pictures:
         now = time.time_ns()
         self._listed_at = (changed, now)
         if changed == 0:
+            self._listing = []
             return set()
-        with os.scandir(self.folder) as entries:
-            return {entry.name[:-4] for entry in entries if entry.name.endswith(".png")}
+        listing = os.listdir(self.folder)
+        if listing == self._listing:
+            return None
+        self._listing = listing
+        return set(listing)
 
     def take_changes(self) -> set[str]:
         """The prompts whose pictures changed since this was asked last."""
@@ -92,3 +103,8 @@ class Pictures:
 
     def blocks(self, prompt: str) -> list[list[str]]:
         return list(blocks_of(self.prompts.get(prompt, [])))
+
+
+def _ids(files: set[str]) -> set[str]:
+    """Of the pictures among some files."""
+    return {name[:-4] for name in files if name.endswith(".png")}

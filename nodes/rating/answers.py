@@ -50,7 +50,10 @@ def rater_of(request: web.Request) -> str:
 def _existing(name: str) -> TasteDataset:
     found = data_set(name)
     if not found.exists():
-        raise Refused(404, "there is no such data set; draw candidates with CHATS Save Candidates")
+        raise Refused(
+            404,
+            f"there is no data set `{name}` in `chats` of the output folder; put it back where it was renamed or moved",
+        )
     return found
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import folder_paths
 
 from ...chats.taste.dataset import TasteDataset
-from ...chats.taste.names import TasteError, check_dataset
+from ...chats.taste.names import TasteError, check_name
 
 DEFAULT_RATER = "default"
 # Where data sets are, within the output folder.
@@ -26,7 +26,7 @@ def data_set(name: str) -> TasteDataset:
     Raises:
         TasteError: for a name that none can have.
     """
-    folder = place() / check_dataset(name)
+    folder = place() / check_name(name)
     with _lock:
         if folder not in _opened:
             _opened[folder] = TasteDataset(folder)

@@ -7,7 +7,6 @@ from comfy_api.latest import io
 from ..advice import show_lines
 
 LINE_ENDS = re.compile(r"\r\n|\r|\n")
-SHOWN_CHARACTERS = 60
 
 
 def prompts_of(text: str) -> list[str]:
@@ -52,10 +51,9 @@ class CHATSPromptLines(io.ComfyNode):
         if not prompts:
             raise ValueError("`text` has no line that says something; write one prompt a line")
         at = index % len(prompts)
-        prompt = prompts[at]
-        short = prompt if len(prompt) <= SHOWN_CHARACTERS else f"{prompt[: SHOWN_CHARACTERS - 1]}…"
-        show_lines([f"{at + 1} of {len(prompts)}: {short}"])
-        return io.NodeOutput(prompt, index, len(prompts))
+        # Not the prompt too: some front ends would take signs in it for formatting.
+        show_lines([f"line {at + 1} of {len(prompts)}"])
+        return io.NodeOutput(prompts[at], index, len(prompts))
 
 
 NODES = [CHATSPromptLines]

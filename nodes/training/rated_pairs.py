@@ -17,6 +17,7 @@ from ...chats.draws import pair_id
 from ...chats.taste.dataset import TasteDataset
 from ...chats.taste.names import CANDIDATES, METADATA
 from ...chats.words import shown, shown_error
+from ..rating import data_sets
 
 # Sides of buckets are multiples of this, in pixels, as the headless trainer's are: every VAE and network divides it.
 BUCKET_STEP = 64
@@ -81,6 +82,9 @@ def rated_pairs(folder: Path, resolution: int) -> list[RatedPair]:
         TasteError: from the data set.
     """
     dataset = TasteDataset(folder)
+    if not folder.is_dir():
+        there = ", ".join(data_sets.names()) or "none: draw candidates with CHATS Save Candidates"
+        raise ValueError(f"`dataset` is {folder.name}, which is not in {folder.parent}; there are {there}")
     if (folder / CANDIDATES).is_file():
         dataset.derive()
     buckets = make_buckets(resolution, BUCKET_STEP, resolution // 2, resolution * 2)
@@ -100,10 +104,16 @@ def rated_pairs(folder: Path, resolution: int) -> list[RatedPair]:
         found[pair.id] = pair
     if not found:
         raise ValueError(
-            f"`dataset` is {folder.name}, which has no rated pair; draw candidates with CHATS Save Candidates, rate "
-            "them, and queue again"
+            f"`dataset` is {folder.name}, which has no rated pair{_notes(dataset)}; draw candidates with CHATS Save "
+            "Candidates, rate them, and queue again"
         )
     return list(found.values())
+
+
+def _notes(dataset: TasteDataset) -> str:
+    """What does not count in the data set's files, in brackets."""
+    notes = dataset.notes()
+    return f" ({'; '.join(notes)})" if notes else ""
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ...chats.draws import fingerprint
 from ...chats.pair import NullPrompt
-from ...chats.taste.names import TasteError, check_dataset
-from ...chats.words import shown
+from ...chats.taste.names import check_name
 from ..advice import show
 from ..rating.data_sets import place
 from ..sampling.run import KEY
@@ -41,7 +40,7 @@ FACT_WORDS = {
     "model": "another `model` is connected, or it is patched in another way",
     "clip": "another `clip` is connected",
     "vae": "another `vae` is connected",
-    "null": "another `null` is connected",
+    "null": "the null prompt is another one (with nothing connected, it is an empty prompt)",
 }
 OUT_OF_MEMORY = (
     "the graphics card's memory does not hold a step of training ({}); the steps before are kept. Lower `resolution`, "
@@ -66,13 +65,8 @@ def run_folder(dataset: str, name: str) -> Path:
     Raises:
         ValueError: for names that no folder can have on every system.
     """
-    try:
-        check_dataset(name)
-    except TasteError as error:
-        raise RunError(
-            f"`name` is `{shown(name)}`; a run is named as {str(error).removeprefix('a data set is ')}"
-        ) from error
-    return place() / check_dataset(dataset) / RUNS / name
+    check_name(name, "name")
+    return place() / check_name(dataset) / RUNS / name
 
 
 def train_pair(
@@ -89,19 +83,19 @@ def train_pair(
     predicted = predicts(connected.model)
     rated = rated_pairs(place() / dataset, settings.resolution)
     clip_digest, vae_digest = model_digest(connected.clip.patcher), model_digest(connected.vae.patcher)
+    encoder = Encoder(connected.clip, connected.vae, clip_digest, vae_digest, folder.parent / ENCODINGS)
+    null, null_kind = _null_prompt(connected.null, encoder)
     facts = asdict(settings) | {
         "dataset": fingerprint(rated),
         "model": model_digest(connected.model),
         "clip": clip_digest,
         "vae": vae_digest,
-        "null": None if connected.null is None else tensors_digest(connected.null),
+        "null": null_kind if null_kind == "encoded_empty" else tensors_digest(null),
     }
     saved = load_run(folder)
     if saved is not None:
         require_same(saved, facts, name, FACT_WORDS)
     require_free(name, facts)
-    encoder = Encoder(connected.clip, connected.vae, clip_digest, vae_digest, folder.parent / ENCODINGS)
-    null, null_kind = _null_prompt(connected.null, encoder)
     report = Reports(limits, node_id)
     if saved is None or saved.step < limits.steps:
         pairs = encoded_pairs(rated, encoder, connected.model)
@@ -201,8 +195,11 @@ class Reports:
 
 def _accuracy(history: list[dict[str, float]]) -> str:
     key = HELD_OUT + "implicit_accuracy"
-    measured = [row[key] for row in history if key in row]
-    return f", held-out pairs told right: {measured[-1]:.0%}" if measured else ""
+    measured = [(row[key], row[HELD_OUT + "pairs"]) for row in history if key in row]
+    if not measured:
+        return ""
+    rights, of = measured[-1]
+    return f", held-out pairs told right: {rights * of:.0f} of {of:.0f}"
 
 
 def _duration(seconds: float) -> str:

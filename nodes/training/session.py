@@ -126,7 +126,8 @@ class Session:
         measured is measured when it goes on."""
         due = steps.step % STEPS_BETWEEN_MEASUREMENTS == 0 or steps.step == self.limits.steps
         if steps.step and due and not any(key.startswith(HELD_OUT) for key in self.history[-1]):
-            self.history[-1] |= {HELD_OUT + name: value for name, value in steps.measure().items()}
+            measured = {HELD_OUT + name: value for name, value in steps.measure().items()}
+            self.history[-1] |= measured and {**measured, HELD_OUT + "pairs": float(len(self.held_out))}
 
     def _save(self, steps: Steps) -> None:
         if self.saved is None or self.saved.step != steps.step:

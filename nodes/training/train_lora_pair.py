@@ -125,18 +125,20 @@ class CHATSTrainLoRAPair(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, dataset: str | None = None, name: str | None = None, **_: object) -> str:
-        """Changes where ratings came in or the run went on, since ComfyUI does not know of either."""
+        """Changes where ratings came in, the run went on or its files were moved: ComfyUI does not know of it."""
         from ...chats.taste.names import METADATA, RATINGS, TasteError
         from .requested_run import run_folder
-        from .saved_run import FILE, RunError
+        from .saved_run import FILE
+        from .written_pair import member_paths
 
         if not isinstance(dataset, str) or not isinstance(name, str):
             return ""
         try:
             folder = run_folder(dataset, name)
-        except (TasteError, RunError):
+        except TasteError:
             return ""
-        files = (folder.parents[1] / RATINGS, folder.parents[1] / METADATA, folder / FILE)
+        rated = (folder.parents[1] / RATINGS, folder.parents[1] / METADATA)
+        files = (*rated, folder / FILE, *member_paths(name))
         return " ".join(str(file.stat().st_mtime_ns) if file.is_file() else "-" for file in files)
 
     @classmethod

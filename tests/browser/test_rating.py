@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
-from conftest import is_newest
+from conftest import is_newest, pack_module
 from page import FrontEnd
 from rating_page import COLOURS, Rating, draw, put
 from serving import ROOT
@@ -23,6 +24,7 @@ REMEMBER = """() => {
     (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
 }"""
 KEPT = "kept in this browser and sent again: 1. The server says: nothing was kept"
+WAITS = "kept in this browser and sent again: 1. The server says: there is no data set"
 GRAPH = (
     "() => JSON.stringify([app.graph.serialize().nodes, Object.keys(app.canvas.selected_nodes), app.canvas.ds.scale])"
 )
@@ -177,6 +179,25 @@ def test_a_vote_waits_for_the_disk_and_the_next_page_goes_on(rating, request, sc
     )
     assert again.ids() == seen
     again.close()
+
+
+@newest_only
+def test_a_vote_waits_for_its_data_set(rating):
+    """The folder is moved away, and another data set begun under its name."""
+    rating.wait_until_seen()
+    moved = rating.folder.with_name("moved")
+    rating.folder.rename(moved)
+    rating.press("ArrowLeft")
+    rating.dialog.locator(".alerts", has_text=WAITS).wait_for()
+    pack_module("chats.taste.dataset").TasteDataset(rating.folder).add_candidate(b"another", "another prompt")
+    with rating.page.expect_response(lambda answer: "/rating" in answer.url and answer.status == 404):
+        rating.page.evaluate("() => dispatchEvent(new Event('online'))")
+    rating.dialog.locator(".alerts", has_text="is no candidate of this data set").wait_for()
+    shutil.rmtree(rating.folder)
+    moved.rename(rating.folder)
+    rating.page.evaluate("() => dispatchEvent(new Event('online'))")
+    rating.wait_until_sent()
+    assert rating.wait_for_votes(1)[0]["choice"] == "left"
 
 
 @newest_only

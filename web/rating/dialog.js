@@ -206,7 +206,7 @@ class RatingDialog {
         fitHeight(view.guideline);
         for (const choice of ["left", "right", "tie", "skip"]) view.buttons[choice].disabled = !session?.current;
         const alerts = this.alerts();
-        setText(view.alerts, alerts.join(" "));
+        setText(view.alerts, alerts.map(ended).join(" "));
         view.hint.hidden = alerts.length > 0;
         this.showNotice();
     }
@@ -227,7 +227,7 @@ class RatingDialog {
         if (session.error && session.error !== outbox.error) found.push(t("noAnswer", { error: session.error }));
         if (session.message) found.push(t(...session.message));
         if (this.guidelineError) found.push(t("guidelineUnsent", { error: this.guidelineError }));
-        return [...found, ...session.notes];
+        return [...found, ...session.notes.map((note) => note[0].toUpperCase() + note.slice(1))];
     }
 
     showNotice() {
@@ -262,6 +262,9 @@ class RatingDialog {
         this.show();
     }
 }
+
+/** With an end, whoever wrote it. @param {string} sentence */
+const ended = (sentence) => (/[.!?。！？…]$/.test(sentence) ? sentence : `${sentence}.`);
 
 /** Without touching what is right already: a live region speaks whenever it is written to. */
 function setText(element, text) {

@@ -27,6 +27,8 @@ class Outbox extends EventTarget {
         this.tried = new Set();
         /** @type {string | null} why the oldest is not sent */
         this.error = null;
+        /** @type {Set<string>} items whose pictures the server does not have now; their data set may come back */
+        this.away = new Set();
         /** @type {boolean} whether the browser would not keep a vote over a reload */
         this.unkept = false;
         /** @type {Promise<void> | null} */
@@ -35,8 +37,9 @@ class Outbox extends EventTarget {
         this.timer = 0;
     }
 
-    /** Takes over what an earlier page, or another tab, left in the storage. */
+    /** Takes over what an earlier page, or another tab, left in the storage; what was not there may be there now. */
     adopt() {
+        this.away.clear();
         for (const [key, item] of stored(this.dataset)) {
             if (this.items.has(key)) continue;
             this.items.set(key, item);
@@ -92,34 +95,56 @@ class Outbox extends EventTarget {
     }
 
     async sendAll() {
+        const next = () => this.waiting.find(({ body }) => !this.away.has(keyOf(this.dataset, body)));
+        let reason = null;
         try {
-            for (let item = this.waiting[0]; item; item = this.waiting[0]) await this.sendOne(item);
-            this.error = null;
+            for (let item = next(); item; item = next()) reason = (await this.sendOne(item)) ?? reason;
         } catch (error) {
-            this.error = error.message;
-            this.timer = setTimeout(() => this.send(), this.wait);
-            this.wait = Math.min(this.wait * 2, LONGEST_WAIT_MILLISECONDS);
+            reason = error.message;
         }
+        this.error = this.away.size ? (reason ?? this.error) : reason;
+        if (!this.error) return;
+        this.timer = setTimeout(() => {
+            this.away.clear();
+            this.send();
+        }, this.wait);
+        this.wait = Math.min(this.wait * 2, LONGEST_WAIT_MILLISECONDS);
     }
 
-    /** @param {Item} item */
+    /**
+     * @param {Item} item
+     * @returns {Promise<string | void>} why it has to wait while others go on
+     */
     async sendOne(item) {
         const key = keyOf(this.dataset, item.body);
         this.tried.add(key);
         try {
             const answer = await rate(this.dataset, item.body);
             this.wait = FIRST_WAIT_MILLISECONDS;
-            this.error = null;
+            if (!this.away.size) this.error = null;
             this.remove(key);
             this.tell("taken", answer);
         } catch (error) {
             if (!(error instanceof ServerError && error.final) || (await this.isAway(error))) throw error;
+            if (error.status === 404 && this.isElsewhere(item.body)) {
+                this.away.add(key);
+                return error.message;
+            }
             this.remove(key);
             // An undo of what the server never took has nothing left to do.
             if ("undo" in item.body) return;
             console.warn(`CHATS: a rating in "${this.dataset}" was refused: ${error.message}`);
             this.tell("refused", error.message);
         }
+    }
+
+    /**
+     * Whether what a data set of this name does not know may be in another one: the right one was moved, and this one
+     * begun in its place.
+     * @param {Vote | Undo} body
+     */
+    isElsewhere(body) {
+        return "rating" in body || this.away.has(keyOf(this.dataset, { rating: body.undo }));
     }
 
     /** Whether the whole data set is gone, and not one picture: its drive may come back. @param {ServerError} error */
@@ -131,6 +156,7 @@ class Outbox extends EventTarget {
     remove(key) {
         this.items.delete(key);
         this.tried.delete(key);
+        this.away.delete(key);
         try {
             localStorage.removeItem(key);
         } catch {
