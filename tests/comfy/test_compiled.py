@@ -117,13 +117,12 @@ class TestLoRAs:
 class TestTwoModels:
     """What was put on the model for the preferred's modules is handed on with the dispreferred's."""
 
-    @ends_only
+    @newest_only
     def test_each_runs_its_own(self, pairs, join):
         self._check(whole, pairs("sd3"), join)
         assert graphs() > 0
 
-    @newest_only
-    @pytest.mark.parametrize("compiled", [blocks_as_patches, blocks, a_forward_as_patch])
+    @pytest.mark.parametrize("compiled", [whole, *newest(blocks_as_patches, blocks, a_forward_as_patch)])
     def test_each_has_its_own_parts(self, compiled, pairs, join):
         """Without dynamo, which takes ten seconds each: what counts here is whose modules are called."""
         with torch.compiler.set_stance("force_eager"):

@@ -13,7 +13,7 @@ import folder_paths
 import mini
 import pytest
 import torch
-from conftest import ends_only
+from conftest import ends_only, newest
 from nodes import KSampler, UNETLoader
 from running import in_the_trainers_python
 from safetensors.torch import load_file
@@ -54,7 +54,7 @@ def in_diffusers_names(native: dict[str, torch.Tensor], mapping: dict[str, objec
 
 
 @ends_only
-@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3"])
+@pytest.mark.parametrize("kind", ["sd15", *newest("sdxl"), "sd3"])
 def test_native_names_are_comfyuis(kind):
     native = mini.weights(kind, 1)
     weights = in_diffusers_names(native, diffusers_map(kind, mini.model(kind, 1)))
@@ -64,7 +64,7 @@ def test_native_names_are_comfyuis(kind):
 
 
 @ends_only
-@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3"])
+@pytest.mark.parametrize("kind", ["sd15", *newest("sdxl"), "sd3"])
 def test_lora_names_are_mapped_to_the_right_weights(kind):
     model = mini.model(kind, 1)
     mapping = diffusers_map(kind, model)
