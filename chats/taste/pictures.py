@@ -26,7 +26,6 @@ class Pictures:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._listed_at: tuple[int, int] | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -34,9 +33,8 @@ class Pictures:
         self.there: set[str] = set()
         self.prompts: dict[str, list[str]] = {}
         self._listing: list[str] = []
-        self._files: set[str] = set()
         self._names: set[str] = set()
-        self._listed_at = None
+        self._listed_at: tuple[int, int] | None = None
         self._changed: set[str] = set()
 
     def add(self, candidate: Candidate) -> bool:
@@ -46,11 +44,13 @@ class Pictures:
 
     def look(self, added: list[Candidate]) -> None:
         """Takes in which pictures are there, and which of the candidates are new."""
-        files = self._list()
+        listing = self._list()
         came: set[str] = set()
-        if files is not None:
-            came, gone = _ids(files - self._files), _ids(self._files - files)
-            self._files = files
+        # Two lists are compared sooner than two sets are made, and mostly they are the same.
+        if listing is not None and listing != self._listing:
+            now, before = set(listing), set(self._listing)
+            came, gone = _ids(now - before), _ids(before - now)
+            self._listing = listing
             self._names |= came
             self._names -= gone
             for name in gone & self.there:
@@ -74,8 +74,8 @@ class Pictures:
                 self.prompts.setdefault(candidate.prompt, []).append(candidate.id)
                 self._changed.add(candidate.prompt)
 
-    def _list(self) -> set[str] | None:
-        """The names of the files in the folder; None where it did not change."""
+    def _list(self) -> list[str] | None:
+        """The names of the files in the folder; None where it surely did not change."""
         try:
             changed = os.stat(self.folder).st_mtime_ns
         except FileNotFoundError:
@@ -85,16 +85,8 @@ class Pictures:
             unsure = UNSURE_NS if changed % SECOND_NS else UNSURE_WHOLE_SECONDS_NS
             if before == changed and (changed == 0 or listed - changed > unsure):
                 return None
-        now = time.time_ns()
-        self._listed_at = (changed, now)
-        if changed == 0:
-            self._listing = []
-            return set()
-        listing = os.listdir(self.folder)
-        if listing == self._listing:
-            return None
-        self._listing = listing
-        return set(listing)
+        self._listed_at = (changed, time.time_ns())
+        return os.listdir(self.folder) if changed else []
 
     def take_changes(self) -> set[str]:
         """The prompts whose pictures changed since this was asked last."""
