@@ -91,7 +91,7 @@ class Bench:
         """A go of the node: what was seen of it, and its outputs."""
         watch, given = Watch(self.memory, passes), self.models()
         settings = dict(rank=16, layers="attention", steps=steps, learning_rate=1e-4, accumulate=1, beta=1000.0)
-        settings |= dict(null_prompt_prob=0.5, resolution=self.task.pixels, seed=1, minutes=0)
+        settings |= dict(null_prompt_prob=0.5, resolution=self.task.pixels, seed=1, minutes=0, preview_every=0)
         self.memory.begin()
         outputs, told, started = (), {}, time.perf_counter()
         with as_chosen(repeatable), watch.installed(), torch.inference_mode():
