@@ -111,8 +111,8 @@ def draw_pairs(
     rejected = pictures[rows * candidates + worth.argmin(1)[rows]]
     kept = [prompts[row] for row in rows.tolist()]
     _write(folder, kept, chosen, rejected)
-    sides = (quality(side, kept, taste) for side in (chosen, rejected))
-    return DrawnCounts(len(kept), *sides, drawn=len(repeated), source=quality(pictures, repeated, taste))
+    better, worse = quality(chosen, kept, taste), quality(rejected, kept, taste)
+    return DrawnCounts(len(kept), better, worse, len(repeated), quality(pictures, repeated, taste))
 
 
 def _best_scene(prompt: ScenePrompt, scenes: int, taste: Taste, rng: random.Random) -> Scene:
