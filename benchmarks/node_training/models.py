@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import comfy.memory_management
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
@@ -88,9 +90,22 @@ def make(kind: str, path: Path, device: str) -> int:
         state = {key: value.bfloat16() for key, value in mini.sd3_weights(1).items()}
     else:
         generator = torch.Generator(device).manual_seed(1)
-        state = {key: drawn(key, value.shape, generator) for key, value in network().state_dict().items()}
+        with _weights_from_the_start():
+            shapes = {key: value.shape for key, value in network().state_dict().items()}
+        state = {key: drawn(key, shape, generator) for key, shape in shapes.items()}
     save_file(state, path)
     return sum(value.numel() for value in state.values())
+
+
+@contextmanager
+def _weights_from_the_start() -> Iterator[None]:
+    """Under dynamic VRAM, ComfyUI's layers get their weights when a file is loaded."""
+    before = comfy.memory_management.aimdo_enabled
+    comfy.memory_management.aimdo_enabled = False
+    try:
+        yield
+    finally:
+        comfy.memory_management.aimdo_enabled = before
 
 
 def drawn(key: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
