@@ -166,7 +166,7 @@ def second_half(bench: Bench) -> None:
 
 def choices(bench: Bench) -> None:
     """What repeatable sums cost, and what it costs to do without."""
-    steps = max(2, bench.task.steps // 2)
+    steps = max(2, bench.task.steps // 4)
     for repeatable in ("not asked for", "everywhere"):
         for count in (1, 2):
             told, _ = bench.train(f"{repeatable} {count}", steps, repeatable=repeatable)
