@@ -69,7 +69,7 @@ def _told(rows: list[dict[str, Any]]) -> list[str]:
             told.append(f"finite differences {_check(row['check'])}")
         if "difference" in row:
             told.append(_difference(row["difference"]))
-        if part == "base afterwards":
+        if "first_pass_as_second" in row or part == "base afterwards":
             told += [f"{key.replace('_', ' ')}: {'yes' if row[key] else 'no'}" for key in _flags(row)]
         if part == "in use":
             told.append(

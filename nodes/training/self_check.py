@@ -69,6 +69,16 @@ def check_gradient(steps: Steps, question: Question, half_precision: bool) -> li
     return ratios
 
 
+def settle(steps: Steps, question: Question) -> None:
+    """One pass there and back whose gradient is thrown away, before a run goes on: the first of a session may add in
+    another order than those after it. Before a run that begins, the check is that."""
+    steps.adapters.active = PREFERRED
+    try:
+        _differentiate(steps, question)
+    finally:
+        steps.optimizer.zero_grad()
+
+
 def _differentiate(steps: Steps, question: Question) -> float:
     """Backpropagates the error; its value."""
     try:
