@@ -18,7 +18,7 @@ PLAIN = {
 
 
 def page(results: Path) -> str:
-    rows = [json.loads(line) for line in results.read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in results.read_text("utf-8").splitlines() if line.startswith("{")]
     machine = next((row for row in rows if row.get("part") == "make"), {})
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     lines = ["# The training node on models of real size", "", _machine(machine), "", HEAD, _rule(HEAD)]
