@@ -4,6 +4,8 @@ The reference knows nothing of the pack: a guider that asks two stock single-mod
 combines them by the formula of Eq. 17 in denoised terms, negative + cfg · (positive − negative).
 """
 
+import functools
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 import torch
 from comfy.controlnet import ControlBase
 from comfy.samplers import KSAMPLER, CFGGuider, sampler_object
+
+HERE = Path(__file__).resolve().parent
 
 
 def predictions(model, conds: dict[str, list], x: torch.Tensor, sigma: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -66,11 +70,21 @@ def in_the_trainers_python(script: str, *arguments: str) -> None:
             "CHATS_TRAIN_PYTHON is not set: the trainer's pairs were NOT tried; set it to a Python with the extra "
             "`train`"
         )
-    here = Path(__file__).resolve().parent
-    path = os.pathsep.join([str(here.parents[1]), str(here.parent / "train")])
-    command = [python, str(here / script), *arguments]
-    made = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
-    assert made.returncode == 0, made.stderr[-4000:]
+    process = _trainers_process(python)
+    process.stdin.write(json.dumps([str(HERE / script), *arguments]) + "\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    assert answer, f"the trainer's process ended with status {process.wait()}"
+    assert json.loads(answer) == ""
+
+
+@functools.cache
+def _trainers_process(python: str) -> subprocess.Popen:
+    """One for all scripts; it ends with the tests, whose end closes what it reads."""
+    path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent / "train")])
+    command = [python, str(HERE / "trainer_scripts.py")]
+    streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, **streams, env={**os.environ, "PYTHONPATH": path})
 
 
 def guider_of(model, positive, negative, cfg: float) -> CFGGuider:

@@ -4,12 +4,15 @@ import logging
 import shutil
 
 import comfy.model_management
+import comfy.sd
 import folder_paths
 import mini_architectures
+import nodes as comfy_nodes
 import pytest
 import torch
 from conftest import newest_only, pack_module
-from training_runs import assert_equal_pairs, assert_equal_runs, files, rate, state_file, stop_after
+from running import lora
+from training_runs import Clip, assert_equal_pairs, assert_equal_runs, files, rate, state_file, stop_after
 
 pytest_plugins = ["training_runs"]
 
@@ -280,3 +283,39 @@ def test_beta_is_the_papers_by_default_and_the_seed_stays_as_it_is(pack):
     info = pack_module("nodes.training.train_lora_pair").CHATSTrainLoRAPair.GET_NODE_INFO_V1()["input"]["required"]
     assert info["beta"][1]["default"] == pack_module("chats.objective").DEFAULT_BETA
     assert info["seed"][1]["control_after_generate"] is False
+
+
+def drawn(model, clip) -> torch.Tensor:
+    """By the stock KSampler."""
+    node = comfy_nodes.KSampler()
+    prompts = [clip.encode_from_tokens_scheduled(text) for text in ("a prompt", "")]
+    with torch.inference_mode():
+        latent = {"samples": torch.zeros(1, 16, 8, 8)}
+        return node.sample(model, 5, 2, 3.0, "euler", "simple", *prompts, latent)[0]["samples"].clone()
+
+
+def test_the_base_is_afterwards_what_it_was_and_trains_alike(train, place, monkeypatch):
+    model, clip = mini_architectures.model("sd3"), Clip()
+    patched = comfy.sd.load_lora_for_models(model, None, lora(model, 3), 1.0, 0.0)[0]
+    before = [drawn(each, clip) for each in (model, patched)]
+    assert not torch.equal(*before)
+
+    def assert_as_before():
+        for each, expected in zip((model, patched), before, strict=True):
+            assert torch.equal(drawn(each, clip), expected)
+
+    # With the LoRA in the weights when it begins, as a sampler leaves it.
+    train(model=model, steps=2, preview_every=1)
+    assert_as_before()
+    comfy.model_management.unload_all_models()
+    assert_as_before()
+    train(model=model, steps=2, name="again")
+    assert_equal_pairs(place, "again", "pair")
+    with monkeypatch.context() as failing:
+        failing.setattr(pack_module("nodes.training.steps").Steps, "take", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(model=model, steps=2, name="fails")
+    assert_as_before()
+    with torch.inference_mode():
+        train(model=patched, steps=1, name="patched")
+    assert_as_before()
