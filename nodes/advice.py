@@ -15,6 +15,7 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ..chats import guidance, pair, probe
+from ..chats.words import shown
 
 # The attachment of a MODEL that holds its pair's metadata, as the loaders read it; clones keep it.
 ATTACHMENT = "chats_pair"
@@ -33,13 +34,16 @@ SAMPLING_NODES = {
 # The paper recommends 0.5 to 0.7; 0 is CFG with two models, and up to 1 it takes in part of the dispreferred
 # conditional.
 USUAL_ALPHAS = (0.0, 1.0)
+# How many characters of a null prompt's text are shown.
+LONGEST_TEXT = 30
 
 # By a node's id: the execution that last showed lines there, and the lines. They stay until others replace them.
 _shown: dict[str, tuple[str, list[str]]] = {}
 
 
 class ProxyFacts(NamedTuple):
-    """The settings that a negative was made with, whether its null prompt is zeros, and a line on how it was made.
+    """The settings that a negative was made with, whether its null prompt is zeros, its text where the graph states it,
+    and a line on how it was made.
 
     ``form`` is the one that was used, where the setting leaves it open. The line stands on the node with ``node_id``,
     which made the negative; where that node samples too, above the lines on its run.
@@ -50,6 +54,7 @@ class ProxyFacts(NamedTuple):
     null_is_zeros: bool
     line: str | None = None
     node_id: str | None = None
+    null_text: str | None = None
 
 
 def show(text: str, node_id: str | None) -> None:
@@ -149,6 +154,11 @@ def proxy_advice(metadata: pair.PairMetadata | None, facts: ProxyFacts) -> list[
     if metadata.null_prompt == "encoded_empty" and facts.null_is_zeros:
         lines.append(
             "null is zeros, but the pair was trained with an empty prompt: connect CLIPTextEncode without text"
+        )
+    elif metadata.null_prompt == "encoded_empty" and facts.null_text and facts.null_text.strip():
+        lines.append(
+            f"null is “{shown(facts.null_text, LONGEST_TEXT)}”, but the pair was trained with an empty prompt: remove "
+            "the text"
         )
     cosine, error = metadata.proxy_cosine, metadata.proxy_relative_error
     if (

@@ -18,7 +18,7 @@ from ...chats.taste.names import check_name
 from ..rating.data_sets import place
 from ..sampling.run import KEY
 from .curve import as_image, draw_curve
-from .digests import model_digest, tensors_digest
+from .digests import base_name, model_digest, tensors_digest
 from .encoding import Encoder
 from .errors import Conditioning, EncodedImage
 from .memory import ENCODING, TRAINING, enough_memory_for
@@ -105,7 +105,7 @@ def train_pair(
             saved = _trained(session, connected.model)
         metadata = pair_metadata(
             saved,
-            base_name=type(connected.model.model).__name__,
+            base_name=base_name(connected.model),
             dataset=dataset,
             pairs=len(rated),
             predicted=predicted,

@@ -60,7 +60,7 @@ class Session:
         folder: of the run.
         saved: where it stands; None begins it.
         report: called after each step with the history, and a preview where one was drawn.
-        previews: of the first held-out prompt, or of the first.
+        previews: of the first held-out prompt, or of the first; None draws none.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Session:
         folder: Path,
         saved: SavedRun | None,
         report: Callable[[list[dict[str, float]], Any], None],
-        previews: Previews,
+        previews: Previews | None = None,
     ):
         self.settings, self.limits, self.null, self.facts, self.folder = settings, limits, null, facts, folder
         self.saved, self.report, self.previews = saved, report, previews
@@ -125,6 +125,8 @@ class Session:
                 saved_at = time.monotonic()
 
     def _preview(self, steps: Steps) -> Any:
+        if self.previews is None:
+            return None
         pair = (self.held_out or self.pairs)[0]
         return self.previews.after(steps.step, steps.errors, steps.adapters, pair, self.null.prompt)
 

@@ -21,7 +21,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from .errors import Conditioning, Errors
-from .ordinary import make_ordinary, ordinary
+from .ordinary import Weights, ordinary
 
 # Rows of a sampling run that are thought to take as much memory as a step of training: ComfyUI makes room for them.
 ROWS = 4
@@ -47,14 +47,19 @@ class Work(comfy.samplers.Sampler):
         self, model_wrap: Any, sigmas: Tensor, extra_args: dict, callback: Any, noise: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
         model = model_wrap.inner_model
+        weights = Weights(model, noise.device)
 
         def load() -> None:
             asked = (model_wrap.model_patcher, noise.shape, model_wrap.conds, model_wrap.model_options)
+            weights.restore()
             comfy.sampler_helpers.prepare_sampling(*asked)
-            make_ordinary(model, noise.device)
+            weights.prepare()
 
-        make_ordinary(model, noise.device)
-        self.work(Errors(model, extra_args["model_options"], noise.device, load))
+        weights.prepare()
+        try:
+            self.work(Errors(model, extra_args["model_options"], noise.device, load))
+        finally:
+            weights.restore()
         return torch.zeros_like(noise)
 
 

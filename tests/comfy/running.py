@@ -16,6 +16,8 @@ import torch
 from comfy.controlnet import ControlBase
 from comfy.samplers import KSAMPLER, CFGGuider, sampler_object
 
+HERE = Path(__file__).resolve().parent
+
 
 def predictions(model, conds: dict[str, list], x: torch.Tensor, sigma: torch.Tensor) -> dict[str, torch.Tensor]:
     """Denoised predictions of ONE stock model at one noise level, for the "positive" and the "negative" of

@@ -4,12 +4,17 @@ import logging
 import shutil
 
 import comfy.model_management
+import comfy.sd
 import folder_paths
+import mini
 import mini_architectures
+import nodes as comfy_nodes
 import pytest
 import torch
 from conftest import newest_only, pack_module
-from training_runs import assert_equal_pairs, assert_equal_runs, files, rate, state_file, stop_after
+from running import lora
+from safetensors.torch import save_file
+from training_runs import Clip, assert_equal_pairs, assert_equal_runs, files, rate, state_file, stop_after
 
 pytest_plugins = ["training_runs"]
 
@@ -32,6 +37,19 @@ def test_a_finished_pair_is_in_loras_and_is_what_the_loader_gives(train, nodes, 
     (metadata, _), _ = pack_module("chats.pair").check_files(*(place / "loras" / name for name in names)), None
     assert (metadata.step, metadata.null_prompt, metadata.prediction_type) == (4, "encoded_empty", "flow")
     assert (metadata.dataset_name, metadata.dataset_pairs, metadata.base_name) == ("my taste", 5, "SD3")
+
+
+@newest_only
+def test_the_base_is_named_where_its_file_is_known_for_certain(train, place):
+    path = place / "a base.safetensors"
+    save_file(mini.weights("sd3", 1), path)
+    with torch.inference_mode():
+        model = comfy.sd.load_diffusion_model(str(path))
+    patched = comfy.sd.load_lora_for_models(model, None, lora(model, 3), 1.0, 0.0)[0]
+    for name, given, expected in (("pair", model, path.name), ("patched", patched, "SD3")):
+        train(model=given, steps=1, name=name)
+        written = place / "loras" / f"{name}_preferred.safetensors"
+        assert pack_module("chats.pair").read_metadata(written).base_name == expected
 
 
 @newest_only
@@ -280,3 +298,39 @@ def test_beta_is_the_papers_by_default_and_the_seed_stays_as_it_is(pack):
     info = pack_module("nodes.training.train_lora_pair").CHATSTrainLoRAPair.GET_NODE_INFO_V1()["input"]["required"]
     assert info["beta"][1]["default"] == pack_module("chats.objective").DEFAULT_BETA
     assert info["seed"][1]["control_after_generate"] is False
+
+
+def drawn(model, clip) -> torch.Tensor:
+    """By the stock KSampler."""
+    node = comfy_nodes.KSampler()
+    prompts = [clip.encode_from_tokens_scheduled(text) for text in ("a prompt", "")]
+    with torch.inference_mode():
+        latent = {"samples": torch.zeros(1, 16, 8, 8)}
+        return node.sample(model, 5, 2, 3.0, "euler", "simple", *prompts, latent)[0]["samples"].clone()
+
+
+def test_the_base_is_afterwards_what_it_was_and_trains_alike(train, place, monkeypatch):
+    model, clip = mini_architectures.model("sd3"), Clip()
+    patched = comfy.sd.load_lora_for_models(model, None, lora(model, 3), 1.0, 0.0)[0]
+    before = [drawn(each, clip) for each in (model, patched)]
+    assert not torch.equal(*before)
+
+    def assert_as_before():
+        for each, expected in zip((model, patched), before, strict=True):
+            assert torch.equal(drawn(each, clip), expected)
+
+    # With the LoRA in the weights when it begins, as a sampler leaves it.
+    train(model=model, steps=2, preview_every=1)
+    assert_as_before()
+    comfy.model_management.unload_all_models()
+    assert_as_before()
+    train(model=model, steps=2, name="again")
+    assert_equal_pairs(place, "again", "pair")
+    with monkeypatch.context() as failing:
+        failing.setattr(pack_module("nodes.training.steps").Steps, "take", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(model=model, steps=2, name="fails")
+    assert_as_before()
+    with torch.inference_mode():
+        train(model=patched, steps=1, name="patched")
+    assert_as_before()

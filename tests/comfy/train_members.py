@@ -28,7 +28,7 @@ SEED, STEPS, PIXELS, GUIDANCE_SCALE, ALPHA = 5, 2, (64, 64), 2.0, 0.5
 
 def save_base(family: str, folder: Path) -> Path:
     """A tiny base at ComfyUI's widths."""
-    tiny_pipelines.CLIP_WIDTHS |= {"sd15": (768,), "sd3": (768, 1280)}
+    tiny_pipelines.CLIP_WIDTHS |= {"sd15": (768,), "sd3": (768, 1280), "flux": (768,)}
     tiny_pipelines.T5_WIDTH = 4096
     tiny_pipelines.save_pipeline(family, folder)
     part = "unet" if family == "sd15" else "transformer"
@@ -36,11 +36,11 @@ def save_base(family: str, folder: Path) -> Path:
     return folder
 
 
-def save_pairs(folder: Path) -> Path:
+def save_pairs(folder: Path, count: int = 4) -> Path:
     generator = torch.Generator().manual_seed(0)
     for side in ("chosen", "rejected"):
         (folder / side).mkdir(parents=True)
-        for index in range(4):
+        for index in range(count):
             content = torch.randint(0, 256, (*PIXELS, 3), generator=generator, dtype=torch.uint8).numpy()
             Image.fromarray(content).save(folder / side / f"{index}.png")
             (folder / side / f"{index}.txt").write_text("abcd"[index])
