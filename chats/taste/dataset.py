@@ -17,23 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from ..files import replacing, write_text
+from .checks import check_text, check_vote
 from .derived import Derived, Preference
 from .disk import file_lock, on_disk, sweep
 from .names import GUIDELINE, IMAGES, LOCK, METADATA, Conflict, NotThere, TasteError
 from .plan import Shown
-from .records import (
-    CHOICES,
-    MOST_SECONDS,
-    Candidate,
-    Pair,
-    Undo,
-    Vote,
-    answer_of,
-    candidate_of,
-    is_number,
-    is_text,
-    pair_of,
-)
+from .records import MOST_SECONDS, Candidate, Pair, Undo, Vote, candidate_of, pair_of
+from .sentence import Sentence
 from .state import State
 
 LONGEST_PROMPT, LONGEST_GUIDELINE = 20_000, 500
@@ -89,9 +79,12 @@ class TasteDataset:
         ]
 
     def counts(self) -> dict[str, int]:
-        """How many ``candidates`` there are, and how many ``prompts`` they are for."""
+        """How many ``candidates`` there are, how many ``prompts`` they are for, and for how many of these there is but
+        one (``alone``): a pair takes two."""
         with self._read() as state:
-            return {"candidates": len(state.pictures.there), "prompts": len(state.pictures.prompts)}
+            prompts = state.pictures.prompts
+            alone = sum(len(same) == 1 for same in prompts.values())
+            return {"candidates": len(state.pictures.there), "prompts": len(prompts), "alone": alone}
 
     def progress(self, rater: str) -> dict[str, Any]:
         """Pairs that a rater has answered (``rated``) and is still to be asked (``waiting``), ``pairs`` that are usable
@@ -112,7 +105,7 @@ class TasteDataset:
             vote = state.tally.rater(rater).last()
             return vote.rating if vote else None
 
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Sentence]:
         """A sentence for each kind of thing in the files that does not count."""
         with self._read() as state:
             return state.notes()
@@ -139,15 +132,19 @@ class TasteDataset:
             Conflict: when the same picture is another prompt's.
             NotWritten: when the disk does not take it.
         """
-        _check_text(prompt, "prompt", LONGEST_PROMPT)
+        check_text(prompt, "prompt", LONGEST_PROMPT)
         name = hashlib.sha256(png).hexdigest()[:16]
         candidate = Candidate(name, prompt, tuple(seeds), tuple(models), width, height, round(time.time(), 3))
         if candidate_of(candidate.row()) is None:
-            raise TasteError("`prompt` is empty; connect the prompt that the pictures were drawn for")
+            raise TasteError("emptyPrompt", "`prompt` is empty; connect the prompt that the pictures were drawn for")
         with self._writing() as state:
             before = state.pictures.known.get(name)
             if before is not None and before.prompt != prompt:
-                raise Conflict(f"the picture {name} is a candidate for another prompt already; it stays there")
+                raise Conflict(
+                    "otherPrompt",
+                    "the picture {picture} is a candidate for another prompt already; it stays there",
+                    picture=name,
+                )
             file = self.folder / IMAGES / f"{name}.png"
             if not file.is_file() or file.read_bytes() != png:
                 with replacing(file) as temporary:
@@ -186,13 +183,17 @@ class TasteDataset:
             answered: set[tuple[str, Pair, bool]] = set()
             stands = []
             for vote in votes:
-                self._check(vote)
+                check_vote(vote, state.pictures.known)
                 again = vote.repeat and vote.pair in state.tally.rater(vote.rater).first
                 seconds = None if vote.seconds is None else round(min(vote.seconds, MOST_SECONDS), 3)
                 vote = replace(vote, repeat=again, seconds=seconds)
                 before = state.tally.found(vote.rating) or new.get(vote.rating)
                 if before is not None and _answer(before) != _answer(vote):
-                    raise Conflict(f"the rating {vote.rating} is another answer's; make a new id for each")
+                    raise Conflict(
+                        "otherAnswer",
+                        "the rating {rating} is another answer's; make a new id for each",
+                        rating=vote.rating,
+                    )
                 place = (vote.rater, vote.pair, vote.repeat)
                 if before is None and place not in answered and state.tally.stands(vote):
                     answered.add(place)
@@ -202,20 +203,6 @@ class TasteDataset:
                 state.ratings.append(vote.row() for vote in new.values())
                 state.refresh()
             return stands
-
-    def _check(self, vote: Vote) -> None:
-        known_time = vote.seconds is None or (is_number(vote.seconds) and vote.seconds >= 0)
-        if answer_of(vote.row()) is None or not vote.rater or not known_time:
-            raise TasteError(
-                "a vote has a `rating` of 16 hex digits, two different pictures, a `choice` of "
-                f"{', '.join(CHOICES)}, and `seconds` that are a number from 0 on, or none"
-            )
-        known = self._state.pictures.known
-        for name in (vote.left, vote.right):
-            if name not in known:
-                raise NotThere(f"the picture {name} is no candidate of this data set")
-        if known[vote.left].prompt != known[vote.right].prompt:
-            raise TasteError("the two pictures are for two prompts; a pair is of one")
 
     def undo(self, rating: str, rater: str) -> Shown:
         """Takes a rater's own vote back; the pair as it was shown. Said again it changes nothing and gives the same.
@@ -227,7 +214,7 @@ class TasteDataset:
         with self._writing() as state:
             vote = state.tally.found(rating)
             if vote is None or vote.rater != rater:
-                raise NotThere("there is no such vote of yours to take back")
+                raise NotThere("noVote", "there is no such vote of yours to take back")
             if rating in state.tally.votes:
                 state.ratings.append([Undo(rating, rater, round(time.time(), 3)).row()])
                 state.refresh()
@@ -244,7 +231,7 @@ class TasteDataset:
 
     def write_guideline(self, text: str) -> str:
         """Keeps it; the text as it was kept."""
-        _check_text(text, "guideline", LONGEST_GUIDELINE)
+        check_text(text, "guideline", LONGEST_GUIDELINE)
         with self._writing():
             write_text(self.folder / GUIDELINE, text.strip())
         return text.strip()
@@ -290,10 +277,3 @@ class TasteDataset:
 
 def _answer(vote: Vote) -> tuple[str, ...]:
     return vote.left, vote.right, vote.choice, vote.rater
-
-
-def _check_text(text: str, name: str, longest: int) -> None:
-    if len(text) > longest:
-        raise TasteError(f"`{name}` has {len(text)} characters; at most {longest} are kept: shorten it")
-    if not is_text(text):
-        raise TasteError(f"`{name}` holds half of a character (a lone surrogate); write it anew")

@@ -29,7 +29,12 @@ def file_lock(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=LOCK_SECONDS, poll_interval=POLL_SECONDS)
     except Timeout as error:
-        raise NotWritten(f"{path} was held by another process for {LOCK_SECONDS} s; try again") from error
+        raise NotWritten(
+            "heldLock",
+            "{file} was held by another process for {seconds} s; try again",
+            file=str(path),
+            seconds=LOCK_SECONDS,
+        ) from error
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise
@@ -52,8 +57,11 @@ def on_disk(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise NotWritten(
-            f"nothing was kept, since the disk does not take it ({shown_error(error)}); make room or allow writing in "
-            f"{folder}, then try again"
+            "notKept",
+            "nothing was kept, since the disk does not take it ({reason}); make room or allow writing in {folder}, "
+            "then try again",
+            reason=shown_error(error),
+            folder=str(folder),
         ) from error
 
 

@@ -9,6 +9,7 @@ from .names import CANDIDATES, IMAGES, RATINGS
 from .pictures import Pictures
 from .plan import Plan
 from .records import Candidate, Undo, Vote, answer_of, candidate_of
+from .sentence import Sentence
 from .tally import Tally
 
 
@@ -98,15 +99,35 @@ class State:
         if plan := self._plans.get(vote.rater):
             plan.forget(self.pictures.known[vote.left].prompt, vote.pair)
 
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Sentence]:
         """A sentence for each kind of thing in the files that does not count."""
-        pictures = self.pictures
-        counted = {
-            f"lines of {CANDIDATES} that are cut off or foreign, and are skipped": self.candidates.skipped
-            + self._foreign_candidates,
-            f"lines of {RATINGS} that are cut off or foreign, and are skipped": self.ratings.skipped
-            + self._foreign_ratings,
-            f"votes of {RATINGS} on pictures that {CANDIDATES} does not name": len(self._homeless),
-            f"pictures of {CANDIDATES} that are not in {IMAGES}/": len(pictures.known) - len(pictures.there),
+        skipped = {
+            CANDIDATES: self.candidates.skipped + self._foreign_candidates,
+            RATINGS: self.ratings.skipped + self._foreign_ratings,
         }
-        return [f"{words}: {count}" for words, count in counted.items() if count]
+        found = [
+            Sentence(
+                "skippedLines",
+                "lines of {file} that are cut off or foreign, and are skipped: {count}",
+                file=file,
+                count=count,
+            )
+            for file, count in skipped.items()
+        ]
+        found += [
+            Sentence(
+                "homelessVotes",
+                "votes of {file} on pictures that {candidates} does not name: {count}",
+                file=RATINGS,
+                candidates=CANDIDATES,
+                count=len(self._homeless),
+            ),
+            Sentence(
+                "missingPictures",
+                "pictures of {candidates} that are not in {folder}/: {count}",
+                candidates=CANDIDATES,
+                folder=IMAGES,
+                count=len(self.pictures.known) - len(self.pictures.there),
+            ),
+        ]
+        return [sentence for sentence in found if sentence.values["count"]]

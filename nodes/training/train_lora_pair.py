@@ -162,6 +162,7 @@ class CHATSTrainLoRAPair(io.ComfyNode):
         null: list | None = None,
     ) -> io.NodeOutput:
         # Loaded when something is trained: ComfyUI's start does not wait for it.
+        from ..rating.data_sets import plain_refusals
         from .requested_run import Connected, train_pair
         from .session import Limits, Settings
 
@@ -174,7 +175,9 @@ class CHATSTrainLoRAPair(io.ComfyNode):
         settings = Settings(rank, layers, learning_rate, accumulate, beta, null_prompt_prob, resolution, seed)
         connected = Connected(model, clip, vae, null)
         node_id = cls.hidden.unique_id if cls.hidden else None
-        return io.NodeOutput(*train_pair(connected, dataset, name, settings, Limits(steps, 60.0 * minutes), node_id))
+        with plain_refusals():
+            trained = train_pair(connected, dataset, name, settings, Limits(steps, 60.0 * minutes), node_id)
+        return io.NodeOutput(*trained)
 
 
 NODES = [CHATSTrainLoRAPair]
