@@ -234,6 +234,9 @@ def test_what_cannot_be_rated_is_a_sentence(dataset, clip, tmp_path, capsys):
     assert "`--margin` is -1.0; give 0 or more" in refused(dataset.folder, "--margin=-1")
     assert "`--margin` is nan" in refused(dataset.folder, "--margin", "nan")
     assert "did you mean pickscore" in refused(dataset.folder, scorer=f"pickscor={clip}")
+    assert "is `pickscore=`, which names no weights; give pickscore=FOLDER" in refused(
+        dataset.folder, scorer="pickscore="
+    )
     assert "`--scorer` hpsv2 is `/nowhere/at/all`, which is" in refused(dataset.folder, scorer="hpsv2=/nowhere/at/all")
     with locked(dataset.folder / LOCK):
         assert "another scorer is at work now" in refused(dataset.folder)
