@@ -53,9 +53,9 @@ class TasteDataset:
         return max(times)
 
     @contextlib.contextmanager
-    def _read(self) -> Iterator[State]:
+    def _read(self, soon: bool = False) -> Iterator[State]:
         with self._lock:
-            self._state.refresh()
+            self._state.refresh(soon)
             yield self._state
 
     def candidates(self) -> dict[str, Candidate]:
@@ -79,17 +79,19 @@ class TasteDataset:
         ]
 
     def counts(self) -> dict[str, int]:
-        """How many ``candidates`` there are, how many ``prompts`` they are for, and for how many of these there is but
-        one (``alone``): a pair takes two."""
+        """How many ``candidates`` there are, and how many ``prompts`` they are for."""
         with self._read() as state:
-            prompts = state.pictures.prompts
-            alone = sum(len(same) == 1 for same in prompts.values())
-            return {"candidates": len(state.pictures.there), "prompts": len(prompts), "alone": alone}
+            return {"candidates": len(state.pictures.there), "prompts": len(state.pictures.prompts)}
+
+    def alone(self) -> int:
+        """How many prompts have one picture only: a pair takes two."""
+        with self._read(soon=True) as state:
+            return sum(len(pictures) == 1 for pictures in state.pictures.prompts.values())
 
     def progress(self, rater: str) -> dict[str, Any]:
         """Pairs that a rater has answered (``rated``) and is still to be asked (``waiting``), ``pairs`` that are usable
         by all raters' votes, and ``agreement`` with oneself: repeats that were answered alike, and of how many."""
-        with self._read() as state:
+        with self._read(soon=True) as state:
             votes, there, verdicts = state.tally.rater(rater), state.pictures.there, state.tally.verdicts
             complete = len(there) == len(state.pictures.known)
             return {
@@ -101,13 +103,13 @@ class TasteDataset:
 
     def last(self, rater: str) -> str | None:
         """The id of a rater's last vote in force."""
-        with self._read() as state:
+        with self._read(soon=True) as state:
             vote = state.tally.rater(rater).last()
             return vote.rating if vote else None
 
     def notes(self) -> list[Sentence]:
         """A sentence for each kind of thing in the files that does not count."""
-        with self._read() as state:
+        with self._read(soon=True) as state:
             return state.notes()
 
     def next_pair(self, rater: str, avoid: Collection[Pair] = (), tab: str = "") -> Shown | None:
@@ -149,9 +151,10 @@ class TasteDataset:
             if not file.is_file() or file.read_bytes() != png:
                 with replacing(file) as temporary:
                     temporary.write_bytes(png)
+                state.pictures.wrote(name)
             if before is None:
                 state.candidates.append([candidate.row()])
-            state.refresh()
+            state.refresh(soon=True)
         return name, before is None
 
     def vote(
@@ -201,7 +204,7 @@ class TasteDataset:
                 stands.append(vote.rating in new or vote.rating in state.tally.votes)
             if new:
                 state.ratings.append(vote.row() for vote in new.values())
-                state.refresh()
+                state.refresh(soon=True)
             return stands
 
     def undo(self, rating: str, rater: str) -> Shown:
@@ -217,7 +220,7 @@ class TasteDataset:
                 raise NotThere("noVote", "there is no such vote of yours to take back")
             if rating in state.tally.votes:
                 state.ratings.append([Undo(rating, rater, round(time.time(), 3)).row()])
-                state.refresh()
+                state.refresh(soon=True)
             return Shown(vote.left, vote.right, state.pictures.known[vote.left].prompt, vote.repeat)
 
     def guideline(self) -> str:
@@ -271,7 +274,7 @@ class TasteDataset:
                     sweep(self.folder / IMAGES, "*.png")
                     sweep(self.folder, GUIDELINE)
                     self._swept = True
-                self._state.refresh()
+                self._state.refresh(soon=True)
                 yield self._state
 
 

@@ -43,9 +43,9 @@ class State:
         plan.refresh(self.pictures, self.tally.rater(rater))
         return plan
 
-    def refresh(self) -> None:
-        """Takes in what is new on the disk."""
-        added, anew = self._draw()
+    def refresh(self, soon: bool = False) -> None:
+        """Takes in what is new on the disk; ``soon`` as :meth:`.pictures.Pictures.look` takes it."""
+        added, anew = self._draw(soon)
         at_home = {candidate.id for candidate in added}
         if anew or any(not at_home.isdisjoint(vote.pair) for vote in self._homeless):
             self.ratings = Log(self.ratings.path)
@@ -56,7 +56,7 @@ class State:
             for plan in self._plans.values():
                 plan.forget(prompt)
 
-    def _draw(self) -> tuple[list[Candidate], bool]:
+    def _draw(self, soon: bool) -> tuple[list[Candidate], bool]:
         """Takes in the new lines of candidates.jsonl; the candidates in them, and whether it is another file."""
         anew, rows = self.candidates.read()
         if anew:
@@ -70,7 +70,7 @@ class State:
                 self._foreign_candidates += 1
             else:
                 added.append(candidate)
-        self.pictures.look(added)
+        self.pictures.look(added, soon)
         self.changes += anew
         return added, anew
 

@@ -103,7 +103,7 @@ async def next_pair(request: web.Request) -> Answer:
         return one, {
             "pair": shown and _shown(shown),
             "progress": one.progress(rater),
-            "alone": one.counts()["alone"],
+            "alone": one.alone(),
             "guideline": one.guideline(),
             "last": one.last(rater),
             "notes": [{"text": note, **_translatable(note)} for note in one.notes()],

@@ -132,7 +132,7 @@ class CHATSSaveCandidates(io.ComfyNode):
         if not saved:
             raise ValueError("; ".join(remark.removeprefix("⚠ ") for remark in remarks))
         there = f", {len(saved) - new} there before" if new < len(saved) else ""
-        waiting = waiting_text(kept.progress(DEFAULT_RATER)["waiting"], kept.counts()["alone"])
+        waiting = waiting_text(kept.progress(DEFAULT_RATER)["waiting"], kept.alone())
         show_lines([f"saved {new}{there}, {waiting}", *remarks])
         return io.NodeOutput(images, ui={"images": saved})
 
