@@ -3,6 +3,7 @@
 import { captureKeys } from "./keys.js";
 import { datasets, onNodeRun, saidBy, writeGuideline } from "./server.js";
 import { Session } from "./session.js";
+import { onTaps } from "./taps.js";
 import { loadTexts } from "./texts.js";
 import { buildDialog, make } from "./view.js";
 import { Zoom } from "./zoom.js";
@@ -66,6 +67,8 @@ class RatingDialog {
         guideline.addEventListener("blur", () => this.keepGuideline());
         for (const [name, button] of Object.entries(buttons))
             button.addEventListener("click", () => (name === "zoom" ? this.zoom.toggle() : this.session?.press(name)));
+        // Enlarged pictures are looked at and moved.
+        onTaps(this.view.panes, (index) => this.zoom.scale > 1 || this.session?.press(index ? "right" : "left"));
         // After a click the keys are the pictures' again: Space would press the button once more.
         dialog.addEventListener("click", (event) => {
             if (event.detail > 0 && event.target.closest("button")) stage.focus({ preventScroll: true });

@@ -48,7 +48,7 @@ export function buildDialog(t) {
     const buttons = Object.fromEntries(BUTTONS.map(([name, key, sign]) => [name, make("button", {
         type: "button", class: name, "aria-keyshortcuts": key,
     }, make("kbd", { "aria-hidden": "true" }, sign), make("span", {}, t(name)))]));
-    const hint = make("p", { class: "hint" }, t("hint"));
+    const hint = make("p", { class: "hint" }, matchMedia("(pointer: coarse)").matches ? t("touchHint") : t("hint"));
     const alerts = make("p", { class: "alerts", role: "alert" });
     const dialog = make("dialog", { class: "chats-rate", tabindex: "-1", "aria-label": t("title") },
         make("header", {}, make("h2", {}, t("title")), select, bar, counts, close),
