@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import front_end_arguments, is_newest
+from conftest import is_newest
 from page import FrontEnd
 from rating_page import COLOURS, Rating, put
 from serving import ROOT, running_server
@@ -130,8 +130,8 @@ def test_a_data_set_that_comes_meanwhile(rating, server):
     rating.page.locator(".chats-rate-list").get_by_text("6 pictures, 2 prompts").first.wait_for()
 
 
-def test_two_users_are_two_raters(browser, tmp_path):
-    with running_server(tmp_path, "--multi-user", *front_end_arguments(), models=False) as server:
+def test_two_users_are_two_raters(browser, tmp_path, server_arguments):
+    with running_server(tmp_path, "--multi-user", *server_arguments, models=False) as server:
         put(server, "shared", PROMPTS)
         for name in ("anna", "bert"):
             user = json.loads(server.post("/users", {"username": name}))
