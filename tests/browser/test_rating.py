@@ -295,18 +295,19 @@ def test_keyboard_alone(rating, screenshots):
 @newest_only
 def test_chinese(rating, screenshots):
     rating.close()
-    with (rating.folder / "candidates.jsonl").open("a", encoding="utf-8") as file:
-        file.write("torn\n")
     setting = "locale => app.extensionManager.setting.set('Comfy.Locale', locale)"
     rating.page.evaluate(setting, "zh")
     try:
         rating.open()
         rating.wait_until_seen()
         rating.screenshot(screenshots, "chinese")
-        rating.dialog.locator(".alerts", has_text="candidates.jsonl 中不完整或无法识别而被跳过的行：1。").wait_for()
         shown = rating.dialog.inner_text()
         texts = json.loads((ROOT / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))["chatsRating"]
         for key in ("title", "left", "right", "tie", "skip", "back", "guideline", "hint"):
             assert texts[key] in shown
+        with (rating.folder / "candidates.jsonl").open("a", encoding="utf-8") as file:
+            file.write("torn\n")
+        rating.press("ArrowLeft")
+        rating.dialog.locator(".alerts", has_text="跳过了 candidates.jsonl 中不完整或无法识别的行：1。").wait_for()
     finally:
         rating.page.evaluate(setting, "en")

@@ -131,17 +131,20 @@ def test_a_data_set_that_comes_meanwhile(rating, server):
 
 
 def test_two_users_are_two_raters(browser, tmp_path, server_arguments):
+    """The page votes as the user that it was opened for, beside one who asks the server without a page."""
     with running_server(tmp_path, "--multi-user", *server_arguments, models=False) as server:
         put(server, "shared", PROMPTS)
-        for name in ("anna", "bert"):
-            user = json.loads(server.post("/users", {"username": name}))
-            server.post("/api/settings/Comfy.TutorialCompleted", True, user)
-            front_end = FrontEnd(browser, server, nodes_2=True, user=user)
-            rating = Rating(front_end.page, server, "shared")
-            rating.open()
-            rating.wait_until_seen()
-            rating.press("ArrowLeft")
-            rating.dialog.get_by_text("1 rated").wait_for()
-            front_end.close()
+        anna, bert = (json.loads(server.post("/users", {"username": name})) for name in ("anna", "bert"))
+        server.post("/api/settings/Comfy.TutorialCompleted", True, anna)
+        rating = Rating(FrontEnd(browser, server, nodes_2=True, user=anna).page, server, "shared")
+        lines = (rating.folder / "candidates.jsonl").read_text(encoding="utf-8").splitlines()
+        left, right = (json.loads(line)["id"] for line in lines[:2])
+        vote = {"rating": "0" * 16, "left": left, "right": right, "choice": "right", "seconds": None}
+        server.post("/chats/shared/rating", vote, bert)
+        rating.open()
+        rating.wait_until_seen()
+        rating.press("ArrowLeft")
+        rating.dialog.get_by_text("1 rated").wait_for()
         raters = [vote["rater"] for vote in rating.wait_for_votes(2)]
-        assert [rater.split("_")[0] for rater in raters] == ["anna", "bert"]
+        assert [rater.split("_")[0] for rater in raters] == ["bert", "anna"]
+        rating.page.context.close()
