@@ -63,6 +63,8 @@ def test_all_has_a_name_and_is_inside_the_window(rating, screenshots):
             assert box["x"] + box["width"] <= size["width"]
             assert box["y"] + box["height"] <= size["height"]
             assert element.evaluate(UNCOVERED), element
+        cut = named[-1].evaluate("field => field.scrollHeight - field.clientHeight")
+        assert cut <= 1, "the guideline is cut off"
         assert all(picture.bounding_box()["height"] > size["height"] * 0.5 for picture in pictures)
         rating.screenshot(screenshots, f"{size['width']}")
 

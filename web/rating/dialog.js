@@ -5,7 +5,7 @@ import { datasets, onNodeRun, saidBy, writeGuideline } from "./server.js";
 import { Session } from "./session.js";
 import { onTaps } from "./taps.js";
 import { loadTexts } from "./texts.js";
-import { buildDialog, make } from "./view.js";
+import { buildDialog, fitHeight, make } from "./view.js";
 import { Zoom } from "./zoom.js";
 
 const CHOICES = {
@@ -64,6 +64,8 @@ class RatingDialog {
         close.addEventListener("click", () => dialog.close());
         select.addEventListener("change", () => this.start(select.value));
         guideline.addEventListener("input", () => fitHeight(guideline));
+        // A larger window has larger letters.
+        new ResizeObserver(() => fitHeight(guideline)).observe(dialog);
         guideline.addEventListener("blur", () => this.keepGuideline());
         for (const [name, button] of Object.entries(buttons))
             button.addEventListener("click", () => (name === "zoom" ? this.zoom.toggle() : this.session?.press(name)));
@@ -290,10 +292,4 @@ const ended = (sentence) => (/[.!?。！？…]$/.test(sentence) ? sentence : `$
 /** Without touching what is right already: a live region speaks whenever it is written to. */
 function setText(element, text) {
     if (element.textContent !== text) element.textContent = text;
-}
-
-/** As many lines as the text has; the style says how many at most. @param {HTMLTextAreaElement} field */
-function fitHeight(field) {
-    field.style.height = "auto";
-    field.style.height = `${field.scrollHeight + field.offsetHeight - field.clientHeight}px`;
 }

@@ -60,3 +60,9 @@ export function buildDialog(t) {
         make("footer", {}, hint, alerts));
     return { dialog, close, select, bar, counts, guideline, prompt, panes, notice, stage, buttons, hint, alerts };
 }
+
+/** As many lines as the text has; the style says how many at most. @param {HTMLTextAreaElement} field */
+export function fitHeight(field) {
+    field.style.height = "auto";
+    field.style.height = `${field.scrollHeight + field.offsetHeight - field.clientHeight}px`;
+}
