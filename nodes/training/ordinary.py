@@ -74,9 +74,11 @@ def make_ordinary(network: nn.Module, device: torch.device) -> None:
 
 def _dtype(module: nn.Module, name: str, weight: Tensor) -> torch.dtype:
     """What a weight is multiplied in; a quantised one, or one that is cast at each use, stays."""
-    stays = getattr(module, "comfy_cast_weights", False) or type(weight) is not nn.Parameter or weight.dtype.itemsize == 1
+    is_plain = type(weight) is nn.Parameter and weight.dtype.itemsize > 1
     asked = getattr(module, f"{name}_comfy_model_dtype", None)
-    return weight.dtype if stays or asked is None else asked
+    return (
+        asked if is_plain and asked is not None and not getattr(module, "comfy_cast_weights", False) else weight.dtype
+    )
 
 
 def _copied(weight: Tensor) -> Tensor:
