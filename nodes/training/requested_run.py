@@ -51,12 +51,13 @@ OUT_OF_MEMORY = (
 
 @dataclass(frozen=True)
 class Connected:
-    """What is connected to the node."""
+    """What is connected to the node, and the file that its MODEL is known to come from."""
 
     model: ModelPatcher
     clip: Any
     vae: Any
     null: Conditioning | None
+    base_file: str | None = None
 
 
 def run_folder(dataset: str, name: str) -> Path:
@@ -103,11 +104,12 @@ def train_pair(
         saved = _trained(Session(settings, limits, pairs, null_prompt, facts, folder, saved, report), connected.model)
     metadata = pair_metadata(
         saved,
-        base_name=type(connected.model.model).__name__,
+        base_name=type(connected.model.model.model_config).__name__,
         dataset=dataset,
         pairs=len(rated),
         predicted=predicted,
         null=null_kind,
+        base_file=connected.base_file,
     )
     finished = saved.step >= limits.steps
     if finished:

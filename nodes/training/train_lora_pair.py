@@ -120,7 +120,7 @@ class CHATSTrainLoRAPair(io.ComfyNode):
                 *model_outputs(),
                 io.Image.Output(display_name="curve", tooltip="The loss, and how often held-out pairs are told right."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -162,6 +162,7 @@ class CHATSTrainLoRAPair(io.ComfyNode):
         null: list | None = None,
     ) -> io.NodeOutput:
         # Loaded when something is trained: ComfyUI's start does not wait for it.
+        from .base_file import base_file
         from .requested_run import Connected, train_pair
         from .session import Limits, Settings
 
@@ -172,8 +173,8 @@ class CHATSTrainLoRAPair(io.ComfyNode):
         if null is not None:
             require_conditioning(null=null)
         settings = Settings(rank, layers, learning_rate, accumulate, beta, null_prompt_prob, resolution, seed)
-        connected = Connected(model, clip, vae, null)
-        node_id = cls.hidden.unique_id if cls.hidden else None
+        graph, node_id = (cls.hidden.prompt, cls.hidden.unique_id) if cls.hidden else (None, None)
+        connected = Connected(model, clip, vae, null, base_file(model, graph, node_id))
         return io.NodeOutput(*train_pair(connected, dataset, name, settings, Limits(steps, 60.0 * minutes), node_id))
 
 
