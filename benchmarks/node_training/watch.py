@@ -129,23 +129,15 @@ def _bytes(model: torch.nn.Module) -> int:
 
 @contextlib.contextmanager
 def as_chosen(repeatable: str) -> Iterator[None]:
-    """With torch's kernels chosen as the node chooses them (`as the node`), as torch itself does (`not asked for`), or
-    with all of torch told to repeat itself (`everywhere`)."""
+    """With torch's kernels chosen as the node chooses them (`as the node`), or as torch itself does (`not asked
+    for`)."""
     if repeatable == "as the node" or on_cpu():
         yield
         return
     within = pack_module("nodes.training.within_comfyui")
-    whole, told = within._repeatable, torch.are_deterministic_algorithms_enabled()
-    if repeatable == "everywhere":
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    else:
-        within._repeatable = contextlib.nullcontext
-        within.STEPS_AFTER_ATTENTION, steps = 0, within.STEPS_AFTER_ATTENTION
+    whole, steps = within._repeatable, within.STEPS_AFTER_ATTENTION
+    within._repeatable, within.STEPS_AFTER_ATTENTION = contextlib.nullcontext, 0
     try:
         yield
     finally:
-        within._repeatable = whole
-        if repeatable == "everywhere":
-            torch.use_deterministic_algorithms(told)
-        else:
-            within.STEPS_AFTER_ATTENTION = steps
+        within._repeatable, within.STEPS_AFTER_ATTENTION = whole, steps

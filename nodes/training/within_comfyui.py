@@ -103,8 +103,8 @@ def _differentiable_attention(attention: Callable, *args: Any, **kwargs: Any) ->
             if node is None:
                 break
             if node.name().startswith(ATTENTION_BACKWARD):
-                # Around it alone: everywhere, each product of matrices would warn.
-                node.register_prehook(lambda gradients: torch.use_deterministic_algorithms(True, warn_only=True))
+                # Around it alone: everywhere, products of matrices would be refused. An error may leave it on.
+                node.register_prehook(lambda gradients: torch.use_deterministic_algorithms(True))
                 node.register_hook(lambda inputs, outputs: torch.use_deterministic_algorithms(False))
                 break
             node = node.next_functions[0][0]
@@ -130,9 +130,11 @@ def _in_training() -> Iterator[None]:
 def _repeatable() -> Iterator[None]:
     """With convolutions that give the same numbers each time, so that a run that went on ends as one that never
     stopped."""
-    before = torch.backends.cudnn.deterministic
+    before, everywhere = torch.backends.cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.backends.cudnn.deterministic = True
     try:
         yield
     finally:
         torch.backends.cudnn.deterministic = before
+        torch.use_deterministic_algorithms(everywhere, warn_only=warns)
