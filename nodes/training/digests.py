@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -30,17 +28,6 @@ def model_digest(patcher: ModelPatcher) -> str:
     _add(digest, {key: type(patch) for key, patch in patcher.object_patches.items()}, samples)
     digest.update(torch.cat(samples).cpu().numpy().tobytes() if samples else b"")
     return digest.hexdigest()
-
-
-def base_name(patcher: ModelPatcher) -> str:
-    """The name of the file that a model's weights are, where ComfyUI's own loaders say so and nothing is added to them;
-    else ComfyUI's name of its kind."""
-    loader, arguments = (getattr(patcher, "cached_patcher_init", None) or (None, ()))[:2]
-    if loader is not None and loader.__module__ == comfy.sd.__name__ and not patcher.patches:
-        path = next(iter(arguments), None)
-        if isinstance(path, str):
-            return Path(path).name
-    return type(patcher.model).__name__
 
 
 def tensors_digest(value: Any) -> str:

@@ -18,7 +18,7 @@ from ...chats.taste.names import check_name
 from ..rating.data_sets import data_set
 from ..sampling.run import KEY
 from .curve import as_image, draw_curve
-from .digests import base_name, model_digest, tensors_digest
+from .digests import model_digest, tensors_digest
 from .encoding import Encoder
 from .errors import Conditioning, EncodedImage
 from .memory import ENCODING, TRAINING, enough_memory_for
@@ -43,12 +43,13 @@ FACT_WORDS = {
 
 @dataclass(frozen=True)
 class Connected:
-    """What is connected to the node."""
+    """What is connected to the node, and the file that its MODEL is known to come from."""
 
     model: ModelPatcher
     clip: Any
     vae: Any
     null: Conditioning | None
+    base_file: str | None = None
 
 
 def run_folder(dataset: str, name: str) -> Path:
@@ -105,11 +106,12 @@ def train_pair(
             saved = _trained(session, connected.model)
         metadata = pair_metadata(
             saved,
-            base_name=base_name(connected.model),
+            base_name=type(connected.model.model.model_config).__name__,
             dataset=dataset,
             pairs=len(rated),
             predicted=predicted,
             null=null_kind,
+            base_file=connected.base_file,
         )
         if saved.step >= limits.steps:
             write_pair(name, saved, metadata)

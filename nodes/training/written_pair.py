@@ -33,6 +33,7 @@ def pair_metadata(
     pairs: int,
     predicted: PredictionType,
     null: NullPrompt | None,
+    base_file: str | None = None,
 ) -> PairMetadata:
     """What the files say of themselves, the preferred's; the same weights make the same pair."""
     facts = run.facts
@@ -54,6 +55,7 @@ def pair_metadata(
         dataset_name=dataset,
         dataset_pairs=pairs,
         held_out_accuracy=accuracies[-1] if accuracies else None,
+        base_file=base_file,
     )
 
 
@@ -83,8 +85,7 @@ def require_free(name: str, dataset: str, facts: dict[str, Any], step: int) -> N
         if made.step is not None and made.step > step:
             raise RunError(
                 f"`steps` asks for a pair of step {step}, and {path} is of step {made.step} of the same training, "
-                f"which is not written over; set `steps` to {made.step} or more, choose another `name`, or move that "
-                "file"
+                f"which is not written over; set `steps` to {made.step} or more, take another `name`, or move the file"
             )
 
 

@@ -27,14 +27,27 @@ SEEN = """() => {
 Prompts = dict[str, list[tuple[int, int, int]]]
 
 
-def put(server: Server, dataset: str, prompts: Prompts) -> None:
-    """Keeps candidates for each prompt, pictures of one colour each, as the node does and without running it."""
-    kept = pack_module("chats.taste.dataset").TasteDataset(folder_of(server, dataset))
+def put(server: Server, dataset: str, prompts: Prompts) -> list[str]:
+    """Keeps candidates for each prompt, pictures of one colour each, as the node does and without running it; their
+    ids."""
+    kept, ids = kept_in(server, dataset), []
     for prompt, colours in prompts.items():
         for colour in colours:
             stream = io.BytesIO()
             Image.new("RGB", (SIDE, SIDE), colour).save(stream, "PNG")
-            kept.add_candidate(stream.getvalue(), prompt, width=SIDE, height=SIDE)
+            ids.append(kept.add_candidate(stream.getvalue(), prompt, width=SIDE, height=SIDE)[0])
+    return ids
+
+
+def put_rated(server: Server, dataset: str) -> None:
+    """Keeps two pairs and which of each is better."""
+    first, other, *rest = put(server, dataset, {"a red house": COLOURS[:2], "two cats": COLOURS[2:4]})
+    for number, (left, right) in enumerate([(first, other), rest]):
+        assert kept_in(server, dataset).vote(f"{number:016x}", left, right, "left", "default")
+
+
+def kept_in(server: Server, dataset: str):
+    return pack_module("chats.taste.dataset").TasteDataset(folder_of(server, dataset))
 
 
 def folder_of(server: Server, dataset: str) -> Path:

@@ -6,20 +6,20 @@ import shutil
 import comfy.model_management
 import comfy.sd
 import folder_paths
-import mini
 import mini_architectures
 import nodes as comfy_nodes
 import pytest
 import torch
 from conftest import newest_only, pack_module
 from running import lora
-from safetensors.torch import save_file
 from training_runs import Clip, assert_equal_pairs, assert_equal_runs, files, rate, state_file, stop_after
 
 pytest_plugins = ["training_runs"]
 
 
-def test_a_finished_pair_is_in_loras_and_is_what_the_loader_gives(train, nodes, models, place):
+def test_a_finished_pair_is_in_loras_and_is_what_the_loader_gives(train, nodes, models, place, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(pack_module("nodes.loading.loaders"), "show", lambda text, node_id: said.append(text))
     network = models[0].model.diffusion_model
     before = {key: value.clone() for key, value in network.state_dict().items()}
     preferred, dispreferred, curve = train()
@@ -34,22 +34,10 @@ def test_a_finished_pair_is_in_loras_and_is_what_the_loader_gives(train, nodes, 
         for key, patches in ours.patches.items():
             weights = [patch[0][1].weights[:2] for patch in (patches, theirs.patches[key])]
             assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
+    assert said[0].split("\n")[1] == "trained on 5 rated pairs of my taste, base SD3"
     (metadata, _), _ = pack_module("chats.pair").check_files(*(place / "loras" / name for name in names)), None
     assert (metadata.step, metadata.null_prompt, metadata.prediction_type) == (4, "encoded_empty", "flow")
     assert (metadata.dataset_name, metadata.dataset_pairs, metadata.base_name) == ("my taste", 5, "SD3")
-
-
-@newest_only
-def test_the_base_is_named_where_its_file_is_known_for_certain(train, place):
-    path = place / "a base.safetensors"
-    save_file(mini.weights("sd3", 1), path)
-    with torch.inference_mode():
-        model = comfy.sd.load_diffusion_model(str(path))
-    patched = comfy.sd.load_lora_for_models(model, None, lora(model, 3), 1.0, 0.0)[0]
-    for name, given, expected in (("pair", model, path.name), ("patched", patched, "SD3")):
-        train(model=given, steps=1, name=name)
-        written = place / "loras" / f"{name}_preferred.safetensors"
-        assert pack_module("chats.pair").read_metadata(written).base_name == expected
 
 
 @newest_only
