@@ -12,6 +12,7 @@ from typing import Any
 
 import comfy.ldm.modules.attention
 import comfy.model_management
+import comfy.sampler_helpers
 import comfy.samplers
 import comfy_extras.nodes_custom_sampler as custom_sampler
 import torch
@@ -40,8 +41,14 @@ class Work(comfy.samplers.Sampler):
         self, model_wrap: Any, sigmas: Tensor, extra_args: dict, callback: Any, noise: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
         model = model_wrap.inner_model
+
+        def load() -> None:
+            asked = (model_wrap.model_patcher, noise.shape, model_wrap.conds, model_wrap.model_options)
+            comfy.sampler_helpers.prepare_sampling(*asked)
+            make_ordinary(model, noise.device)
+
         make_ordinary(model, noise.device)
-        self.work(Errors(model, extra_args["model_options"], noise.device))
+        self.work(Errors(model, extra_args["model_options"], noise.device, load))
         return torch.zeros_like(noise)
 
 
