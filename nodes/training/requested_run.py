@@ -96,13 +96,14 @@ def train_pair(
         require_same(saved, facts, name, FACT_WORDS)
     require_free(name, facts)
     report = Reports(limits, node_id)
+    begun_at = saved
     if saved is None or saved.step < limits.steps:
-        with enough_memory_for(ENCODING):
+        with enough_memory_for(ENCODING), report.encoding(len(rated), saved):
             pairs = encoded_pairs(rated, encoder, connected.model)
         null_prompt = Null(null, settings.null_prompt_prob)
         previews = Previews(preview_every, connected.vae, settings.seed)
         session = Session(settings, limits, pairs, null_prompt, facts, folder, saved, report, previews)
-        saved = _trained(session, connected.model)
+        saved = _trained(session, report, connected.model)
     metadata = pair_metadata(
         saved,
         base_name=type(connected.model.model).__name__,
@@ -111,9 +112,9 @@ def train_pair(
         predicted=predicted,
         null=null_kind,
     )
-    if saved.step >= limits.steps:
-        write_pair(name, saved, metadata)
-    report.end(saved, name)
+    if saved.step >= limits.steps and write_pair(name, saved, metadata):
+        report.written(name)
+    report.end(saved, name, trained=saved is not begun_at)
     preferred, dispreferred = on_model(connected.model, saved, metadata)
     return preferred, dispreferred, as_image(draw_curve(saved.history, max(limits.steps, saved.step)))
 
@@ -134,9 +135,9 @@ def encoded_pairs(rated: list[RatedPair], encoder: Encoder, model: ModelPatcher)
     return pairs
 
 
-def _trained(session: Session, model: ModelPatcher) -> SavedRun:
+def _trained(session: Session, report: Reports, model: ModelPatcher) -> SavedRun:
     try:
-        with enough_memory_for(TRAINING):
+        with enough_memory_for(TRAINING), report.training(session):
             return session.train(model)
     except NotFinite as error:
         raise RunError(
