@@ -57,9 +57,9 @@ class FormulaGuider(CFGGuider):
         return negative + self.cfg * (positive - negative)
 
 
-def in_the_trainers_python(script: str, *arguments: str) -> None:
-    """Runs a script of this folder with the trainer's packages, which are not ComfyUI's; skips loudly where none are
-    named."""
+def in_the_trainers_python(script: str, *arguments: str) -> str:
+    """Runs a script of this folder with the trainer's packages, which are not ComfyUI's, and gives what it prints;
+    skips loudly where none are named."""
     python = os.environ.get("CHATS_TRAIN_PYTHON")
     if python is None:
         pytest.skip(
@@ -71,6 +71,7 @@ def in_the_trainers_python(script: str, *arguments: str) -> None:
     command = [python, str(here / script), *arguments]
     made = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
     assert made.returncode == 0, made.stderr[-4000:]
+    return made.stdout
 
 
 def guider_of(model, positive, negative, cfg: float) -> CFGGuider:
