@@ -125,7 +125,8 @@ def _accuracy(history: list[dict[str, float]]) -> str:
     if not measured:
         return ""
     rights, of = measured[-1]
-    return f"\nheld-out told right: {rights * of:.0f} of {of:.0f}"
+    # Nodes 2.0 shows the line break as a blank.
+    return f",\nheld-out told right: {rights * of:.0f} of {of:.0f}"
 
 
 def _duration(seconds: float) -> str:
