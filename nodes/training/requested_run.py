@@ -26,7 +26,7 @@ from .ordinary import ordinary
 from .preview import Previews
 from .rated_pairs import RatedPair, rated_pairs
 from .reports import Reports
-from .saved_run import RunError, SavedRun, load_run, require_same
+from .saved_run import RunError, SavedRun, load_run, only_run_in, require_same
 from .session import Limits, Session, Settings, predicts
 from .steps import EncodedPair, NotFinite, Null
 from .written_pair import on_model, pair_metadata, require_free, write_pair
@@ -91,29 +91,29 @@ def train_pair(
         "vae": vae_digest,
         "null": null_kind if null_kind == "encoded_empty" else tensors_digest(null),
     }
-    saved = load_run(folder)
-    if saved is not None:
-        require_same(saved, facts, name, FACT_WORDS)
-    require_free(name, facts)
-    report = Reports(limits, node_id)
-    begun_at = saved
-    if saved is None or saved.step < limits.steps:
-        with enough_memory_for(ENCODING), report.encoding(len(rated), saved):
-            pairs = encoded_pairs(rated, encoder, connected.model)
-        null_prompt = Null(null, settings.null_prompt_prob)
-        previews = Previews(preview_every, connected.vae, settings.seed)
-        session = Session(settings, limits, pairs, null_prompt, facts, folder, saved, report, previews)
-        saved = _trained(session, report, connected.model)
-    metadata = pair_metadata(
-        saved,
-        base_name=type(connected.model.model).__name__,
-        dataset=dataset,
-        pairs=len(rated),
-        predicted=predicted,
-        null=null_kind,
-    )
-    if saved.step >= limits.steps and write_pair(name, saved, metadata):
-        report.written(name)
+    null_prompt, report = Null(null, settings.null_prompt_prob), Reports(limits, node_id)
+    with only_run_in(folder):
+        saved = load_run(folder)
+        if saved is not None:
+            require_same(saved, facts, name, FACT_WORDS)
+        require_free(name, dataset, facts, max(limits.steps, saved.step if saved else 0))
+        begun_at = saved
+        if saved is None or saved.step < limits.steps:
+            with enough_memory_for(ENCODING), report.encoding(len(rated), saved):
+                pairs = encoded_pairs(rated, encoder, connected.model)
+            previews = Previews(preview_every, connected.vae, settings.seed)
+            session = Session(settings, limits, pairs, null_prompt, facts, folder, saved, report, previews)
+            saved = _trained(session, report, connected.model)
+        metadata = pair_metadata(
+            saved,
+            base_name=type(connected.model.model).__name__,
+            dataset=dataset,
+            pairs=len(rated),
+            predicted=predicted,
+            null=null_kind,
+        )
+        if saved.step >= limits.steps and write_pair(name, saved, metadata):
+            report.written(name)
     report.end(saved, name, trained=saved is not begun_at)
     preferred, dispreferred = on_model(connected.model, saved, metadata)
     return preferred, dispreferred, as_image(draw_curve(saved.history, max(limits.steps, saved.step)))

@@ -1,5 +1,8 @@
 """A run of the training node: what it keeps, how it goes on, what it refuses; on a mini SD3 and its real small VAE."""
 
+import logging
+import shutil
+
 import comfy.model_management
 import folder_paths
 import mini_architectures
@@ -115,6 +118,61 @@ def test_somebody_elses_file_is_not_written_over(train, place):
 
 
 @newest_only
+def test_an_identical_data_set_does_not_write_over_the_files_of_the_first(train, place):
+    train(steps=3)
+    written = files(place)
+    sets = place / "output" / "chats"
+    shutil.copytree(sets / "my taste", sets / "copy", ignore=shutil.ignore_patterns("runs"))
+    with pytest.raises(ValueError, match="made by something else than this run; choose another `name`"):
+        train(dataset="copy", steps=4)
+    # As in another ComfyUI whose `loras` are the same: a data set of that name, without the run.
+    shutil.rmtree(sets / "my taste" / "runs" / "pair")
+    with pytest.raises(ValueError, match=r"pair of step 2, and .*pair_preferred.* is of step 3 .*set `steps` to 3"):
+        train(steps=2)
+    assert files(place) == written
+    train(steps=3)
+    assert files(place) == written
+
+
+@newest_only
+def test_files_that_somebody_made_while_it_trained_stay(train, place, monkeypatch):
+    theirs = place / "loras" / "pair_preferred.safetensors"
+    steps = pack_module("nodes.training.steps").Steps
+    take = steps.take
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(steps, "take", lambda self: (theirs.write_bytes(b"theirs"), take(self))[1])
+        with pytest.raises(ValueError, match="made by something else"):
+            train(steps=1)
+    assert theirs.read_bytes() == b"theirs"
+    theirs.unlink()
+    train(steps=1)
+    assert len(files(place)) == 2
+
+
+@newest_only
+def test_fewer_steps_than_were_taken_give_the_pair_as_it_is_and_say_so(train, place, caplog):
+    train(steps=3)
+    written, state = files(place), state_file(place).read_bytes()
+    with caplog.at_level(logging.WARNING):
+        preferred, *_ = train(steps=2)
+    assert "`steps` is 2, and the run `pair` is at step 3 already: nothing was trained" in caplog.text
+    assert (files(place), state_file(place).read_bytes()) == (written, state)
+    assert preferred.attachments["chats_pair"].step == 3
+
+
+@newest_only
+def test_a_run_is_trained_by_one_at_a_time(train, place):
+    with (
+        pack_module("chats.locks").locked(state_file(place).with_name(".lock")),
+        pytest.raises(ValueError, match=r"`name` is pair, and that run is being trained now.*another `name`"),
+    ):
+        train(steps=1)
+    assert not state_file(place).exists()
+    train(steps=1)
+    assert state_file(place).exists()
+
+
+@newest_only
 def test_a_damaged_state_is_said(train, place):
     train(steps=1)
     content = bytearray(state_file(place).read_bytes())
@@ -193,7 +251,7 @@ def test_a_full_disk_keeps_what_is_there_and_goes_on_once_there_is_room(train, p
     assert state_file(place).read_bytes() == before
     train()
     assert_equal_pairs(place, "pair", "whole")
-    assert [file.name for file in state_file(place).parent.iterdir()] == ["state.safetensors"]
+    assert sorted(file.name for file in state_file(place).parent.iterdir()) == [".lock", "state.safetensors"]
 
 
 @newest_only
