@@ -46,7 +46,8 @@ class PairMetadata:
     ``alpha``, ``guidance_scale`` (the paper's s) and ``null_prompt`` are what the pair's maker recommends for sampling;
     ``resolution`` is in pixels, ``step`` the optimizer steps trained, the ``*_sha256`` are hexadecimal digests,
     ``proxy_*`` what :mod:`.probe` measured of the dispreferred member at ``alpha``; ``dataset_*`` are the name of the
-    rated pairs and their number, ``held_out_accuracy`` the share of those not trained on that the pair tells right.
+    rated pairs and their number, ``held_out_accuracy`` the share of those not trained on that the pair tells right;
+    ``base_file`` is the base's file in ComfyUI, where ``base_name`` is the architecture.
     """
 
     member: Member
@@ -69,6 +70,7 @@ class PairMetadata:
     dataset_name: str | None = None
     dataset_pairs: int | None = None
     held_out_accuracy: float | None = None
+    base_file: str | None = None
 
     def to_header(self) -> dict[str, str]:
         """The metadata as header entries ``chats.<field>`` → string; what is None is left out."""
@@ -118,6 +120,17 @@ class PairMetadata:
             parts.append(f"null prompt: {NULL_PROMPT_WORDS[self.null_prompt]}")
         if self.resolution is not None:
             parts.append(f"{self.resolution} px")
+        return ", ".join(parts)
+
+    def origin(self) -> str:
+        """What the pair was trained on, in a few words; empty when no data set is stated."""
+        if self.dataset_name is None:
+            return ""
+        pairs = "" if self.dataset_pairs is None else f"{self.dataset_pairs} rated pairs of "
+        base = self.base_file or self.base_name
+        parts = [f"{pairs}{shown(self.dataset_name)}", *([f"base {shown(base)}"] if base else [])]
+        if self.held_out_accuracy is not None:
+            parts.append(f"held-out pairs told right: {self.held_out_accuracy:.0%}")
         return ", ".join(parts)
 
 

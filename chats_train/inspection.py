@@ -178,6 +178,8 @@ def _member(metadata: Mapping[str, str], name: str) -> list[str]:
     lines = [f"  the {member.member} member of the pair {shown(member.pair_id)}"]
     if recommendation := member.recommendation():
         lines.append(f"  sample it with {recommendation}")
+    if origin := member.origin():
+        lines.append(f"  trained on {origin}")
     lines += [f"  {key}: {_shortened(value)}" for key, value in sorted(member.to_header().items())]
     return lines
 

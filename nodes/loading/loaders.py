@@ -59,11 +59,13 @@ def read_pair(paths: tuple[str | None, str | None], node_id: str | None) -> pair
 
 
 def show_pair(metadata: pair.PairMetadata | None, warnings: list[str], node_id: str | None) -> None:
-    """Shows on the node what the metadata recommends, and the warnings; logs those."""
+    """Shows on the node what the metadata recommends, what the pair was trained on, and the warnings; logs those."""
     for warning in warnings:
         logging.warning("CHATS: %s", warning)
     recommended = f"recommended: {metadata.recommendation()}" if metadata and metadata.recommendation() else NO_METADATA
     lines = [] if recommended == NO_METADATA and warnings else [recommended]
+    if metadata and (origin := metadata.origin()):
+        lines.append(f"trained on {origin}")
     show("\n".join([*lines, *(f"⚠ {warning}" for warning in warnings)]), node_id)
 
 

@@ -43,12 +43,13 @@ FACT_WORDS = {
 
 @dataclass(frozen=True)
 class Connected:
-    """What is connected to the node."""
+    """What is connected to the node, and the file that its MODEL is known to come from."""
 
     model: ModelPatcher
     clip: Any
     vae: Any
     null: Conditioning | None
+    base_file: str | None = None
 
 
 def run_folder(dataset: str, name: str) -> Path:
@@ -106,11 +107,12 @@ def train_pair(
             saved = _trained(session, report, connected.model)
         metadata = pair_metadata(
             saved,
-            base_name=type(connected.model.model).__name__,
+            base_name=type(connected.model.model.model_config).__name__,
             dataset=dataset,
             pairs=len(rated),
             predicted=predicted,
             null=null_kind,
+            base_file=connected.base_file,
         )
         if saved.step >= limits.steps and write_pair(name, saved, metadata):
             report.written(name)

@@ -129,7 +129,7 @@ class CHATSTrainLoRAPair(io.ComfyNode):
                 *model_outputs(),
                 io.Image.Output(display_name="curve", tooltip="The loss, and how often held-out pairs are told right."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -172,6 +172,7 @@ class CHATSTrainLoRAPair(io.ComfyNode):
         null: list | None = None,
     ) -> io.NodeOutput:
         # Loaded when something is trained: ComfyUI's start does not wait for it.
+        from .base_file import base_file
         from .requested_run import Connected, train_pair
         from .session import Limits, Settings
 
@@ -182,8 +183,8 @@ class CHATSTrainLoRAPair(io.ComfyNode):
         if null is not None:
             require_conditioning(null=null)
         settings = Settings(rank, layers, learning_rate, accumulate, beta, null_prompt_prob, resolution, seed)
-        connected = Connected(model, clip, vae, null)
-        node_id = cls.hidden.unique_id if cls.hidden else None
+        graph, node_id = (cls.hidden.prompt, cls.hidden.unique_id) if cls.hidden else (None, None)
+        connected = Connected(model, clip, vae, null, base_file(model, graph, node_id))
         limits = Limits(steps, 60.0 * minutes)
         return io.NodeOutput(*train_pair(connected, dataset, name, settings, limits, preview_every, node_id))
 

@@ -33,6 +33,7 @@ def pair_metadata(
     pairs: int,
     predicted: PredictionType,
     null: NullPrompt | None,
+    base_file: str | None = None,
 ) -> PairMetadata:
     """What the files say of themselves, the preferred's; the same weights make the same pair."""
     facts = run.facts
@@ -54,6 +55,7 @@ def pair_metadata(
         dataset_name=dataset,
         dataset_pairs=pairs,
         held_out_accuracy=accuracies[-1] if accuracies else None,
+        base_file=base_file,
     )
 
 

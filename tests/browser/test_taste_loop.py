@@ -121,6 +121,7 @@ def test_a_pair_is_trained_compared_and_loaded(rated, front_end, server, screens
     front_end.screenshot(screenshots / "training-done.png")
     for member in map(pack_module("chats.pair").read_metadata, files):
         assert (member.dataset_name, member.dataset_pairs, member.step) == (rated.dataset, PAIRS, steps)
+        assert member.base_file == front_end.inputs("CheckpointLoaderSimple")["ckpt_name"]
         assert member.held_out_accuracy in (0, 1)  # of one pair in ten
     base, pair = (pictures(server, f"taste_sd15_{name}") for name in ("base", "pair"))
     assert len(base) == len(pair) == 1

@@ -14,7 +14,9 @@ from training_runs import assert_equal_pairs, assert_equal_runs, files, rate, st
 pytest_plugins = ["training_runs"]
 
 
-def test_a_finished_pair_is_in_loras_and_is_what_the_loader_gives(train, nodes, models, place):
+def test_a_finished_pair_is_in_loras_and_is_what_the_loader_gives(train, nodes, models, place, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(pack_module("nodes.loading.loaders"), "show", lambda text, node_id: said.append(text))
     network = models[0].model.diffusion_model
     before = {key: value.clone() for key, value in network.state_dict().items()}
     preferred, dispreferred, curve = train()
@@ -29,6 +31,7 @@ def test_a_finished_pair_is_in_loras_and_is_what_the_loader_gives(train, nodes, 
         for key, patches in ours.patches.items():
             weights = [patch[0][1].weights[:2] for patch in (patches, theirs.patches[key])]
             assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
+    assert said[0].split("\n")[1] == "trained on 5 rated pairs of my taste, base SD3"
     (metadata, _), _ = pack_module("chats.pair").check_files(*(place / "loras" / name for name in names)), None
     assert (metadata.step, metadata.null_prompt, metadata.prediction_type) == (4, "encoded_empty", "flow")
     assert (metadata.dataset_name, metadata.dataset_pairs, metadata.base_name) == ("my taste", 5, "SD3")
