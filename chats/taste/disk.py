@@ -23,7 +23,12 @@ def file_lock(path: Path) -> Iterator[None]:
     """
     with locked(path, LOCK_SECONDS) as free:
         if not free:
-            raise NotWritten(f"{path} was held by another process for {LOCK_SECONDS} s; try again")
+            raise NotWritten(
+                "heldLock",
+                "{file} was held by another process for {seconds} s; try again",
+                file=str(path),
+                seconds=LOCK_SECONDS,
+            )
         yield
 
 
@@ -38,8 +43,11 @@ def on_disk(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise NotWritten(
-            f"nothing was kept, since the disk does not take it ({shown_error(error)}); make room or allow writing in "
-            f"{folder}, then try again"
+            "notKept",
+            "nothing was kept, since the disk does not take it ({reason}); make room or allow writing in {folder}, "
+            "then try again",
+            reason=shown_error(error),
+            folder=str(folder),
         ) from error
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...chats.draws import fingerprint
 from ...chats.pair import NullPrompt
 from ...chats.taste.names import check_name
-from ..rating.data_sets import place
+from ..rating.data_sets import data_set
 from ..sampling.run import KEY
 from .curve import as_image, draw_curve
 from .digests import model_digest, tensors_digest
@@ -59,7 +59,7 @@ def run_folder(dataset: str, name: str) -> Path:
         ValueError: for names that no folder can have on every system.
     """
     check_name(name, "name")
-    return place() / check_name(dataset) / RUNS / name
+    return data_set(dataset).folder / RUNS / name
 
 
 def train_pair(
@@ -80,7 +80,7 @@ def train_pair(
     if any(KEY in keyed for keyed in connected.model.wrappers.values()):
         raise RunError("`model` is a pair already, joined by CHATS Apply; connect the base that it was made of")
     predicted = predicts(connected.model)
-    rated = rated_pairs(place() / dataset, settings.resolution)
+    rated = rated_pairs(data_set(dataset).folder, settings.resolution)
     clip_digest, vae_digest = model_digest(connected.clip.patcher), model_digest(connected.vae.patcher)
     encoder = Encoder(connected.clip, connected.vae, clip_digest, vae_digest, folder.parent / ENCODINGS)
     with enough_memory_for(ENCODING):

@@ -172,6 +172,7 @@ class CHATSTrainLoRAPair(io.ComfyNode):
         null: list | None = None,
     ) -> io.NodeOutput:
         # Loaded when something is trained: ComfyUI's start does not wait for it.
+        from ..rating.data_sets import plain_refusals
         from .base_file import base_file
         from .requested_run import Connected, train_pair
         from .session import Limits, Settings
@@ -186,7 +187,9 @@ class CHATSTrainLoRAPair(io.ComfyNode):
         graph, node_id = (cls.hidden.prompt, cls.hidden.unique_id) if cls.hidden else (None, None)
         connected = Connected(model, clip, vae, null, base_file(model, graph, node_id))
         limits = Limits(steps, 60.0 * minutes)
-        return io.NodeOutput(*train_pair(connected, dataset, name, settings, limits, preview_every, node_id))
+        with plain_refusals():
+            trained = train_pair(connected, dataset, name, settings, limits, preview_every, node_id)
+        return io.NodeOutput(*trained)
 
 
 NODES = [CHATSTrainLoRAPair]

@@ -415,6 +415,19 @@ def wait_for(server: Server, prompt_id: str) -> dict:
     return entry
 
 
+@pytest.mark.usefixtures("nothing_changes")
+def test_a_name_of_another_case_is_no_other_data_set(anna, vote):
+    """A vote for it would else wait or be dropped without a word of the one that is there."""
+    for answer in (
+        anna.get(f"/chats/My%20Taste/pair?tab={TAB}"),
+        anna.post("/chats/My%20Taste/rating", vote),
+        anna.post("/chats/My%20Taste/guideline", {"guideline": "x"}),
+    ):
+        assert "there is `my taste`, which is the same folder on Windows" in answer.assert_a_sentence(404)
+    assert answer.content["key"] == "otherCase"
+    assert answer.content["values"] == {"name": "My Taste", "other": "my taste"}
+
+
 def test_folders_that_are_no_data_sets_are_not_listed(anna, place):
     chats = place / "base/output/chats"
     for name in (".git", "a.b", "empty", "con"):
