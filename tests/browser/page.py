@@ -8,6 +8,7 @@ from pathlib import Path
 from serving import PACK, Server
 
 START_MILLISECONDS, RUN_MILLISECONDS = 120_000, 120_000
+MOST_SCROLLS = 100
 WIDTH, HEIGHT = 1600, 1000
 LOCAL = re.compile(r"^(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|^(data|blob):")
 
@@ -49,6 +50,7 @@ END = """async () => {
     const [name, detail] = await window.chatsRun;
     return {name, message: detail.exception_message ?? null, node: detail.node_type ?? null};
 }"""
+CARDS = "[data-testid^=template-workflow-]"
 SUCCESS = {"name": "execution_success", "message": None, "node": None}
 
 
@@ -84,7 +86,13 @@ class FrontEnd:
         self.page.get_by_text(PACK, exact=True).last.click()
 
     def click_template(self, name: str) -> None:
-        card = self.page.get_by_test_id(f"template-workflow-{name}")
+        """Scrolls to it: cards come as they are scrolled to."""
+        cards, card = self.page.locator(CARDS), self.page.get_by_test_id(f"template-workflow-{name}")
+        for _ in range(MOST_SCROLLS):
+            if card.count():
+                break
+            cards.last.scroll_into_view_if_needed()
+            self.page.wait_for_timeout(100)
         card.click()
         card.wait_for(state="detached")
         opened = "name => app.extensionManager.workflow.activeWorkflow.filename.startsWith(name)"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import newest_only, pack_module
 from draw_thumbnails import SIDE
-from page import SUCCESS
+from page import CARDS, SUCCESS
 from PIL import Image
 from rating_page import Rating
 from running import in_the_trainers_python
@@ -21,7 +21,7 @@ CANDIDATES, PAIRS = 4 * len(PROMPTS), 6 * len(PROMPTS)
 PICTURES_PIXELS = 64
 # So many that Cancel comes before the last; and how many are left for the run that goes on.
 MANY_STEPS, FURTHER_STEPS = 500, 2
-THUMBNAILS = """side => Array.from(document.querySelectorAll('[data-testid^=template-workflow-] img')).filter(
+THUMBNAILS = f"""side => Array.from(document.querySelectorAll('{CARDS} img')).filter(
     image => image.naturalWidth === side).length >= 4"""
 # What the pack's nodes say, in turn.
 LISTEN = """() => {
