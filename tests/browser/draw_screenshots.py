@@ -18,7 +18,7 @@ DATA_SETS = {"evening light": 40, "portraits of hills": 80}
 GUIDELINE = "The light decides: believable, soft, with a reflection that fits. Then the shape of the hills."
 VOTES = ("ArrowLeft", "ArrowRight", "ArrowLeft", "ArrowUp", "ArrowRight", "ArrowRight", "ArrowDown")
 # Of the mini model's training, and where in it the picture is taken.
-TRAINING, SHOWN_STEP = {"rank": 4, "steps": 120, "accumulate": 2, "learning_rate": 1e-3, "resolution": 64}, 78
+TRAINING, SHOWN_STEP = {"rank": 4, "steps": 80, "accumulate": 1, "learning_rate": 5e-4, "resolution": 64}, 56
 # What a user has in front of him when the first candidates are drawn.
 GRAPH = """async ([file, prompt]) => {
     app.graph.clear();
