@@ -14,7 +14,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...chats.draws import VALIDATION_EPOCH, draw, held_out
 from ...chats.pair import PredictionType
-from .adapters import Adapters
+from .adapters import Adapters, trained_bytes
 from .checkpointing import blocks_of, checkpointed
 from .curve import HELD_OUT
 from .errors import Errors, prediction_type
@@ -89,7 +89,8 @@ class Session:
             NotWritten: when the disk does not take the state.
         """
         largest = max((pair.chosen.latent for pair in self.pairs), key=torch.numel)
-        with_loaded(model, self.pairs[0].prompt, largest, self._work)
+        trained = trained_bytes(model.model.diffusion_model, self.settings.rank, self.settings.layers)
+        with_loaded(model, self.pairs[0].prompt, largest, self._work, trained)
         assert self.saved is not None
         return self.saved
 

@@ -151,6 +151,7 @@ def pictures(server, prefix: str) -> list[np.ndarray]:
 
 @newest_only
 def test_the_trainer_takes_the_same_folder(rated, tmp_path):
-    said = in_the_trainers_python("check_rated.py", str(rated.folder), str(tmp_path))
+    in_the_trainers_python("check_rated.py", tmp_path, str(rated.folder))
+    said = (tmp_path / "script.log").read_text(encoding="utf-8")
     assert f"data: {rated.dataset}: {PAIRS} pairs" in said
     assert f"{CANDIDATES} candidates for {len(PROMPTS)} prompts, {PAIRS} pairs rated: {PAIRS} decided" in said

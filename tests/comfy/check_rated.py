@@ -1,4 +1,4 @@
-"""Runs `python -m chats_train check` on a rated folder, over a tiny base: check_rated.py FOLDER SCRATCH."""
+"""Runs `python -m chats_train check` on a rated folder, over a tiny base: check_rated.py SCRATCH FOLDER."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import tiny_pipelines
 
 from chats_train import cli
 
-folder, scratch = map(Path, sys.argv[1:])
+scratch, folder = map(Path, sys.argv[1:])
 run = {
     "version": 1,
     "family": "sd15",
