@@ -85,8 +85,7 @@ def require_free(name: str, dataset: str, facts: dict[str, Any], step: int) -> N
         if made.step is not None and made.step > step:
             raise RunError(
                 f"`steps` asks for a pair of step {step}, and {path} is of step {made.step} of the same training, "
-                f"which is not written over; set `steps` to {made.step} or more, choose another `name`, or move that "
-                "file"
+                f"which is not written over; set `steps` to {made.step} or more, take another `name`, or move the file"
             )
 
 
