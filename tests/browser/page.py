@@ -57,15 +57,22 @@ SUCCESS = {"name": "execution_success", "message": None, "node": None}
 class FrontEnd:
     """The page, with everything that is not this machine kept out."""
 
-    def __init__(self, browser, server: Server, nodes_2: bool, locale: str = "en", context=None):
-        """A page of its own, or one that shares the storage of ``context``."""
-        server.post("/api/settings/Comfy.VueNodes.Enabled", nodes_2)
-        server.post("/api/settings/Comfy.Locale", locale)
+    def __init__(
+        self, browser, server: Server, nodes_2: bool, locale: str = "en", context=None, user: str | None = None
+    ):
+        """A page of its own, or one that shares the storage of ``context``; of a ``user`` (id) that has been chosen."""
+        server.post("/api/settings/Comfy.VueNodes.Enabled", nodes_2, user)
+        server.post("/api/settings/Comfy.Locale", locale, user)
         self.server, self.nodes_2 = server, nodes_2
         self.own = None if context else browser.new_context(viewport={"width": WIDTH, "height": HEIGHT})
         self.page = (context or self.own).new_page()
         self.page.route("**/*", lambda route: route.continue_() if LOCAL.match(route.request.url) else route.abort())
+        if user:
+            self.page.add_init_script(f"localStorage['Comfy.userId'] = localStorage['Comfy.userName'] = '{user}'")
         self.page.goto(f"http://127.0.0.1:{server.port}/", timeout=START_MILLISECONDS)
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
         ready = "() => window.app?.extensionManager && Object.keys(LiteGraph.registered_node_types).length > 100"
         self.page.wait_for_function(ready, timeout=START_MILLISECONDS)
 

@@ -195,11 +195,12 @@ class Server:
             time.sleep(0.25)
         pytest.fail(f"ComfyUI did not start; the end of its log:\n{self.log.read_text(errors='replace')[-4000:]}")
 
-    def post(self, path: str, content: object) -> None:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}", json.dumps(content).encode(), {"Content-Type": "application/json"}
-        )
-        urllib.request.urlopen(request, timeout=30).close()
+    def post(self, path: str, content: object, user: str | None = None) -> bytes:
+        """As a user of a server with several."""
+        headers = {"Content-Type": "application/json"} | ({"Comfy-User": user} if user else {})
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(content).encode(), headers)
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.read()
 
     def queue(self, graph: dict[str, dict]) -> dict:
         """The answer to `POST /prompt`, which has the status 400 when no node can run."""

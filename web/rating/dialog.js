@@ -3,8 +3,9 @@
 import { captureKeys } from "./keys.js";
 import { datasets, onNodeRun, saidBy, writeGuideline } from "./server.js";
 import { Session } from "./session.js";
+import { onTaps } from "./taps.js";
 import { loadTexts } from "./texts.js";
-import { buildDialog, make } from "./view.js";
+import { buildDialog, fitHeight, make } from "./view.js";
 import { Zoom } from "./zoom.js";
 
 const CHOICES = {
@@ -63,9 +64,13 @@ class RatingDialog {
         close.addEventListener("click", () => dialog.close());
         select.addEventListener("change", () => this.start(select.value));
         guideline.addEventListener("input", () => fitHeight(guideline));
+        // A larger window has larger letters.
+        new ResizeObserver(() => fitHeight(guideline)).observe(dialog);
         guideline.addEventListener("blur", () => this.keepGuideline());
         for (const [name, button] of Object.entries(buttons))
             button.addEventListener("click", () => (name === "zoom" ? this.zoom.toggle() : this.session?.press(name)));
+        // Enlarged pictures are looked at and moved.
+        onTaps(this.view.panes, (index) => this.zoom.scale > 1 || this.session?.press(index ? "right" : "left"));
         // After a click the keys are the pictures' again: Space would press the button once more.
         dialog.addEventListener("click", (event) => {
             if (event.detail > 0 && event.target.closest("button")) stage.focus({ preventScroll: true });
@@ -287,10 +292,4 @@ const ended = (sentence) => (/[.!?。！？…]$/.test(sentence) ? sentence : `$
 /** Without touching what is right already: a live region speaks whenever it is written to. */
 function setText(element, text) {
     if (element.textContent !== text) element.textContent = text;
-}
-
-/** As many lines as the text has; the style says how many at most. @param {HTMLTextAreaElement} field */
-function fitHeight(field) {
-    field.style.height = "auto";
-    field.style.height = `${field.scrollHeight + field.offsetHeight - field.clientHeight}px`;
 }
