@@ -18,7 +18,10 @@ DATA_SETS = {"evening light": 40, "portraits of hills": 80}
 GUIDELINE = "The light decides: believable, soft, with a reflection that fits. Then the shape of the hills."
 VOTES = ("ArrowLeft", "ArrowRight", "ArrowLeft", "ArrowUp", "ArrowRight", "ArrowRight", "ArrowDown")
 # Of the mini model's training, and where in it the picture is taken.
-TRAINING, SHOWN_STEP = {"rank": 4, "steps": 80, "accumulate": 1, "learning_rate": 5e-4, "resolution": 64}, 56
+TRAINING, SHOWN_STEP = (
+    {"rank": 4, "steps": 80, "accumulate": 1, "learning_rate": 2e-4, "resolution": 64, "preview_every": 0},
+    56,
+)
 # What a user has in front of him when the first candidates are drawn.
 GRAPH = """async ([file, prompt]) => {
     app.graph.clear();
@@ -110,6 +113,8 @@ def draw_training(front_end, base: Path, path: Path) -> None:
     front_end.page.set_viewport_size({"width": 1600, "height": 1000})
     front_end.open_template("taste_2_train_and_compare_sd15")
     front_end.set_widgets("CHATSTrainLoRAPair", **TRAINING)
+    # The node below it would be in the picture.
+    front_end.page.evaluate("() => app.graph.remove(app.graph.nodes.find(node => node.type === 'PreviewImage'))")
     dataset = str(front_end.inputs("CHATSTrainLoRAPair")["dataset"])
     kept = pack_module("chats.taste.dataset").TasteDataset(base / "output" / "chats" / dataset)
     for number in range(40):
@@ -118,7 +123,7 @@ def draw_training(front_end, base: Path, path: Path) -> None:
         left, right = (kept.add_candidate(picture, scenes.PROMPTS[number % 4])[0] for picture in pair)
         assert kept.vote(f"{number:016x}", left, right, "right", "default")
     front_end.queue()
-    front_end.page.get_by_text(f"step {SHOWN_STEP} of {TRAINING['steps']}").wait_for(timeout=600_000)
+    front_end.page.get_by_text(f"step {SHOWN_STEP} of {STEPS}").wait_for(timeout=600_000)
     node = next(number for number, node in front_end.nodes().items() if node["type"] == "CHATSTrainLoRAPair")
     front_end.page.evaluate(
         """id => {
@@ -130,9 +135,7 @@ def draw_training(front_end, base: Path, path: Path) -> None:
         node,
     )
     front_end.page.wait_for_timeout(1500)
-    box = front_end.page.locator(f"[data-node-id='{node}']").bounding_box()
-    box["height"] = min(box["height"], 860)
-    save(front_end, path, clip=box)
+    save(front_end, path, clip=front_end.page.locator(f"[data-node-id='{node}']").bounding_box())
 
 
 def brightness(picture: bytes) -> float:
