@@ -18,10 +18,8 @@ DATA_SETS = {"evening light": 40, "portraits of hills": 80}
 GUIDELINE = "The light decides: believable, soft, with a reflection that fits. Then the shape of the hills."
 VOTES = ("ArrowLeft", "ArrowRight", "ArrowLeft", "ArrowUp", "ArrowRight", "ArrowRight", "ArrowDown")
 # Of the mini model's training, and where in it the picture is taken.
-TRAINING, SHOWN_STEP = (
-    {"rank": 4, "steps": 80, "accumulate": 1, "learning_rate": 2e-4, "resolution": 64, "preview_every": 0},
-    56,
-)
+SHOWN_STEP, STEPS = 56, 80
+TRAINING = {"rank": 4, "steps": STEPS, "accumulate": 1, "learning_rate": 5e-4, "resolution": 64, "preview_every": 0}
 # What a user has in front of him when the first candidates are drawn.
 GRAPH = """async ([file, prompt]) => {
     app.graph.clear();
