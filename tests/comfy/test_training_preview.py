@@ -40,7 +40,7 @@ def test_previews_change_nothing_and_are_what_our_sampler_draws(train, models, n
     assert_equal_runs(place, "pair", "whole")
     assert [step for step, _ in shown] == [2, 4]
     assert shown[0][1].tobytes() != shown[1][1].tobytes()
-    added = ["pair", "pair_dispreferred.safetensors", "pair_preferred.safetensors", "state.safetensors"]
+    added = [".lock", "pair", "pair_dispreferred.safetensors", "pair_preferred.safetensors", "state.safetensors"]
     assert sorted(file.name for file in place.rglob("*")) == sorted(files + added)
 
     preview = pack_module("nodes.training.preview")
