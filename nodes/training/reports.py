@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import comfy.utils
+from server import PromptServer
 
 from ..advice import show
 from .curve import HELD_OUT, beside, draw_curve
 from .saved_run import SavedRun
-from .session import Limits
+from .session import Limits, Session
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,10 +23,12 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_REPORTS = 1.0
 # The longest side of what is shown, in pixels: of the curve alone, and with a preview beside it.
 CURVE_SIZE, BOTH_SIZE = 512, 1024
+# What the front end is told when a pair's files are there: web/training/ waits for it.
+WRITTEN = "chats.pair_written"
 
 
 class Reports:
-    """Called after each step.
+    """Called after each step. Its texts are of two lines of some 34 characters: the node has room for no more.
 
     Args:
         node_id: of the node; None shows nothing.
@@ -51,20 +55,56 @@ class Reports:
             show(self._line(history, now), self.node_id)
         self.bar.update_absolute(step, self.limits.steps, picture)
 
-    def end(self, run: SavedRun, name: str) -> None:
+    @contextmanager
+    def encoding(self, pairs: int, saved: SavedRun | None) -> Iterator[None]:
+        """Around what comes before the steps of a run, of which so much was saved."""
+        show(f"encoding {pairs} pairs", self.node_id)
+        with self._saying_where_it_stopped(lambda: saved):
+            yield
+
+    @contextmanager
+    def training(self, session: Session) -> Iterator[None]:
+        """Around a go."""
+        saved = session.saved
+        first = f"goes on from step {saved.step} of {self.limits.steps}" if saved else "checking the model's gradients"
+        show(first, self.node_id)
+        with self._saying_where_it_stopped(lambda: session.saved):
+            yield
+
+    @contextmanager
+    def _saying_where_it_stopped(self, saved: Callable[[], SavedRun | None]) -> Iterator[None]:
+        """By Cancel or by an error."""
+        try:
+            yield
+        except BaseException:
+            run = saved()
+            where = f"at step {run.step} of {self.limits.steps}, queue to go on" if run else "before the first step"
+            show(f"stopped {where}", self.node_id)
+            raise
+
+    def written(self, name: str) -> None:
+        """Tells the front end that there are new files to list."""
+        server = getattr(PromptServer, "instance", None)
+        if server is not None:
+            server.send_sync(WRITTEN, {"name": name})
+
+    def end(self, run: SavedRun, name: str, trained: bool) -> None:
         """Says where the run stands after a go."""
-        files = f"{name}_preferred and {name}_dispreferred are in loras"
-        if run.step > self.limits.steps:
+        steps, accuracy = self.limits.steps, _accuracy(run.history)
+        if run.step > steps:
             line = (
-                f"`steps` is {self.limits.steps}, and the run `{name}` is at step {run.step} already: nothing was "
-                f"trained, and the pair is that of step {run.step}; for one of {self.limits.steps} steps choose "
+                f"`steps` is {steps}, and the run `{name}` is at step {run.step} already: nothing was "
+                f"trained, and the pair is that of step {run.step}; for one of {steps} steps choose "
                 "another `name`"
             )
             logging.warning("CHATS: %s", line)
-            show(f"⚠ {line}{_accuracy(run.history)}; {files}", self.node_id)
-            return
-        told = f"step {run.step} of {self.limits.steps}{_accuracy(run.history)}"
-        show(f"{told}; {files if run.step == self.limits.steps else 'queue again to go on'}", self.node_id)
+            show(f"⚠ {line}{accuracy}", self.node_id)
+        elif run.step < steps:
+            show(f"step {run.step} of {steps}, queue to go on{accuracy}", self.node_id)
+        elif trained:
+            show(f"step {run.step} of {steps}: done, in loras{accuracy}", self.node_id)
+        else:
+            show(f"done before, nothing to train{accuracy}", self.node_id)
 
     def _line(self, history: list[dict[str, float]], now: float) -> str:
         assert self.started is not None
@@ -79,12 +119,14 @@ class Reports:
 
 
 def _accuracy(history: list[dict[str, float]]) -> str:
+    """A line on the held-out pairs, where they were measured."""
     key = HELD_OUT + "implicit_accuracy"
     measured = [(row[key], row[HELD_OUT + "pairs"]) for row in history if key in row]
     if not measured:
         return ""
     rights, of = measured[-1]
-    return f", held-out pairs told right: {rights * of:.0f} of {of:.0f}"
+    # Nodes 2.0 shows the line break as a blank.
+    return f",\nheld-out told right: {rights * of:.0f} of {of:.0f}"
 
 
 def _duration(seconds: float) -> str:

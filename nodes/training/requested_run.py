@@ -98,12 +98,13 @@ def train_pair(
         if saved is not None:
             require_same(saved, facts, name, FACT_WORDS)
         require_free(name, dataset, facts, max(limits.steps, saved.step if saved else 0))
+        begun_at = saved
         if saved is None or saved.step < limits.steps:
-            with enough_memory_for(ENCODING):
+            with enough_memory_for(ENCODING), report.encoding(len(rated), saved):
                 pairs = encoded_pairs(rated, encoder, connected.model)
             previews = Previews(preview_every, connected.vae, settings.seed)
             session = Session(settings, limits, pairs, null_prompt, facts, folder, saved, report, previews)
-            saved = _trained(session, connected.model)
+            saved = _trained(session, report, connected.model)
         metadata = pair_metadata(
             saved,
             base_name=type(connected.model.model.model_config).__name__,
@@ -113,9 +114,9 @@ def train_pair(
             null=null_kind,
             base_file=connected.base_file,
         )
-        if saved.step >= limits.steps:
-            write_pair(name, saved, metadata)
-    report.end(saved, name)
+        if saved.step >= limits.steps and write_pair(name, saved, metadata):
+            report.written(name)
+    report.end(saved, name, trained=saved is not begun_at)
     preferred, dispreferred = on_model(connected.model, saved, metadata)
     return preferred, dispreferred, as_image(draw_curve(saved.history, max(limits.steps, saved.step)))
 
@@ -136,9 +137,9 @@ def encoded_pairs(rated: list[RatedPair], encoder: Encoder, model: ModelPatcher)
     return pairs
 
 
-def _trained(session: Session, model: ModelPatcher) -> SavedRun:
+def _trained(session: Session, report: Reports, model: ModelPatcher) -> SavedRun:
     try:
-        with enough_memory_for(TRAINING):
+        with enough_memory_for(TRAINING), report.training(session):
             return session.train(model)
     except NotFinite as error:
         raise RunError(

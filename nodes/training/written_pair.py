@@ -89,8 +89,8 @@ def require_free(name: str, dataset: str, facts: dict[str, Any], step: int) -> N
             )
 
 
-def write_pair(name: str, run: SavedRun, metadata: PairMetadata) -> None:
-    """Writes both files, each whole or not at all, where they are not there as they should be.
+def write_pair(name: str, run: SavedRun, metadata: PairMetadata) -> bool:
+    """Writes both files, each whole or not at all, where they are not there as they should be; whether one was not.
 
     Raises:
         NotWritten: when the disk does not take them; the run's state is kept.
@@ -98,11 +98,14 @@ def write_pair(name: str, run: SavedRun, metadata: PairMetadata) -> None:
     """
     assert metadata.dataset_name is not None
     require_free(name, metadata.dataset_name, run.facts, run.step)
+    written = False
     for path, member in zip(member_paths(name), MEMBERS, strict=True):
         stated = PairMetadata(**{**vars(metadata), "member": member})
         if not path.exists() or read_metadata(path) != stated:
+            written = True
             with writing(path.parent):
                 write_member(path, lora_file(_weights(run), member), stated, _modelspec(path.stem, stated))
+    return written
 
 
 def on_model(model: ModelPatcher, run: SavedRun, metadata: PairMetadata) -> tuple[ModelPatcher, ...]:

@@ -108,6 +108,16 @@ def browser():
 
 
 @pytest.fixture(scope="session")
+def front_end(browser, server):
+    """One page for all modules: to load it takes seconds. Nodes 2.0 in the newest, classic in others."""
+    from page import FrontEnd
+
+    running = FrontEnd(browser, server, nodes_2=comfy_tests.is_newest())
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
 def screenshots(tmp_path_factory) -> Path:
     folder = Path(os.environ.get("CHATS_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
     folder = folder / f"front-end-{wanted_front_end()}"

@@ -18,6 +18,7 @@ SIDE = 32
 # Well apart, so that a pixel of a screenshot tells which it is.
 LEVELS = (40, 130, 220)
 COLOURS = [colour for colour in itertools.product(LEVELS, repeat=3) if len(set(colour)) > 1]
+DIALOG, DONE = "dialog.chats-rate", "Every pair is rated"
 SEEN = """() => {
     const pictures = [...document.querySelectorAll('dialog.chats-rate img[data-side]')];
     return pictures.length === 2 && pictures.every(picture => picture.complete && picture.naturalWidth);
@@ -78,7 +79,7 @@ class Rating:
     def __init__(self, page, server: Server, dataset: str):
         self.page, self.server, self.dataset = page, server, dataset
         self.folder = folder_of(server, dataset)
-        self.dialog = page.locator("dialog.chats-rate")
+        self.dialog = page.locator(DIALOG)
 
     def open(self) -> None:
         """By the command, with this data set chosen as a person does."""
@@ -95,8 +96,15 @@ class Rating:
     def wait_until_seen(self) -> None:
         self.page.wait_for_function(SEEN)
 
+    def wait_for_a_pair(self) -> bool:
+        """False where every pair is rated."""
+        self.page.wait_for_function(
+            f"() => ({SEEN})() || document.querySelector('{DIALOG}').innerText.includes('{DONE}')"
+        )
+        return not self.nothing_left()
+
     def nothing_left(self) -> bool:
-        return self.dialog.get_by_text("Every pair is rated").is_visible()
+        return self.dialog.get_by_text(DONE).is_visible()
 
     def ids(self) -> tuple[str, str]:
         """The ids of the left and the right picture, as the elements have them."""

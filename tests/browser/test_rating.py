@@ -31,13 +31,6 @@ GRAPH = (
 
 
 @pytest.fixture(scope="module")
-def front_end(browser, server):
-    running = FrontEnd(browser, server, nodes_2=is_newest())
-    yield running
-    running.close()
-
-
-@pytest.fixture(scope="module")
 def second_tab(browser, server, front_end):
     """Another page of the same browser, with the same storage."""
     running = FrontEnd(browser, server, nodes_2=True, context=front_end.page.context)

@@ -154,11 +154,12 @@ def write_base_directory(base: Path, models: bool) -> None:
 
 
 def python_path(scratch: Path) -> str:
-    """A path with the empty folder of templates that older ComfyUIs want (0.3.64 does), whichever templates package is
-    installed."""
+    """A path with a folder of no templates, which older ComfyUIs want (0.3.64 does), whichever templates package is
+    installed. Without the list, their front end opens no other template either."""
     if "legacy_templates_path" not in (COMFYUI / "app" / "frontend_management.py").read_text(encoding="utf-8"):
         package = scratch / "site" / "comfyui_workflow_templates"
         (package / "templates").mkdir(parents=True)
+        (package / "templates" / "index.json").write_text("[]", encoding="utf-8")
         (package / "__init__.py").touch()
     return os.pathsep.join(filter(None, [str(scratch / "site"), os.environ.get("PYTHONPATH")]))
 
