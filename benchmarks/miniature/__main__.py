@@ -58,8 +58,8 @@ def main() -> None:
     elif options.report:
         print(write(options.report))
     else:
-        os.environ["TQDM_DISABLE"] = "1"  # bars of single trainings, in all processes
-        os.environ["OMP_NUM_THREADS"] = "1"
+        # Of all processes: no bars of single trainings, one core each, no GPU, whose sums differ from run to run.
+        os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         if Study(options.output, plan).run(options.processes, time.monotonic() + 60 * options.minutes):
             print(write(finish(options.output, plan)))
 
@@ -82,7 +82,8 @@ def finish(folder: Path, plan: Plan) -> Path:
         "hours": round(sum(row["seconds"] for row in read_rows(folder / RECORDS)) / 3600, 2),
         "settings": asdict(plan),
     }
-    lines = [json.dumps({name: value for name, value in row.items() if name != "machine"}) for row in rows]
+    told = {} if len(facts["machines"]) > 1 else {"machine"}
+    lines = [json.dumps({name: value for name, value in row.items() if name not in told}) for row in rows]
     # A line for each unit, so that a change of one is seen as one.
     write_text(folder / RESULTS, json.dumps(facts)[:-1] + ', "units": [\n' + ",\n".join(lines) + "\n]}\n")
     return folder / RESULTS
