@@ -81,6 +81,7 @@ def demo(output: Path, settings: DemoSettings | None = None) -> None:
     started = time.monotonic()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"`--output` is {output}, which is there already; remove it or choose another folder")
+    print(f"the demo, in {output}: opening the base …", flush=True)
     config = write_config(output, settings)
     write_weak_base(output / BASE_NAME)
     family = open_family(config)
@@ -89,7 +90,7 @@ def demo(output: Path, settings: DemoSettings | None = None) -> None:
         f"{RESOLUTION} pixels; it needs guidance, and it has no taste"
     )
     _draw(config, family, settings)
-    print(f"3. training: `python -m chats_train train {output / CONFIG}`, or what that would do")
+    print(f"3. training: `python -m chats_train train {output / CONFIG}`, or what that would do", flush=True)
     print(train(config))
     files = [output / f"{output.name}_{member}.safetensors" for member in (PREFERRED, DISPREFERRED)]
     if not all(file.exists() for file in files):
@@ -151,7 +152,8 @@ def _draw(config: RunConfig, family: Family, settings: DemoSettings) -> None:
     total = settings.pair_prompts * settings.candidates
     print(
         f"2. pairs: the base draws {settings.candidates} pictures for each of {settings.pair_prompts} prompts; of them "
-        f"somebody who likes it when {TASTE_IN_WORDS} chooses the best and rejects the worst"
+        f"somebody who likes it when {TASTE_IN_WORDS} chooses the best and rejects the worst",
+        flush=True,
     )
     with tqdm(total=total, desc="drawing", unit="picture") as bar:
         counts = draw_pairs(
@@ -192,14 +194,18 @@ def _count(config: RunConfig, family: Family, settings: DemoSettings) -> None:
         return count(family, sampler, scale, prompts, TASTE, seed, WORKERS, bar)
 
     sides = ("base", "pair")
-    print(f"4. which guidance scale s: each side's is the one that is right most often for {len(dev)} held-out prompts")
+    print(
+        f"4. which guidance scale s: each side's is the one that is right most often for {len(dev)} held-out prompts",
+        flush=True,
+    )
     # Not the noise that the pairs were drawn from, and not the same twice.
     seed = settings.seed + 1000
     with tqdm(total=2 * len(settings.guidance_scales) * len(dev), desc="counting", unit="picture") as bar:
         base, pair = ([counted(side, scale, dev, seed, bar) for scale in settings.guidance_scales] for side in sides)
     print("\n".join(scales_table(base, pair)))
     print(
-        f"5. what it is worth: one picture of each of {len(test)} other prompts that no pair had, from the same noise"
+        f"5. what it is worth: one picture of each of {len(test)} other prompts that no pair had, from the same noise",
+        flush=True,
     )
     with tqdm(total=2 * len(test), desc="counting", unit="picture") as bar:
         found = [
