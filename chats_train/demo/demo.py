@@ -42,13 +42,13 @@ NEXT_STEPS = """\
 what to do next, with your own model:
   in ComfyUI: draw candidates with CHATS Save Candidates, rate them (key T), train on them with CHATS Train LoRA Pair
   without it: `python -m chats_train init sdxl --output run.yaml`, then `check run.yaml` and `train run.yaml`
-  which of the two is for you, and what your pictures may look like: docs/taste.md and docs/training.md"""
+  either way step by step: docs/taste.md and docs/training.md"""
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """How much of everything; guidance scales are the paper's s. All was chosen on ``prompt_sets().dev``, as each run
-    chooses both sides' scales."""
+    """How much of everything; guidance scales are the paper's s. Learning rate and steps were chosen on
+    ``prompt_sets().dev``, as each run chooses both sides' scales."""
 
     pair_prompts: int = 600
     candidates: int = 6
