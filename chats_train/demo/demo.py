@@ -3,8 +3,10 @@ export and sampler."""
 
 from __future__ import annotations
 
+import json
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +34,12 @@ from .taste import Taste
 from .weak_base import write_weak_base
 from .world import RESOLUTION, ScenePrompt, balanced_prompts, prompt_sets
 
-CONFIG, BASE_NAME, PAIRS, PICTURE = "run.yaml", "base", "pairs", "side_by_side.png"
+CONFIG, BASE_NAME, PAIRS, PICTURE, COUNTS = "run.yaml", "base", "pairs", "side_by_side.png", "counts.json"
 PREVIEW_PROMPTS = 4
 # Threads that sample; fixed, so that pictures do not depend on the machine's cores.
 WORKERS = 2
 TASTE: Taste = "low"
+SIDES = ("base", "pair")
 TASTE_IN_WORDS = "things stand at the foot of the picture"
 NEXT_STEPS = """\
 what to do next, with your own model:
@@ -102,8 +105,9 @@ def demo(output: Path, settings: DemoSettings | None = None) -> None:
         raise KeyboardInterrupt
     _count(config, family, settings)
     print(
-        f"in {output}: {PICTURE}, {', '.join(file.name for file in files)}, {PLOT_FILE}, {PREVIEWS}/, {PAIRS}/, "
-        f"{BASE_NAME}/, {CONFIG}; this pair is too small for ComfyUI, which knows UNets by their published sizes"
+        f"in {output}: {PICTURE}, {COUNTS}, {', '.join(file.name for file in files)}, {PLOT_FILE}, {PREVIEWS}/, "
+        f"{PAIRS}/, {BASE_NAME}/, {CONFIG}; this pair is too small for ComfyUI, which knows UNets by their published "
+        "sizes"
     )
     print(NEXT_STEPS)
     print(f"the whole demo took {time.monotonic() - started:.0f} s; look at {output / PICTURE}")
@@ -175,14 +179,39 @@ def _draw(config: RunConfig, family: Family, settings: DemoSettings) -> None:
 
 def _count(config: RunConfig, family: Family, settings: DemoSettings) -> None:
     """Base and pair on prompts that no pair had, from the same noise, each at the scale that was best for it on other
-    such prompts; the tables and the picture."""
-    dev, test = (
-        part[: number or len(part)]
-        for part, number in (
-            (_shuffled(prompt_sets().dev, settings.seed), settings.dev_prompts),
-            (_shuffled(prompt_sets().test, settings.seed), settings.test_prompts),
-        )
+    such prompts; the tables, the picture and the record."""
+    counted = _counter(config, family, settings)
+    dev = _shuffled(prompt_sets().dev, settings.seed, settings.dev_prompts)
+    test = _shuffled(prompt_sets().test, settings.seed, settings.test_prompts)
+    # Not the noise that the pairs were drawn from, and not the same twice.
+    seed = settings.seed + 1000
+    print(
+        f"4. which guidance scale s: each side's is the one that is right most often for {len(dev)} held-out prompts",
+        flush=True,
     )
+    with tqdm(total=2 * len(settings.guidance_scales) * len(dev), desc="counting", unit="picture") as bar:
+        base, pair = ([counted(side, scale, dev, seed, bar) for scale in settings.guidance_scales] for side in SIDES)
+    print("\n".join(scales_table(base, pair)))
+    print(
+        f"5. what it is worth: one picture of each of {len(test)} other prompts that no pair had, from the same noise",
+        flush=True,
+    )
+    with tqdm(total=2 * len(test), desc="counting", unit="picture") as bar:
+        found = [
+            counted(side, best(tried).guidance_scale, test, seed + 1, bar)
+            for side, tried in zip(SIDES, (base, pair), strict=True)
+        ]
+    titles = "base, CFG", f"pair, CHATS ({settings.form}, alpha {config.alpha:g})"
+    print("\n".join([*result_table(found[0], found[1], titles), *verdicts(found[0], found[1])]))
+    _show(config.output_dir / PICTURE, found, test, settings)
+    record = {"dev": _record(dev, base, pair), "test": _record(test, found[:1], found[1:])}
+    write_text(config.output_dir / COUNTS, json.dumps(record) + "\n")
+
+
+def _counter(
+    config: RunConfig, family: Family, settings: DemoSettings
+) -> Callable[[str, float, list[ScenePrompt], int, tqdm], Count]:
+    """What counts a side's pictures at a guidance scale, of some prompts, from a seed."""
     members = trained_members(config, family, open_trained(config, "latest"))
 
     def counted(side: str, scale: float, prompts: list[ScenePrompt], seed: int, bar: tqdm) -> Count:
@@ -193,28 +222,13 @@ def _count(config: RunConfig, family: Family, settings: DemoSettings) -> None:
             sampler = pair_sampler(family, members.denoiser(PREFERRED), members.denoiser(DISPREFERRED), sampling)
         return count(family, sampler, scale, prompts, TASTE, seed, WORKERS, bar)
 
-    sides = ("base", "pair")
-    print(
-        f"4. which guidance scale s: each side's is the one that is right most often for {len(dev)} held-out prompts",
-        flush=True,
-    )
-    # Not the noise that the pairs were drawn from, and not the same twice.
-    seed = settings.seed + 1000
-    with tqdm(total=2 * len(settings.guidance_scales) * len(dev), desc="counting", unit="picture") as bar:
-        base, pair = ([counted(side, scale, dev, seed, bar) for scale in settings.guidance_scales] for side in sides)
-    print("\n".join(scales_table(base, pair)))
-    print(
-        f"5. what it is worth: one picture of each of {len(test)} other prompts that no pair had, from the same noise",
-        flush=True,
-    )
-    with tqdm(total=2 * len(test), desc="counting", unit="picture") as bar:
-        found = [
-            counted(side, best(tried).guidance_scale, test, seed + 1, bar)
-            for side, tried in zip(sides, (base, pair), strict=True)
-        ]
-    titles = "base, CFG", f"pair, CHATS ({settings.form}, alpha {config.alpha:g})"
-    print("\n".join([*result_table(found[0], found[1], titles), *verdicts(found[0], found[1])]))
-    _show(config.output_dir / PICTURE, found, test, settings)
+    return counted
+
+
+def _record(prompts: list[ScenePrompt], base: list[Count], pair: list[Count]) -> dict[str, object]:
+    """Everything that was counted, in the order of the prompts."""
+    sides = {side: [each.record() for each in counts] for side, counts in zip(SIDES, (base, pair), strict=True)}
+    return {"prompts": [prompt.text for prompt in prompts], **sides}
 
 
 def _show(path: Path, found: list[Count], prompts: list[ScenePrompt], settings: DemoSettings) -> None:
@@ -237,5 +251,6 @@ def _show(path: Path, found: list[Count], prompts: list[ScenePrompt], settings: 
         picture.save(temporary, format="png")
 
 
-def _shuffled(prompts: tuple[ScenePrompt, ...], seed: int) -> list[ScenePrompt]:
-    return random.Random(seed).sample(prompts, len(prompts))
+def _shuffled(prompts: tuple[ScenePrompt, ...], seed: int, number: int) -> list[ScenePrompt]:
+    """Some of the prompts, or all of them for 0, in an order of the seed."""
+    return random.Random(seed).sample(prompts, len(prompts))[: number or None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from tqdm import tqdm
@@ -34,6 +34,24 @@ class Count:
     right: PictureValues
     taste: PictureValues
 
+    @classmethod
+    def of(
+        cls,
+        guidance_scale: float,
+        pictures: Tensor,
+        texts: Sequence[str],
+        right: Sequence[float],
+        taste: Sequence[float],
+    ) -> Count:
+        """From lists in the order of the prompts."""
+        keys = list(zip(texts, range(len(texts)), strict=True))
+        return cls(guidance_scale, pictures, dict(zip(keys, right, strict=True)), dict(zip(keys, taste, strict=True)))
+
+    def record(self) -> dict[str, Any]:
+        """All but the pictures, as plain values."""
+        right, taste = [int(each) for each in self.right.values()], [round(each, 4) for each in self.taste.values()]
+        return {"guidance_scale": self.guidance_scale, "right": right, "taste": taste}
+
     def values(self, measured: Measured) -> PictureValues:
         return self.right if measured == "right" else self.taste
 
@@ -53,9 +71,8 @@ def count(
 ) -> Count:
     """Samples every prompt and counts; ``workers`` and ``bar`` as :func:`.samplers.sample_pictures` takes them."""
     pictures = sample_pictures(family, sampler, prompts, seed, workers, bar)
-    keys = [(prompt.text, place) for place, prompt in enumerate(prompts)]
-    right = dict(zip(keys, map(float, judge(pictures, prompts)), strict=True))
-    return Count(guidance_scale, pictures, right, dict(zip(keys, tastes(pictures, taste), strict=True)))
+    texts, right = [prompt.text for prompt in prompts], [float(each) for each in judge(pictures, prompts)]
+    return Count.of(guidance_scale, pictures, texts, right, tastes(pictures, taste))
 
 
 def best(counts: Sequence[Count]) -> Count:

@@ -242,6 +242,9 @@ def test_the_demo_from_end_to_end(tmp_path, capsys):
     for name in ("loss.png", "side_by_side.png", "previews/step-00000002.png"):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 192
+    counts = json.loads((folder / "counts.json").read_text())
+    assert [len(counts[part]["prompts"]) for part in ("dev", "test")] == [4, 10]
+    assert len(counts["test"]["pair"][0]["taste"]) == 10
     config = load_config(folder / CONFIG)
     assert (config.max_train_steps, config.pretrained_model) == (2, str(folder / BASE_NAME))
     assert len(list((folder / PAIRS / "chosen").iterdir())) == len(
@@ -258,9 +261,8 @@ def test_the_demo_never_writes_over_anything(tmp_path, capsys):
 
 
 def counted(scale, right, taste, pictures=None):
-    keys = [(str(number), number) for number in range(len(right))]
     pictures = torch.full((len(right), 3, 48, 48), 0.9) if pictures is None else pictures
-    return Count(scale, pictures, dict(zip(keys, map(float, right), strict=True)), dict(zip(keys, taste, strict=True)))
+    return Count.of(scale, pictures, [str(number) for number in range(len(right))], right, taste)
 
 
 def test_right_and_taste_are_counted_apart_and_prompt_by_prompt():
