@@ -17,7 +17,7 @@ from chats_train.sampling.sampler import SamplingSettings, initial_noise
 
 from .plan import ALPHA
 
-PROMPTS, SEED = 48, 7000
+PROMPTS, SEED = 24, 7000
 NULL = "null"
 
 

@@ -18,6 +18,8 @@ OWN_SINGLE: tuple[Condition, ...] = ("cfg",)
 OWN_PAIR: tuple[Condition, ...] = ("alpha0", "proxy")
 ALL_SINGLE: tuple[Condition, ...] = ("cfg", "base_negative")
 ALL_PAIR: tuple[Condition, ...] = ("cfg", "alpha0", "proxy", "exact", "base_negative")
+# Without the exact form; and without the preferred model alone.
+NO_EXACT: tuple[Condition, ...] = ("cfg", "alpha0", "proxy", "base_negative")
 SHORT_PAIR: tuple[Condition, ...] = ("alpha0", "proxy", "base_negative")
 
 TWO_MODELS = ("chats", "two_models_without_reference")
@@ -177,6 +179,15 @@ def entries(
     return tuple(Entry(regime.name, method, for_pairs if method.is_pair else ALL_SINGLE, scales) for method in methods)
 
 
+def main_entries(regime: Regime) -> tuple[Entry, ...]:
+    """A regime in full; the exact form is CHATS's alone."""
+    return (
+        *entries(regime, MAIN[:3], FINE),
+        *entries(regime, MAIN[3:], FINE, NO_EXACT),
+        *entries(regime, (ALL_IMAGES, MATCHED), FINE, SHORT_PAIR),
+    )
+
+
 def sizes(regime: Regime, counts: tuple[int, ...], scales: tuple[float, ...]) -> tuple[Entry, ...]:
     return tuple(
         Entry(regime.name, replace(method, pairs=count), OWN_PAIR if method.is_pair else OWN_SINGLE, scales)
@@ -195,9 +206,10 @@ STOPS = (0.25, 0.5, 1.0)
 FULL_PLAN = Plan(
     "full",
     (
-        *entries(MAKERS, (*MAIN, ALL_IMAGES, MATCHED), FINE),
-        *entries(OWN, (*MAIN, ALL_IMAGES, MATCHED), FINE),
-        *entries(STRONG, MAIN, FINE),
+        *main_entries(MAKERS),
+        *main_entries(OWN),
+        *entries(STRONG, MAIN[:3], FINE),
+        *entries(STRONG, MAIN[3:], FINE, SHORT_PAIR),
         *entries(LOW, MAIN, FINE, SHORT_PAIR),
         *sizes(MAKERS, (60, 240, 120), COARSE),
         *loras(MAKERS, FINE),

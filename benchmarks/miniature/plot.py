@@ -103,6 +103,8 @@ def draw_alpha(axes: Any, measured: Measured) -> None:
                     label=f"{CONDITIONS[row.condition]}: {quantity}",
                 )
     axes.set(xscale="log", xlabel="(1+α)s", title="CHATS in makers (dev): taste and share right")
+    axes.set_xticks([1, 2, 4, 8, 16, 24], ["1", "2", "4", "8", "16", "24"])
+    axes.minorticks_off()
 
 
 def draw_sizes(axes: Any, measured: Measured) -> None:

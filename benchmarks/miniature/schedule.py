@@ -27,7 +27,7 @@ STEP_SECONDS = {
     "chats": 0.30,
 }
 PASS_SECONDS = 0.00125  # of one picture
-TRAIN_OVERHEAD, UNIT_OVERHEAD, MECHANISM_SECONDS = 3.0, 1.0, 6.0
+TRAIN_OVERHEAD, UNIT_OVERHEAD, MECHANISM_SECONDS = 3.0, 1.0, 3.5
 CHECKPOINT_SECONDS = 0.5
 
 # Whether a unit's product, a training's weights or a regime's pairs, is on this machine.
