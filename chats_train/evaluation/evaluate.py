@@ -118,7 +118,9 @@ def _header(
     if repeated:
         header.append(f"{repeated} repetitions of prompts are left out")
     if not pair:
-        header.append(f"`objective` is {config.objective}, of one model: it is sampled under CFG alone")
+        header.append(
+            f"`objective` is {config.objective}, of one model: it is sampled alone, and with the base as its negative"
+        )
     return header
 
 
