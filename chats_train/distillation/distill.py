@@ -170,5 +170,5 @@ def _learned(folder: Path) -> str:
     measured = [row for row in read_rows(folder / METRICS_FILE) if HELD_OUT + "preferred_error" in row]
     if not measured or not measured[-1][HELD_OUT + "preferred_error"]:
         return ""
-    left = measured[-1][HELD_OUT + "loss"] / measured[-1][HELD_OUT + "preferred_error"]
-    return f"; on held-out pairs {100 * left:.0f} % of what the guidance adds (squared error) is not learned"
+    learned = 1 - measured[-1][HELD_OUT + "loss"] / measured[-1][HELD_OUT + "preferred_error"]
+    return f"; on held-out pairs it has learned {100 * learned:.0f} % of what the guidance adds (squared error)"

@@ -16,7 +16,7 @@ from chats.objective import OBJECTIVES, Metrics, Objective, PairErrors, squared_
 
 from ..encodings.cache import EncodedPair
 from ..families import Denoiser, Family, Prompt
-from ..runs.members import DISPREFERRED, PREFERRED, Members, make_members
+from ..runs.members import Members, make_members
 from ..settings.config import RunConfig
 from ..support.dtypes import forward_dtype
 
@@ -89,8 +89,9 @@ class Gradients:
         return losses.detach(), metrics
 
     def _sides(self, batch: Batch) -> Sides:
-        rejected_member = DISPREFERRED if self.objective.models == 2 else PREFERRED
-        sides = {"chosen": (PREFERRED, batch.chosen), "rejected": (rejected_member, batch.rejected)}
+        # The preferred and the dispreferred member, or one model that sees both.
+        names = self.members.names
+        sides = {"chosen": (names[0], batch.chosen), "rejected": (names[-1], batch.rejected)}
         return sides if self.objective.needs_rejected else {"chosen": sides["chosen"]}
 
     def _reference_errors(self, batch: Batch) -> dict[str, Tensor]:
