@@ -15,6 +15,7 @@ from .guidance import Form, cfg_from_guidance_scale
 from .pair import (
     DISTILLED_PREFIX,
     FORMAT_VERSION,
+    Member,
     NullPrompt,
     PredictionType,
     header_entries,
@@ -93,15 +94,16 @@ class DistilledMetadata:
         return ", ".join(parts)
 
 
-def distilled_members(preferred: File, dispreferred: File) -> list[str]:
-    """Warnings about files that are used as members of a pair and were distilled from one; None for a side that is not
-    a file.
+def distilled_members(preferred: File, dispreferred: File) -> dict[Member, str]:
+    """A warning for each of two files that is used as a member of a pair and was distilled from one; None for a side
+    that is not a file.
 
     Raises:
         PairError: when a file cannot be read.
     """
-    warnings = []
-    for member, path in (("preferred", preferred), ("dispreferred", dispreferred)):
-        if path is not None and DistilledMetadata.from_header(read_header(path), Path(path).name):
-            warnings.append(f"the {member} file was distilled from a pair: {USAGE}; load it alone")
-    return warnings
+    sides: tuple[tuple[Member, File], ...] = (("preferred", preferred), ("dispreferred", dispreferred))
+    return {
+        member: f"the {member} file was distilled from a pair: {USAGE}, load it alone"
+        for member, path in sides
+        if path is not None and DistilledMetadata.from_header(read_header(path), Path(path).name) is not None
+    }

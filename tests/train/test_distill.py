@@ -90,7 +90,7 @@ TEACHERS = {
     "exact": {"form": "exact", "alpha": 0.6, "guidance_scale": 3.0},
     "base": {"negative": "base"},
     "alpha 0": {"alpha": 0.0, "form": "exact"},
-    "interval": {"start_percent": 0.35, "end_percent": 0.9},
+    "interval": {"start_percent": 0.35, "end_percent": 0.7},
 }
 
 
@@ -122,9 +122,9 @@ def test_the_gradient_is_that_of_the_mean_squared_error_to_the_guided_prediction
     guided = [True] * 2
     if teacher == "interval":
         sigmas = trainer.family.schedule.sigmas
-        bounds = [sigmas[int((1 - share) * 999)] for share in (0.35, 0.9)]
+        bounds = [sigmas[int((1 - share) * 999)] for share in (0.35, 0.7)]
         guided = [bool(bounds[1] <= sigmas[t] <= bounds[0]) for t in batch.chosen.timesteps]
-        assert sorted(guided) == [False, True], "the two draws are to lie on both sides"
+        assert sorted(guided) == [False, True], f"{batch.chosen.timesteps} are to lie on both sides"
     values = (stated["form"], stated["negative"], stated["guidance_scale"], stated["alpha"])
     target, preferred = taught_by_hand(finished(method), batch.chosen, trainer.null, *values, guided)
 
@@ -166,11 +166,9 @@ def test_a_student_of_lower_rank_begins_as_near_as_that_allows(finished, tmp_pat
     for name, down in own.items():
         if ".lora_A." in name:
             up = own[name.replace("lora_A", "lora_B")]
-            theirs = [
-                pair[f"preferred.{name.replace(STUDENT, 'preferred')}"]
-                for name in (name, name.replace("lora_A", "lora_B"))
-            ]
-            left, values, right = torch.linalg.svd((theirs[1] @ theirs[0]).double(), full_matrices=False)
+            key = f"preferred.{name.replace(STUDENT, 'preferred')}"
+            product = (pair[key.replace("lora_A", "lora_B")] @ pair[key]).double()
+            left, values, right = torch.linalg.svd(product, full_matrices=False)
             best = (left[:, :2] * values[:2]) @ right[:2]
             # The scale alpha / rank is the pair's, 16 / 4 for both.
             torch.testing.assert_close((up @ down).double(), best, rtol=1e-3, atol=1e-6)
@@ -192,9 +190,8 @@ def test_a_lora_of_whole_models_begins_with_the_best_factors_of_every_layer(fini
 
 
 @torch.no_grad()
-def test_the_teacher_is_what_the_sampler_does(finished, tmp_path):
-    """One step of the sampler from z_t is that of the teacher's prediction, within and outside of the interval; at s = 0
-    a single model is asked once a step."""
+def test_the_sampler_asks_what_it_needs(finished, tmp_path):
+    """Of two models as often as they guide, and at s = 0 of one model once a step."""
     trainer = trainer_of(finished("lora"), tmp_path, start_percent=0.5, end_percent=0.9)
     family, null = trainer.family, trainer.null
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
