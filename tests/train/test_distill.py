@@ -250,14 +250,14 @@ def test_what_it_leaves_says_what_it_is(finished, tmp_path, capsys):
     path = finished("lora")
     run = path.parent / "run"
     # By the run's folder, wherever that is.
-    assert distilled(run, tmp_path / "out", "--dtype", "fp32", "--form", "exact", "--end-percent", "0.8") == 0
+    assert distilled(run, tmp_path / "out", "--dtype", "fp32", "--form", "exact", "--start-percent", "0.2") == 0
     assert "sample it at cfg 1, no pair needed; on held-out pairs it has learned" in capsys.readouterr().out
     file = tmp_path / "out" / "run_out.safetensors"
     said = DistilledMetadata.from_header(read_header(file))
     pair = read_metadata(run / "run_preferred.safetensors")
     assert (said.cfg, said.pair_id, said.pair_name, said.pair_step) == (1, pair.pair_id, "run", 2)
     assert (said.form, said.negative, said.guidance_scale, said.alpha) == ("exact", "dispreferred", 2.0, 0.4)
-    assert (said.start_percent, said.end_percent, said.step) == (0.0, 0.8, 4)
+    assert (said.start_percent, said.end_percent, said.step) == (0.2, 1.0, 4)
     assert (said.base_sha256, said.dataset_fingerprint) == (pair.base_sha256, pair.dataset_fingerprint)
     assert read_metadata(file) is None, "it is no member of a pair"
     keys = load_file(run / "run_preferred.safetensors").keys()
@@ -266,12 +266,12 @@ def test_what_it_leaves_says_what_it_is(finished, tmp_path, capsys):
     assert main(["inspect", str(file)]) == 0
     shown = capsys.readouterr().out
     assert (
-        "distilled from the pair run, form exact, cfg 3 (s = 2), alpha 0.4, guided from 0 to 0.8 of the noise "
+        "distilled from the pair run, form exact, cfg 3 (s = 2), alpha 0.4, guided from 0.2 to 1 of the noise "
         "schedule: cfg 1, no pair needed" in shown
     )
     # In another precision, without another step.
     before = (tmp_path / "out" / "metrics.jsonl").read_bytes()
-    assert distilled(run, tmp_path / "out", "--form", "exact", "--end-percent", "0.8") == 0
+    assert distilled(run, tmp_path / "out", "--form", "exact", "--start-percent", "0.2") == 0
     assert {tensor.dtype for name, tensor in load_file(file).items() if "alpha" not in name} == {torch.float16}
     assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == before
 
