@@ -47,10 +47,11 @@ def prompt_and_null(expected) -> list[list]:
     return entries
 
 
-def sampled(pair, expected, nodes) -> torch.Tensor:
+def sampled(pair, expected, nodes, start_percent=0.0) -> torch.Tensor:
     """The pair's latents, in the denoiser's scale."""
     latent, prompts = {"samples": torch.zeros_like(expected["trained"])}, prompt_and_null(expected)
-    out = nodes["CHATSKSampler"](*pair, *prompts, latent, 5, 2, 3.0, "euler", "normal", 1.0, 0.5, "proxy", 0.0, 1.0)[0]
+    settings = (5, 2, 3.0, "euler", "normal", 1.0, 0.5, "proxy", start_percent, 1.0)
+    out = nodes["CHATSKSampler"](*pair, *prompts, latent, *settings)[0]
     return pair[0].model.process_latent_in(out["samples"])
 
 
@@ -61,6 +62,9 @@ def test_a_trained_pair_samples_as_it_does_headless(trained, nodes, caplog):
     actual = sampled(pair, expected, nodes)
     assert mini.relative_error(actual, expected["trained"]) < 1e-3
     assert mini.relative_error(expected["base"], expected["trained"]) > 1e-2, "training moved nothing"
+    late = sampled(pair, expected, nodes, start_percent=0.5)
+    assert mini.relative_error(late, expected["interval"]) < 1e-3
+    assert mini.relative_error(late, expected["trained"]) > 1e-2
 
 
 def test_a_distilled_lora_is_one_ordinary_lora(trained, nodes, caplog):

@@ -8,6 +8,7 @@ as ComfyUI loads it, and what the headless sampler gives.
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import tiny_pipelines
@@ -86,6 +87,8 @@ def make(family_name: str, method: str, folder: Path) -> None:
     noise = initial_noise(family, 1, *PIXELS, SEED)
     settings = SamplingSettings(STEPS, "normal", GUIDANCE_SCALE, ALPHA, "proxy")
     results = {"trained": sample_pair(family, *pair, prompt, null, noise, settings)}
+    late = replace(settings, start_percent=0.5)
+    results["interval"] = sample_pair(family, *pair, prompt, null, noise, late)
     student = open_student(open_finished_run(run, [], "latest"), family, run / "distilled")
     alone = SamplingSettings(STEPS, "normal", guidance_scale=0.0)
     results["distilled"] = sample_cfg(family, student, prompt, null, noise, alone)

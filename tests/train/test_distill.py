@@ -222,14 +222,14 @@ def distilled(finished, folder, *arguments) -> int:
 def test_stopped_in_the_middle_it_ends_bitwise_as_one_that_was_not(finished, tmp_path, monkeypatch, capsys):
     from chats_train.distillation import settings
 
-    monkeypatch.setattr(settings, "EVERY", 1)
+    monkeypatch.setattr(settings, "EVERY", 2)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     path = finished("lora")
     assert distilled(path, whole) == 0
     step = Trainer.train_step
 
     def killed(trainer):
-        if trainer.step == 2:
+        if trainer.step == 3:
             raise KeyboardInterrupt
         return step(trainer)
 
