@@ -1,84 +1,132 @@
-"""The miniature's plot."""
+"""The miniature's plot: taste over right along the guidance scale, a panel a regime; α; the number of pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chats_train.evaluation.statistics import estimate
+from .choices import base_trainings
+from .measured import Measured, Row
+from .plan import ALPHA, CHATS, DPO, PAIR, SUPERVISED, Condition, Method, Training
+from .tables import finder
+from .titles import CONDITIONS, method_title
 
-from .report import ALPHA, TITLES, Point, best_point, dev_share, shares, title, values
+CURVES: tuple[tuple[Method, Condition], ...] = (
+    (SUPERVISED, "cfg"),
+    (DPO, "cfg"),
+    (PAIR, "alpha0"),
+    (CHATS, "alpha0"),
+    (CHATS, "proxy"),
+    (CHATS, "base_negative"),
+    (SUPERVISED, "base_negative"),
+)
+TITLES = {
+    "makers": "makers",
+    "own": "own",
+    "strong": "strong base, makers' pairs",
+    "low": "another taste, makers",
+}
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
-    """Three panels: dev over s for each method, α = 0 and both forms over (1+α)s, and test over the number of pairs."""
+    """Six panels; all but the last are of dev, where every scale was counted."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(16, 4.6), layout="constrained")
-    sweep, forms, sizes = figure.subplots(1, 3)
-    rows = {training["row"]: training["method"] for training in results["trainings"]}
-    largest = max(method["pairs"] for method in rows.values())
-    main = [row for row, method in rows.items() if row == "base" or is_plain(method, largest)]
-    for number, row in enumerate(main):
-        condition = best_point(results, row).condition
-        curve = shares([each["dev"][condition] for each in results["trainings"] if each["row"] == row])
-        sweep.plot(
-            list(curve),
-            [100 * share for share in curve.values()],
-            marker="o",
-            markersize=3,
-            color=f"C{number}",
-            label=title(results, row),
-        )
-    sweep.set(xscale="log", xlabel="s", ylabel="% right", title="guidance, each method's best condition (dev)")
-    pair = max(
-        (row for row in main if rows[row]["objective"] == "chats"),
-        key=lambda row: dev_share(results, best_point(results, row)),
-    )
-    for condition, label, factor in (
-        ("alpha0", "α = 0", 1),
-        ("proxy", f"α = {ALPHA}, proxy", 1 + ALPHA),
-        ("exact", f"α = {ALPHA}, exact", 1 + ALPHA),
-    ):
-        curve = shares([each["dev"][condition] for each in results["trainings"] if each["row"] == pair])
-        forms.plot(
-            [factor * scale for scale in curve],
-            [100 * share for share in curve.values()],
-            marker="o",
-            markersize=3,
-            label=label,
-        )
-    forms.set(xscale="log", xlabel="(1+α)s", title=f"{title(results, pair)} (dev)")
-    for objective in ("diffusion_dpo", "chats"):
-        beta = rows[pair]["beta"] if objective == "chats" else 100.0
-        points = {
-            method["pairs"]: best_point(results, row)
-            for row, method in rows.items()
-            if (method["objective"], method["beta"]) == (objective, beta) and is_plain(method, method["pairs"])
-        }
-        draw_sizes(sizes, results, points, TITLES[objective])
-    sizes.set(xscale="log", xlabel="pairs", title="data (test, ± one standard error)")
-    ticks = [0.5, 1, 2, 4, 8, 16, 24]
-    for axes, marks in (
-        (sweep, ticks),
-        (forms, ticks),
-        (sizes, sorted({method["pairs"] for method in rows.values() if method["pairs"]})),
-    ):
-        axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
-        axes.minorticks_off()
-        axes.legend(fontsize="x-small")
+    measured = Measured(results)
+    figure = Figure(figsize=(16, 9.5), layout="constrained")
+    panels = figure.subplots(2, 3).flatten()
+    for axes, regime in zip(panels, measured.regimes, strict=False):
+        draw_regime(axes, measured, regime)
+    draw_alpha(panels[4], measured)
+    draw_sizes(panels[5], measured)
+    for axes in panels:
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=90)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="x-small")
+    figure.savefig(path, dpi=80)
 
 
-def is_plain(method: Mapping[str, Any], pairs: int) -> bool:
-    """Whether a row is of whole models on so many pairs, by an objective of the trainer's own."""
-    return method["objective"] in TITLES and (method["training_method"], method["pairs"]) == ("full", pairs)
+def draw_regime(axes: Any, measured: Measured, regime: str) -> None:
+    """Right across, taste up; a line goes from little guidance to much, and a ring is what was chosen."""
+    base = measured.rows[regime, "base", "cfg"]
+    trainings = base_trainings(regime, range(measured.plan.seeds))
+    draw_curve(axes, measured, base, trainings, measured.plan.base_scales, "base, CFG", "black")
+    for number, (method, condition) in enumerate(CURVES):
+        row = finder(measured, regime)(method, condition)
+        if row:
+            label = f"{method_title(method)}, {CONDITIONS[condition]}"
+            draw_curve(axes, measured, row, row.trainings, scales_of(measured, row), label, f"C{number}")
+    axes.set(xlabel="% right (dev)", ylabel="taste (dev)", title=TITLES[regime])
 
 
-def draw_sizes(axes: Any, results: Mapping[str, Any], points: Mapping[int, Point], label: str) -> None:
-    counts = sorted(points)
-    found = [estimate(values(results, points[count])) for count in counts]
-    means, errors = ([100 * getattr(each, name) for each in found] for name in ("mean", "standard_error"))
-    axes.errorbar(counts, means, yerr=errors, marker="o", capsize=3, label=label)
+def draw_curve(
+    axes: Any,
+    measured: Measured,
+    row: Row,
+    trainings: Sequence[Training],
+    scales: Sequence[float],
+    label: str,
+    colour: str,
+) -> None:
+    points = [measured.records.mean(trainings, row.condition, scale) for scale in scales]
+    known = [point for point in points if point]
+    places = [100 * point.right for point in known], [point.taste for point in known]
+    axes.plot(*places, marker=".", color=colour, label=label)
+    chosen = measured.records.mean(trainings, row.condition, row.scale)
+    if chosen:
+        axes.plot(100 * chosen.right, chosen.taste, marker="o", markersize=10, fillstyle="none", color=colour)
+
+
+def scales_of(measured: Measured, row: Row) -> Sequence[float]:
+    found: Sequence[float] = next(
+        entry.scales for entry in measured.settings if (entry.regime, entry.method) == (row.regime, row.method)
+    )
+    return found
+
+
+def draw_alpha(axes: Any, measured: Measured) -> None:
+    """α = 0 and both forms over (1+α)s, where equal members would draw the same at α = 0 and in the exact form."""
+    for condition, factor in (("alpha0", 1.0), ("proxy", 1 + ALPHA), ("exact", 1 + ALPHA)):
+        row = finder(measured, "makers")(CHATS, condition)
+        if row:
+            scales = scales_of(measured, row)
+            points = {scale: measured.records.mean(row.trainings, row.condition, scale) for scale in scales}
+            for quantity, style in (("taste", "-"), ("right", "--")):
+                axes.plot(
+                    [factor * scale for scale, point in points.items() if point],
+                    [getattr(point, quantity) for point in points.values() if point],
+                    style,
+                    marker=".",
+                    color=f"C{('alpha0', 'proxy', 'exact').index(condition)}",
+                    label=f"{CONDITIONS[row.condition]}: {quantity}",
+                )
+    axes.set(xscale="log", xlabel="(1+α)s", title="CHATS in makers (dev): taste and share right")
+    axes.set_xticks([1, 2, 4, 8, 16, 24], ["1", "2", "4", "8", "16", "24"])
+    axes.minorticks_off()
+
+
+def draw_sizes(axes: Any, measured: Measured) -> None:
+    """Test over the number of pairs, with standard errors."""
+    find = finder(measured, "makers")
+    counts = sorted({entry.method.pairs for entry in measured.settings})
+    curves: tuple[tuple[Method, Condition], ...] = ((CHATS, "proxy"), (DPO, "cfg"), (SUPERVISED, "cfg"))
+    for number, (method, condition) in enumerate(curves):
+        found = {count: find(replace(method, pairs=count), condition) for count in counts}
+        rows = {count: row for count, row in found.items() if row}
+        for quantity, style in (("taste", "-"), ("right", "--")):
+            values = [measured.estimate(row, quantity) for row in rows.values()]
+            axes.errorbar(
+                list(rows),
+                [value.mean for value in values],
+                yerr=[value.standard_error for value in values],
+                linestyle=style,
+                marker=".",
+                capsize=3,
+                color=f"C{number}",
+                label=f"{method_title(method)}: {quantity}",
+            )
+    axes.set(xscale="log", xlabel="pairs", title="data, in makers (test): taste and share right")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()

@@ -1,283 +1,154 @@
-"""Of the miniature: what is chosen on dev, paired comparisons on test, the tables and the text."""
+"""The miniature's tables and the text around them, in Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from chats_train.evaluation.statistics import Estimate, PictureValues, estimate, paired_difference, sign_flip_p_value
+from .choices import TOLERANCE
+from .measured import Difference, Measured
+from .mechanism_tables import mechanism_table, weights_table
+from .plan import ALL_IMAGES, CHATS, DPO, MATCHED, PAIR, SUPERVISED
+from .tables import (
+    category_table,
+    difference_table,
+    finder,
+    further_table,
+    made,
+    main_rows,
+    main_table,
+    settings_table,
+)
+from .titles import as_markdown
 
-from .trainings import ALPHA, PAIR, Method, Training
-
-# What came of each training, by its name.
-Records = dict[str, dict[str, Any]]
-Results = Mapping[str, Any]
-TITLES = {
-    "base": "base",
-    "supervised_all": "supervised, all images",
-    "supervised_chosen": "supervised, chosen images",
-    "two_models_without_reference": "two models without reference",
-    "diffusion_dpo": "Diffusion-DPO",
-    "chats": "CHATS",
+REGIME_TEXTS = {
+    "makers": "**Makers**: the weak base; pairs made by a source that draws better than it does, the rejected too.",
+    "own": "**Own**: the weak base; it draws the pairs itself, the best against the worst of {candidates}.",
+    "strong": "**Strong base**: the bundled base, which needs little guidance; the pairs of *makers*.",
+    "low": "**Another taste**: the weak base; pairs of makers whose taste is the layout (things at the foot of the "
+    "picture).",
 }
-CONDITIONS = {"cfg": "CFG", "alpha0": "α = 0", "proxy": f"α = {ALPHA}, proxy", "exact": f"α = {ALPHA}, exact"}
-CATEGORIES = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
 
 
-@dataclass(frozen=True)
-class Point:
-    """A method under a condition at a scale (the paper's s)."""
-
-    row: str
-    condition: str
-    scale: float
-
-
-# Choosing, on dev.
-
-
-def best_rates(searched: Sequence[Training], records: Records) -> dict[Method, float]:
-    """For each method the learning rate whose best condition is best on dev."""
-    scores: dict[Method, dict[float, float]] = {}
-    for training in searched:
-        curves = records[training.name]["dev"].values()
-        scores.setdefault(training.method, {})[training.learning_rate] = max(
-            peak(shares([curve]))[1] for curve in curves
-        )
-    return {method: max(by_rate, key=by_rate.get) for method, by_rate in scores.items()}
-
-
-def chosen_scales(trainings: Sequence[Training], records: Records) -> dict[str, float]:
-    """For each method and condition, as `method/condition`, the scale that is best on dev, over all training seeds."""
-    curves: dict[str, list[dict[str, str]]] = {}
-    for training in trainings:
-        for condition, curve in records[training.name]["dev"].items():
-            curves.setdefault(f"{training.method.name}/{condition}", []).append(curve)
-    return {name: peak(shares(each))[0] for name, each in curves.items()}
-
-
-def test_points(method: Method, scales: Mapping[str, float]) -> list[tuple[str, float]]:
-    """What to count on test: each condition at its own scale; at the exact form's also the proxy form, and α = 0 at
-    (1+α) times it."""
-    own = {condition: scales[f"{method.name}/{condition}"] for condition in method.conditions}
-    points = list(own.items())
-    if method.conditions == PAIR:
-        points += [("proxy", own["exact"]), ("alpha0", round((1 + ALPHA) * own["exact"], 3))]
-    return list(dict.fromkeys(points))
-
-
-def shares(curves: Sequence[Mapping[str, str]]) -> dict[float, float]:
-    """The share that is right at each scale, over some trainings."""
-    return {
-        float(scale): sum(curve[scale].count("1") for curve in curves) / sum(len(curve[scale]) for curve in curves)
-        for scale in curves[0]
-    }
-
-
-def peak(by_scale: Mapping[float, float]) -> tuple[float, float]:
-    """The scale with the highest mean over itself and its neighbours, which a lucky point moves less; and that mean."""
-    scales, values = list(by_scale), list(by_scale.values())
-    smooth = [
-        sum(around) / len(around) for around in (values[max(0, index - 1) : index + 2] for index in range(len(values)))
-    ]
-    best = smooth.index(max(smooth))
-    return scales[best], smooth[best]
-
-
-# Comparing, on test.
-
-
-def values(results: Results, point: Point, seed: int | None = None) -> PictureValues:
-    """1 or 0 by picture, each named by its place and its training seed; of one training seed, or of all."""
-    found = {}
-    for training in results["trainings"]:
-        if training["row"] == point.row and seed in (None, training["seed"]):
-            bits = training["test"][point.condition][f"{point.scale:g}"]
-            found |= {(str(place), training["seed"]): float(bit) for place, bit in enumerate(bits)}
-    return found
-
-
-def own(results: Results, row: str, condition: str = "cfg") -> Point:
-    """A row's condition at the scale that was chosen for it."""
-    return Point(row, condition, results["scales"][f"{row}/{condition}"])
-
-
-def percent(value: Estimate, sign: str = "") -> str:
-    return f"{100 * value.mean:{sign}.1f} ± {100 * value.standard_error:.1f}"
-
-
-def compared(results: Results, left: Point, right: Point) -> list[str]:
-    """Cells: difference with its standard error, its p-value, and the difference of each training seed, in points of
-    percent."""
-    ours, theirs = values(results, left), values(results, right)
-    each = [
-        paired_difference(values(results, left, seed), values(results, right, seed)).mean
-        for seed in range(results["plan"]["seeds"])
-    ]
-    p_value = sign_flip_p_value(ours, theirs)
-    cells = [percent(paired_difference(ours, theirs), "+"), "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"]
-    return [*cells, ", ".join(f"{100 * difference:+.1f}" for difference in each)]
-
-
-def title(results: Results, row: str) -> str:
-    method = next(each["method"] for each in results["trainings"] if each["row"] == row)
-    # One that was measured once and is no part of the trainer is called by its own words.
-    parts = [TITLES.get(method["objective"], method["objective"])]
-    if method["objective"] in ("chats", "diffusion_dpo"):
-        parts.append(f"β = {method['beta']:g}")
-    if method["pairs"]:
-        parts.append(f"{method['pairs']} pairs" + (", LoRA" if method["training_method"] == "lora" else ""))
-    return ", ".join(parts)
-
-
-def main_table(results: Results) -> list[list[str]]:
-    """A row for each method and condition."""
-    table = [["method", "sampled with", "s", "% right", "against the base", "p", "by training seed"]]
-    base = own(results, "base")
-    for row in dict.fromkeys(training["row"] for training in results["trainings"]):
-        for condition in next(each["dev"] for each in results["trainings"] if each["row"] == row):
-            point = own(results, row, condition)
-            against = ["", "", ""] if row == "base" else compared(results, point, base)
-            share = percent(estimate(values(results, point)))
-            table.append([title(results, row), CONDITIONS[condition], f"{point.scale:g}", share, *against])
-    return table
-
-
-def probe_table(results: Results) -> list[list[str]]:
-    """The probe of the dispreferred models, and both forms at the exact one's scale."""
-    table = [
-        [
-            "dispreferred model",
-            "cosine",
-            "relative error",
-            "proxy − exact, at the exact form's s",
-            "p",
-            "by training seed",
+def report(results: Mapping[str, Any], plot: str) -> str:
+    """The whole report; ``plot`` is the plot's file name."""
+    measured = Measured(results)
+    # What is compared is all said before any of it is written: the correction needs to know how much it is.
+    tables = {regime: (main_rows(measured, regime), comparisons(measured, regime)) for regime in measured.regimes}
+    further = [difference for make in (sizes, loras) for difference in make(measured)]
+    for rows, _ in tables.values():
+        for row in rows[1:]:
+            measured.difference(row, rows[0])
+    parts = ["# The paper's claims in miniature", heading(measured), f"![Right and taste, by regime]({plot})"]
+    for regime, (rows, differences) in tables.items():
+        parts += [
+            f"## {regime.capitalize()}",
+            REGIME_TEXTS[regime].format(candidates=measured.plan.candidates) + " " + pairs_text(measured, regime),
+            as_markdown(main_table(measured, rows)),
+            "Compared, the first less the second:",
+            as_markdown(difference_table(measured, differences)),
+            "What was chosen on dev:",
+            as_markdown(settings_table(measured, regime)),
+            "How the members moved:",
+            as_markdown(mechanism_table(measured, regime)),
+            as_markdown(weights_table(measured, regime)),
+            "Percent right by category:",
+            as_markdown(category_table(measured, rows)),
         ]
-    ]
-    for row in dict.fromkeys(each["row"] for each in results["trainings"] if each["probe"]):
-        probes = [each["probe"] for each in results["trainings"] if each["row"] == row]
-        means = [f"{sum(probe[name] for probe in probes) / len(probes):.2f}" for name in ("cosine", "relative_error")]
-        cells = ["", "", ""]
-        if row != "base":
-            exact = own(results, row, "exact")
-            cells = compared(results, Point(row, "proxy", exact.scale), exact)
-        table.append([title(results, row), *means, *cells])
-    return table
+    if further:
+        parts += [
+            "## Data and LoRA",
+            "In *makers*, with the settings of all pairs; LoRAs with settings of their own.",
+            as_markdown(further_table(measured)),
+            as_markdown(difference_table(measured, further)),
+        ]
+    return "\n\n".join(parts)
 
 
-def alpha_table(results: Results) -> list[list[str]]:
-    """α = 0.5 against α = 0 where equal members would draw equal pictures: at equal (1+α)s."""
-    table = [["pair", "exact, α = 0.5 at s", "α = 0 at s", "difference", "p", "by training seed"]]
-    for row in dict.fromkeys(each["row"] for each in results["trainings"] if "exact" in each["test"]):
-        exact = own(results, row, "exact")
-        plain = Point(row, "alpha0", round((1 + ALPHA) * exact.scale, 3))
-        table.append([title(results, row), f"{exact.scale:g}", f"{plain.scale:g}", *compared(results, exact, plain)])
-    return table
-
-
-def category_table(results: Results, points: Sequence[Point]) -> list[list[str]]:
-    """Percent right by category; test takes the categories in turn."""
-    table = [["", *CATEGORIES]]
-    for point in points:
-        found = values(results, point)
-        cells = []
-        for number in range(len(CATEGORIES)):
-            bits = [value for (place, _), value in found.items() if int(place) % len(CATEGORIES) == number]
-            cells.append(f"{100 * sum(bits) / len(bits):.0f}")
-        table.append([f"{title(results, point.row)}, {CONDITIONS[point.condition]}", *cells])
-    return table
-
-
-def best_point(results: Results, row: str) -> Point:
-    """A row's condition that is best on dev, at its scale; the preferred model alone is not one of a pair's."""
-    trainings = [training for training in results["trainings"] if training["row"] == row]
-    conditions = [condition for condition in trainings[0]["dev"] if condition != "cfg" or len(trainings[0]["dev"]) == 1]
-    return own(
-        results,
-        row,
-        max(conditions, key=lambda each: peak(shares([training["dev"][each] for training in trainings]))[1]),
+def heading(measured: Measured) -> str:
+    plan, results = measured.plan, measured.results
+    rates = "; ".join(f"{method}: {listed(rates)}" for method, rates in plan.rates.items())
+    left = [f"{entry.regime} {entry.method.name}" for entry in plan.entries if entry not in measured.settings]
+    sentences = (
+        f"`python -m benchmarks.miniature --plan {plan.name}`, {results['date']}, on "
+        f"{' and '.join(results['machines'])}: {results['hours']} hours of one core, in all.",
+        f"{plan.seeds} training seeds, each with noise of its own; {plan.train_steps} steps of "
+        f"{plan.train_batch_size} pairs. Dev has {plan.dev_prompts} texts and test {plan.test_prompts}, all of them "
+        "different, and none had a pair.",
+        "*Right* is the share of pictures that show what was asked, in percent; *taste* is 0 to 1 and says nothing of "
+        "the prompt. Standard errors are over texts; p-values are from sign flips of paired differences, corrected "
+        f"by Holm's method for all {2 * len(measured.differences)} comparisons on this page.",
+        "\n\nChosen on dev, by one rule for all rows: the most taste among what is right at least as often as the base "
+        f"at its best guidance, less {100 * TOLERANCE:g} points; where nothing is, the most right.",
+        f"Searched for every method with the first seed, at s = {listed(plan.searched_scales)}: learning rates "
+        f"({rates}), and where there is one β ({listed(plan.betas)}); Diffusion-DPO is also stopped early, after "
+        f"{listed(plan.stops)} of its steps.",
+        "A pair's settings are chosen by α = 0 and the proxy form; its other rows, and *the base as the negative* of "
+        "every method, are counted at these settings. s is then chosen for each row, over all seeds.",
+        "*Strong* and *low* take rates and β of *makers*. *Matched* is CHATS trained for as many steps as make up for "
+        f"its gate, {plan.most_steps} at most.",
+        f"Not done, for lack of time: {', '.join(left)}." if left else "",
     )
+    return " ".join(sentences).replace(" \n\n", "\n\n").strip()
 
 
-def as_markdown(table: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in table]
-    return "\n".join([lines[0], "|" + " --- |" * len(table[0]), *lines[1:]])
+def listed(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
-def comparison_table(results: Results) -> list[list[str]]:
-    """The paper's comparisons, each method with its best condition on dev."""
-    rows = {training["row"]: training["method"] for training in results["trainings"]}
+def pairs_text(measured: Measured, regime: str) -> str:
+    pairs = measured.records.rows[f"pairs {regime}"]["pairs"]
+    sides = [
+        f"{side} {100 * pairs[side]['right']:.0f} % right, taste {pairs[side]['taste']:.2f}"
+        for side in ("chosen", "rejected", "source")
+        if side in pairs
+    ]
+    return f"{pairs['pairs']} pairs: " + "; ".join(sides).replace("source", "all that was drawn") + "."
 
-    def find(objective: str, training_method: str = "full", pairs: int | None = None) -> Point | None:
-        wanted = pairs or max(method["pairs"] for method in rows.values())
-        found = [
-            best_point(results, row)
-            for row, method in rows.items()
-            if (method["objective"], method["training_method"], method["pairs"]) == (objective, training_method, wanted)
-        ]
-        return max(found, key=lambda point: dev_share(results, point)) if found else None
 
-    sizes = sorted({method["pairs"] for method in rows.values() if method["pairs"]}, reverse=True)
+def comparisons(measured: Measured, regime: str) -> list[Difference]:
+    """The paper's claims, and the base as the negative. CHATS stands with its default, the proxy form at α = 0.5."""
+    find = finder(measured, regime)
+    exact = find(CHATS, "exact")
     wanted = [
-        (find("supervised_chosen"), find("supervised_all")),
-        (find("diffusion_dpo"), find("supervised_chosen")),
-        (find("two_models_without_reference"), find("supervised_chosen")),
-        (find("chats"), find("two_models_without_reference")),
-        (find("chats"), find("supervised_chosen")),
-        *((find("chats", pairs=size), find("diffusion_dpo", pairs=size)) for size in sizes),
-        (find("chats", "lora"), find("diffusion_dpo", "lora")),
-        (find("chats", "lora"), find("supervised_chosen", "lora")),
-        (find("chats", "lora"), find("chats")),
+        (find(CHATS, "proxy"), find(DPO, "cfg")),
+        (find(CHATS, "proxy"), find(SUPERVISED, "cfg")),
+        (find(SUPERVISED, "cfg"), find(ALL_IMAGES, "cfg")),
+        (find(PAIR, "alpha0"), find(SUPERVISED, "cfg")),
+        (find(CHATS, "alpha0"), find(CHATS, "cfg")),
+        (find(CHATS, "alpha0"), find(PAIR, "alpha0")),
+        (find(MATCHED, "alpha0"), find(PAIR, "alpha0")),
+        (find(CHATS, "proxy"), find(CHATS, "alpha0")),
+        (find(PAIR, "proxy"), find(PAIR, "alpha0")),
+        *(((exact, other) for other in measured.beside_exact(exact)) if exact else ()),
+        *((find(method, "base_negative"), find(method, "alpha0")) for method in (CHATS, PAIR)),
+        *((find(method, "base_negative"), find(method, "cfg")) for method in (SUPERVISED, DPO)),
+        (find(SUPERVISED, "base_negative"), find(CHATS, "proxy")),
+        (find(SUPERVISED, "base_negative"), find(PAIR, "proxy")),
     ]
-    table = [["", "less", "difference", "p", "by training seed"]]
-    for left, right in wanted:
-        if left and right:
-            table.append([named(results, left), named(results, right), *compared(results, left, right)])
-    return table
+    return made(measured, wanted)
 
 
-def dev_share(results: Results, point: Point) -> float:
-    curves = [training["dev"][point.condition] for training in results["trainings"] if training["row"] == point.row]
-    return peak(shares(curves))[1]
+def sizes(measured: Measured) -> list[Difference]:
+    """CHATS against Diffusion-DPO and supervised training by the number of pairs."""
+    find = finder(measured, "makers")
+    counts = sorted({entry.method.pairs for entry in measured.settings})
+    wanted = []
+    for count in counts:
+        chats = find(replace(CHATS, pairs=count), "proxy")
+        wanted += [(chats, find(replace(other, pairs=count), "cfg")) for other in (DPO, SUPERVISED)]
+    return made(measured, [pair for pair in wanted if pair[0] and pair[0].method.pairs != measured.plan.pairs])
 
 
-def named(results: Results, point: Point) -> str:
-    return f"{title(results, point.row)} ({CONDITIONS[point.condition]}, s = {point.scale:g})"
-
-
-def heading(results: Results) -> str:
-    plan, pairs = results["plan"], results["pairs"]
-    return (
-        f"`python -m benchmarks.miniature`, {results['date']}, {results['machine']}: {results['process_minutes']} "
-        "minutes of "
-        f"processes, together. {plan['seeds']} training seeds. The base draws "
-        f"{100 * pairs['right']:.0f} % of {pairs['drawn']} pictures right, which gave {pairs['pairs']} pairs. "
-        f"{plan['train_steps']} steps "
-        f"of {plan['train_batch_size']} pairs. Dev has {plan['dev_prompts']} prompts and test {plan['test_prompts']}, "
-        "with noise of its "
-        "own for each training seed. Percent right with standard errors over prompts; p from sign flips of the paired "
-        "differences."
-    )
-
-
-def report(results: Results, plot: str) -> str:
-    """The whole report in Markdown; ``plot`` is the plot's file name."""
-    rows = list(dict.fromkeys(training["row"] for training in results["trainings"]))
-    return "\n\n".join(
-        [
-            "# The paper's claims in miniature",
-            heading(results),
-            f"![Guidance, α and data]({plot})",
-            as_markdown(main_table(results)),
-            "Each method's best condition on dev, compared on test:",
-            as_markdown(comparison_table(results)),
-            "α, at equal (1+α)s:",
-            as_markdown(alpha_table(results)),
-            "The proxy form:",
-            as_markdown(probe_table(results)),
-            "By category:",
-            as_markdown(category_table(results, [best_point(results, row) for row in rows])),
-        ]
-    )
+def loras(measured: Measured) -> list[Difference]:
+    find = finder(measured, "makers")
+    chats, dpo, supervised = (replace(each, training_method="lora") for each in (CHATS, DPO, SUPERVISED))
+    wanted = [
+        (find(chats, "proxy"), find(dpo, "cfg")),
+        (find(chats, "proxy"), find(supervised, "cfg")),
+        (find(chats, "proxy"), find(CHATS, "proxy")),
+        (find(chats, "base_negative"), find(chats, "alpha0")),
+        (find(supervised, "base_negative"), find(supervised, "cfg")),
+    ]
+    return made(measured, wanted)

@@ -25,9 +25,9 @@ from ..training.train import train
 from .make_pairs import draw_pairs
 from .measure import Count, best, category_table, count, side_by_side, table, verdict
 from .samplers import base_sampler, pair_sampler
+from .weak_base import BASE
 from .world import RESOLUTION, balanced_prompts, split_prompts
 
-BASE = Path(__file__).parent / "base"
 CONFIG, PAIRS, PICTURE = "run.yaml", "pairs", "side_by_side.png"
 PREVIEW_PROMPTS = 4
 SHOWN_PROMPTS = 12
@@ -155,7 +155,7 @@ def _draw(config: RunConfig, family: Family, settings: DemoSettings) -> None:
         seed=settings.seed,
     )
     print(
-        f"pairs: {100 * counts.right:.0f} % are right; {counts.pairs} pairs of a right and a wrong one in "
+        f"pairs: {100 * counts.source.right:.0f} % are right; {counts.pairs} pairs of a better and a worse one in "
         f"{config.output_dir / PAIRS}"
     )
 

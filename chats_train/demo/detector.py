@@ -13,7 +13,20 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .world import CELL_PIXELS, CELLS, COLOURS, SHAPES, Scene, ScenePrompt, Thing, coloured, related, shows, sprites
+from .world import (
+    BACKGROUND,
+    CELL_PIXELS,
+    CELLS,
+    COLOURS,
+    SHAPES,
+    Scene,
+    ScenePrompt,
+    Thing,
+    coloured,
+    related,
+    shows,
+    sprites,
+)
 
 # Mean squared difference, on levels in [-1, 1], beyond which a cell is not recognised: halfway to the nearest wrong
 # shape or so.
@@ -33,6 +46,22 @@ def _templates() -> tuple[Tensor, int]:
     return torch.cat(by_thing), by_thing[0].shape[0]
 
 
+def _cells(pictures: Tensor) -> Tensor:
+    """The cells of pictures [batch, 3, height, width] as rows, [batch · cells, values of a cell]."""
+    cells = pictures.clamp(-1, 1).float().cpu().unfold(2, CELL_PIXELS, CELL_PIXELS).unfold(3, CELL_PIXELS, CELL_PIXELS)
+    return cells.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * CELL_PIXELS**2)
+
+
+def nearest_variants(pictures: Tensor) -> Tensor:
+    """Which variant of :func:`sprites` each cell of pictures [batch, 3, height, width] is nearest to, and -1 for the
+    empty cell: [batch, cells]."""
+    cells = _cells(pictures)
+    templates, variants = _templates()
+    distance, place = torch.cdist(cells, templates).min(-1)
+    empty = (cells - BACKGROUND).square().sum(-1)
+    return torch.where(empty > distance.square(), place % variants, -1).unflatten(0, (-1, len(CELLS)))
+
+
 def log_likelihoods(pictures: Tensor) -> Tensor:
     """How likely each content of each cell is.
 
@@ -42,13 +71,11 @@ def log_likelihoods(pictures: Tensor) -> Tensor:
     Returns:
         log-probabilities, [batch, cells, 1 + things + 1]: the empty cell, ``THINGS``, and what is not recognised.
     """
-    cells = pictures.clamp(-1, 1).float().cpu().unfold(2, CELL_PIXELS, CELL_PIXELS).unfold(3, CELL_PIXELS, CELL_PIXELS)
-    cells = cells.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * CELL_PIXELS**2)  # [batch · cells, values]
+    cells = _cells(pictures)
     templates, variants = _templates()
-    background = coloured(torch.zeros(CELL_PIXELS, CELL_PIXELS), "red").flatten()
     values = cells.shape[-1]
     things = (torch.cdist(cells, templates).square() / values).unflatten(-1, (-1, variants)).amin(-1)
-    empty = (cells - background).square().mean(-1, keepdim=True)
+    empty = (cells - BACKGROUND).square().mean(-1, keepdim=True)
     errors = torch.cat([empty, things, torch.full_like(empty, UNKNOWN_ERROR)], dim=-1)
     return (-errors / ERROR_SCALE).log_softmax(-1).unflatten(0, (-1, len(CELLS)))
 

@@ -75,9 +75,9 @@ def train_vae(rng: random.Random) -> nn.Module:
         posterior = vae.encode(pictures).latent_dist
         error = (vae.decode(posterior.sample()).sample - pictures).square().mean()
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
-        _step(optimizer, error + KL_WEIGHT * divergence, _rate(VAE_RATE, step, VAE_STEPS))
+        take_step(optimizer, error + KL_WEIGHT * divergence, _rate(VAE_RATE, step, VAE_STEPS))
         if step % LOG_EVERY == 0 or step == VAE_STEPS - 1:
-            _log(started, stage="vae", step=step, error=error.item(), divergence=divergence.item(), **_vae_scores(vae))
+            log(started, stage="vae", step=step, error=error.item(), divergence=divergence.item(), **_vae_scores(vae))
     vae.register_to_config(scaling_factor=1 / _vae_scores(vae)["latent_deviation"])
     return vae.eval()
 
@@ -107,7 +107,7 @@ def train_denoiser(family: Family, rng: random.Random) -> nn.Module:
     unet, encoder = family.load_denoiser().train(), family.text_encoders[0].requires_grad_(True).train()
     average = copy.deepcopy(unet).requires_grad_(False).eval()
     prompts = balanced_prompts(all_prompts(), SCENES, SEED)
-    latents = _encoded_scenes(family, prompts, rng)
+    latents = encoded_scenes(family, prompts, rng)
     ids = torch.cat([family._token_ids(0, [prompt.text for prompt in prompts], encoder.config.max_position_embeddings)])
     null_ids = family._token_ids(0, [""], encoder.config.max_position_embeddings)
     optimizer = torch.optim.AdamW([*unet.parameters(), *encoder.parameters()], betas=(0.9, 0.99), weight_decay=0.0)
@@ -124,16 +124,16 @@ def train_denoiser(family: Family, rng: random.Random) -> nn.Module:
             family.target(latents[rows], noise, timesteps),
         )
         loss = squared_error(family.predict(unet, noisy, timesteps, {"tokens": tokens}), target).mean()
-        _step(optimizer, loss, _rate(RATE, step, STEPS))
-        _follow(average, unet, step)
+        take_step(optimizer, loss, _rate(RATE, step, STEPS))
+        follow(average, unet, step)
         losses.append(loss.item())
         if (step + 1) % LOG_EVERY == 0 or step == STEPS - 1:
             recent = sum(losses[-LOG_EVERY:]) / len(losses[-LOG_EVERY:])
-            _log(started, stage="denoiser", step=step + 1, loss=recent, right=share_right(family, average))
+            log(started, stage="denoiser", step=step + 1, loss=recent, right=share_right(family, average))
     return average
 
 
-def _encoded_scenes(family: Family, prompts: list, rng: random.Random) -> Tensor:
+def encoded_scenes(family: Family, prompts: list, rng: random.Random) -> Tensor:
     """A picture of each prompt as latents, [prompts, channels, height, width]."""
     chunks = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
     return torch.cat(
@@ -151,7 +151,7 @@ def share_right(family: Family, denoiser: nn.Module, guidance_scale: float = 2.0
     return sum(judge(sample_pictures(family, sampler, prompts, SEED), prompts)) / len(prompts)
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
+def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
     optimizer.zero_grad()
     loss.backward()
     for group in optimizer.param_groups:
@@ -166,13 +166,13 @@ def _rate(peak: float, step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def _follow(average: nn.Module, module: nn.Module, step: int) -> None:
-    decay = min(AVERAGE_DECAY, (1 + step) / (10 + step))
+def follow(average: nn.Module, module: nn.Module, step: int, most_decay: float = AVERAGE_DECAY) -> None:
+    decay = min(most_decay, (1 + step) / (10 + step))
     for mine, theirs in zip(average.parameters(), module.parameters(), strict=True):
         mine.lerp_(theirs, 1 - decay)
 
 
-def _log(started: float, **values: float | str) -> None:
+def log(started: float, **values: float | str) -> None:
     print(json.dumps({**values, "seconds": round(time.monotonic() - started)}), flush=True)
 
 

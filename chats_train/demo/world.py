@@ -96,17 +96,38 @@ def all_prompts() -> tuple[ScenePrompt, ...]:
     return tuple(found)
 
 
+# How many texts of each category, in the order of CATEGORIES, are held out to choose settings on (dev), and how many to
+# measure on (test): 96 and 240. Pairs are made for the rest.
+DEV_TEXTS = (1, 4, 3, 6, 16, 66)
+TEST_TEXTS = (2, 10, 7, 15, 40, 166)
+
+
+@dataclass(frozen=True)
+class PromptSets:
+    """Prompts to make preference pairs for, to choose settings on, and to measure on. No text is there twice."""
+
+    pairs: tuple[ScenePrompt, ...]
+    dev: tuple[ScenePrompt, ...]
+    test: tuple[ScenePrompt, ...]
+
+
 @cache
-def split_prompts() -> tuple[tuple[ScenePrompt, ...], tuple[ScenePrompt, ...]]:
-    """The prompts to draw preference pairs for, and those held out to measure on: a third of each category, always the
-    same."""
-    pairs, held_out = [], []
-    for category in CATEGORIES:
+def prompt_sets() -> PromptSets:
+    """Always the same sets. Every order within a category is a shuffled one, so that any first texts are a sample."""
+    pairs, dev, test = [], [], []
+    for category, for_dev, for_test in zip(CATEGORIES, DEV_TEXTS, TEST_TEXTS, strict=True):
         prompts = [prompt for prompt in all_prompts() if prompt.category == category]
         random.Random(0).shuffle(prompts)
-        held_out += prompts[: len(prompts) // 3]
-        pairs += prompts[len(prompts) // 3 :]
-    return tuple(pairs), tuple(held_out)
+        dev += prompts[:for_dev]
+        test += prompts[for_dev : for_dev + for_test]
+        pairs += prompts[for_dev + for_test :]
+    return PromptSets(tuple(pairs), tuple(dev), tuple(test))
+
+
+def split_prompts() -> tuple[tuple[ScenePrompt, ...], tuple[ScenePrompt, ...]]:
+    """The prompts to make preference pairs for, and all that are held out."""
+    sets = prompt_sets()
+    return sets.pairs, (*sets.dev, *sets.test)
 
 
 def balanced_prompts(prompts: Sequence[ScenePrompt], count: int, seed: int) -> list[ScenePrompt]:
@@ -159,16 +180,16 @@ def random_scene(prompt: ScenePrompt, rng: random.Random) -> Scene:
     return scene
 
 
-def draw(scene: Scene, rng: random.Random) -> Tensor:
-    """The picture of a scene, [3, height, width] in [-1, 1]; offsets and radii are drawn."""
+def draw(scene: Scene, rng: random.Random, weights: Sequence[float] | None = None) -> Tensor:
+    """The picture of a scene, [3, height, width] in [-1, 1]; offsets and radii are drawn, each variant of
+    :func:`sprites` as often as any other, or by its weight."""
     picture = torch.full((3, RESOLUTION, RESOLUTION), BACKGROUND)
     for (row, column), thing in scene.items():
         top, left = row * CELL_PIXELS, column * CELL_PIXELS
         assert thing.colour is not None, "a scene leaves no colour open"
         alphas = sprites(thing.shape)
-        picture[:, top : top + CELL_PIXELS, left : left + CELL_PIXELS] = coloured(
-            alphas[rng.randrange(len(alphas))], thing.colour
-        )
+        variant = rng.randrange(len(alphas)) if weights is None else rng.choices(range(len(alphas)), weights)[0]
+        picture[:, top : top + CELL_PIXELS, left : left + CELL_PIXELS] = coloured(alphas[variant], thing.colour)
     return picture
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from chats.locks import locked
 from chats.words import shown_error
 
 from ..data import PairDataset, open_dataset
@@ -20,7 +21,6 @@ from ..runs.processes import Processes
 from ..settings.config import RunConfig
 from ..settings.config_file import save_resolved
 from ..support.errors import UserError
-from ..support.locks import locked
 from .last_probe import probe_trained
 from .loop import run_steps
 from .trainer import Trainer

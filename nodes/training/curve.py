@@ -47,6 +47,17 @@ def draw_curve(history: list[dict[str, float]], steps: int) -> Image:
     return picture
 
 
+def beside(curve: Image, preview: Image) -> Image:
+    """Both, the preview as high as the curve."""
+    from PIL import Image
+
+    width = max(1, round(preview.width * HEIGHT / preview.height))
+    both = Image.new("RGB", (WIDTH + width, HEIGHT), "white")
+    both.paste(curve, (0, 0))
+    both.paste(preview.resize((width, HEIGHT)), (WIDTH, 0))
+    return both
+
+
 def as_image(picture: Image) -> Tensor:
     """As ComfyUI has pictures: [1, height, width, 3] from 0 to 1."""
     levels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...chats.words import shown_error
 from .errors import Question
+from .memory import is_out_of_memory
 from .steps import PREFERRED, Steps
 
 # Layers are taken together in this many parts of the network, from its beginning to its end.
@@ -73,6 +74,8 @@ def _differentiate(steps: Steps, question: Question) -> float:
         error = steps.errors.error(question)
         (error * steps.scale).sum().backward()
     except RuntimeError as reason:
+        if is_out_of_memory(reason):
+            raise
         if "backward" not in str(reason) and "inplace" not in str(reason) and "grad" not in str(reason):
             raise
         raise GradientIsWrong(

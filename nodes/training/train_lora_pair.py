@@ -115,6 +115,15 @@ class CHATSTrainLoRAPair(io.ComfyNode):
                     tooltip="Stop after so many minutes and hand on the pair as it is; queue again to go on. 0: until "
                     "it is done.",
                 ),
+                io.Int.Input(
+                    "preview_every",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=1000000,
+                    tooltip="After each so many steps a picture by the pair under way is shown on the node, and not "
+                    "kept. It changes nothing in the training but its time. 0: none.",
+                ),
             ],
             outputs=[
                 *model_outputs(),
@@ -159,6 +168,7 @@ class CHATSTrainLoRAPair(io.ComfyNode):
         resolution: int,
         seed: int,
         minutes: int,
+        preview_every: int = 0,
         null: list | None = None,
     ) -> io.NodeOutput:
         # Loaded when something is trained: ComfyUI's start does not wait for it.
@@ -174,7 +184,8 @@ class CHATSTrainLoRAPair(io.ComfyNode):
         settings = Settings(rank, layers, learning_rate, accumulate, beta, null_prompt_prob, resolution, seed)
         connected = Connected(model, clip, vae, null)
         node_id = cls.hidden.unique_id if cls.hidden else None
-        return io.NodeOutput(*train_pair(connected, dataset, name, settings, Limits(steps, 60.0 * minutes), node_id))
+        limits = Limits(steps, 60.0 * minutes)
+        return io.NodeOutput(*train_pair(connected, dataset, name, settings, limits, preview_every, node_id))
 
 
 NODES = [CHATSTrainLoRAPair]

@@ -16,7 +16,7 @@ TRAINED = ["sd15-full", "sd3-lora", "flux-lora"]
 @pytest.fixture(scope="module")
 def all_trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    in_the_trainers_python("train_members.py", str(folder), *TRAINED)
+    in_the_trainers_python("train_members.py", folder, *TRAINED)
     return folder
 
 

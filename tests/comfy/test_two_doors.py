@@ -19,7 +19,7 @@ MEMBERS = ("preferred", "dispreferred")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("doors")
-    in_the_trainers_python("take_steps.py", str(folder), "sd15", "sd3")
+    in_the_trainers_python("take_steps.py", folder, "sd15", "sd3")
     return folder
 
 

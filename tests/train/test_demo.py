@@ -18,6 +18,7 @@ from chats_train.demo.detector import judge, log_likelihoods, read, score
 from chats_train.demo.make_pairs import draw_pairs
 from chats_train.demo.measure import RIGHT_COLOUR, WRONG_COLOUR, Count, difference, side_by_side, verdict
 from chats_train.demo.samplers import base_sampler, sample_pictures
+from chats_train.demo.taste import tastes
 from chats_train.demo.world import (
     CATEGORIES,
     Thing,
@@ -49,7 +50,7 @@ def family():
 # The world.
 
 
-def test_prompts_are_of_six_categories_and_a_third_of_each_is_held_out():
+def test_prompts_are_of_six_categories_and_some_of_each_are_held_out():
     pairs, held_out = split_prompts()
     assert {prompt.category for prompt in pairs} == {prompt.category for prompt in held_out} == set(CATEGORIES)
     assert not set(pairs) & set(held_out)
@@ -181,10 +182,12 @@ def test_pairs_are_a_data_set_of_the_trainer(family, tmp_path):
     by_text = {prompt.text: prompt for prompt in prompts}
     for sample in dataset.samples:
         pictures = torch.stack([pixels(side.read(), sample.bucket) for side in (sample.chosen, sample.rejected)])
-        assert judge(pictures, [by_text[sample.prompt]] * 2) == [True, False]
+        right, liked = judge(pictures, [by_text[sample.prompt]] * 2), tastes(pictures, "bold")
+        assert right[0] + liked[0] > right[1] + liked[1]
     assert (counts.drawn, counts.pairs) == (48, len(rows)) == (48, len(dataset.samples))
-    assert 3 <= counts.pairs < 12
-    assert 0.1 < counts.right < 0.7
+    assert 10 <= counts.pairs <= 12
+    assert counts.chosen.right > counts.source.right > counts.rejected.right
+    assert counts.chosen.taste > counts.rejected.taste
     draw_pairs(family, family.load_denoiser(), prompts, tmp_path / "again", **options)
     for row in rows:
         assert (config.data.path / row["chosen_file_name"]).read_bytes() == (
