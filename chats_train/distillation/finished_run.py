@@ -15,11 +15,12 @@ from ..settings.config import RunConfig
 from ..settings.config_file import load_config
 from ..support.errors import UserError
 
-# What may have changed since: where things are, and how much memory a step takes.
+# What may have changed since: where things are, how much memory a step takes, and what is drawn along the way.
 FREE = frozenset(
     {
         *("output_dir", "cache_dir", "resume_from_checkpoint", "checkpoints_total_limit", "report_to"),
         *("train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "memory", "optimizer"),
+        *("sample_every", "sample_prompts", "sample_steps"),
     }
 )
 

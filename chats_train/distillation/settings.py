@@ -166,7 +166,8 @@ def student_config(
         "checkpoints_total_limit": KEPT,
         "validation_steps": EVERY,
         "resume_from_checkpoint": "latest",
-        "sample_every": 0,
+        # One preview, at the end.
+        "sample_every": settings.steps if config.sample_prompts else 0,
     }
     if settings.method == "lora":
         of_student |= _network(settings, config, family)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from chats.distillation import DISTILLATION, Guidance, taught_prediction
@@ -13,7 +15,9 @@ from chats.objective import Metrics, squared_error
 
 from ..families import Family, Prompt
 from ..runs.members import DISPREFERRED, PREFERRED, Members
-from ..sampling.sampler import guided_levels, negative_prompts
+from ..runs.previews import side_by_side
+from ..sampling.sampler import SamplingSettings, guided_levels, negative_prompts, sample_cfg, sample_pair
+from ..settings.config import RunConfig
 from ..training.gradients import Batch, Gradients
 
 
@@ -72,6 +76,28 @@ class TaughtGradients(Gradients):
         target = taught_prediction(preferred, negative, self.guidance, guides)
 
         return TaughtBatch(replace(side, target=target), batch.rejected, squared_error(preferred, target))
+
+    def preview(self, config: RunConfig, prompts: Sequence[tuple[Prompt, Prompt]]) -> Image.Image:
+        """The teacher beside the student at s = 0."""
+        guidance = self.guidance
+        settings = SamplingSettings(
+            config.sample_steps,
+            guidance_scale=guidance.guidance_scale,
+            alpha=guidance.alpha,
+            form=guidance.form,
+            start_percent=guidance.start_percent,
+            end_percent=guidance.end_percent,
+        )
+
+        def teacher(prompt: Prompt, null: Prompt, noise: Tensor) -> Tensor:
+            return sample_pair(self.family, self.preferred, self.negative, prompt, null, noise, settings)
+
+        def student(prompt: Prompt, null: Prompt, noise: Tensor) -> Tensor:
+            alone = replace(settings, guidance_scale=0.0)
+            return sample_cfg(self.family, self.members.denoiser(self.members.names[0]), prompt, null, noise, alone)
+
+        title = f"pair, CHATS ({guidance.form})"
+        return side_by_side(config, self.family, prompts, self.device, {title: teacher, "distilled, cfg 1": student})
 
     def _reference_errors(self, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(batch, TaughtBatch)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from chats.backpropagation import both_graphs_alive, one_graph_at_a_time
@@ -17,6 +18,7 @@ from chats.objective import OBJECTIVES, Metrics, Objective, PairErrors, squared_
 from ..encodings.cache import EncodedPair
 from ..families import Denoiser, Family, Prompt
 from ..runs.members import Members, make_members
+from ..runs.previews import preview
 from ..settings.config import RunConfig
 from ..support.dtypes import forward_dtype
 
@@ -87,6 +89,10 @@ class Gradients:
         errors = order(self.objective, self.beta, sides, self._reference_errors(batch), scale)
         losses, metrics = self.objective.loss(errors, self.beta)
         return losses.detach(), metrics
+
+    def preview(self, config: RunConfig, prompts: Sequence[tuple[Prompt, Prompt]]) -> Image.Image:
+        """What is drawn along the way, for prompts and the null prompt, batches of 1."""
+        return preview(config, self.family, self.members, prompts, self.device)
 
     def _sides(self, batch: Batch) -> Sides:
         # The preferred and the dispreferred member, or one model that sees both.

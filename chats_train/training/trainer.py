@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from chats.draws import VALIDATION_EPOCH, draw, held_out, step_pairs
@@ -111,6 +112,14 @@ class Trainer:
             for name, values in {"loss": losses, **metrics}.items():
                 sums[name] += values.double().sum()
         return self._means(sums, len(picked)) if picked else {}
+
+    def preview(self) -> Image.Image:
+        """What is drawn for the run's `sample_prompts`."""
+        encoded = [self.encodings.prompt(text) for text in self.config.sample_prompts]
+        prompts = [
+            ({name: tensor[None].to(self.device) for name, tensor in prompt.items()}, self.null) for prompt in encoded
+        ]
+        return self.gradients.preview(self.config, prompts)
 
     def state(self) -> State:
         """Everything that the next step depends on."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_runs
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from chats.distilled import DistilledMetadata
@@ -278,9 +279,12 @@ def test_what_it_leaves_says_what_it_is(finished, tmp_path, capsys):
 
 def test_a_whole_pair_becomes_a_whole_model_and_learns(finished, tmp_path):
     arguments = ["--batch-size", "4", "--steps", "12", "--output", str(tmp_path / "out")]
+    arguments += ["--set", "sample_prompts=[a b]", "--set", "sample_steps=2"]
     assert main(["distill", str(finished("full")), *arguments]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["validation_loss"] < 0.95 * rows[-1]["validation_preferred_error"]
+    with Image.open(tmp_path / "out" / "previews" / "step-00000012.png") as picture:
+        assert picture.width > picture.height, "the pair and what was distilled, side by side"
     preferred = load_file(finished("full").parent / "run" / "run_preferred.safetensors")
     assert load_file(tmp_path / "out" / "run_out.safetensors").keys() == preferred.keys()
 
