@@ -110,7 +110,13 @@ def _add_distill(commands: argparse._SubParsersAction, run: Callable[[argparse.N
     )
     add = distill.add_argument
     add("run_path", type=Path, metavar="RUN", help="the run's folder or YAML")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of the run, as of memory")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting of the run, such as train_batch_size=1 where memory is short",
+    )
     _with_checkpoint(distill)
     teacher = distill.add_argument_group("what the pair does that is learned")
     teacher.add_argument(

@@ -74,7 +74,6 @@ class TaughtGradients(Gradients):
         preferred = self._prediction(self.preferred, side, side.prompt).float()
         guides = self.guides(self.family.schedule.noise_level(side.timesteps.cpu())).to(preferred.device)
         target = taught_prediction(preferred, negative, self.guidance, guides)
-
         return TaughtBatch(replace(side, target=target), batch.rejected, squared_error(preferred, target))
 
     def preview(self, config: RunConfig, prompts: Sequence[tuple[Prompt, Prompt]]) -> Image.Image:
