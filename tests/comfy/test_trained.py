@@ -85,7 +85,7 @@ def test_a_distilled_lora_is_one_ordinary_lora(trained, nodes, caplog):
     teacher = sampled(members(method, folder, nodes), expected, nodes)
     headless = mini.relative_error(expected["distilled"], expected["trained"])
     assert mini.relative_error(actual, teacher) == pytest.approx(headless, rel=1e-2)
-    assert headless > 1e-2, "at three steps it cannot be its teacher"
+    assert headless > 1e-2, "after two steps it cannot be its teacher"
 
 
 def test_a_distilled_lora_is_no_member(trained, nodes, caplog):

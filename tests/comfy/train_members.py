@@ -75,7 +75,7 @@ def make(family_name: str, method: str, folder: Path) -> None:
 
     config = load_config(folder / "run.yaml")
     family = open_family(config, "cpu")
-    distillation = ["--steps", "3", "--batch-size", "2", "--learning-rate", "1e-2", "--rank", "4", "--layers", "all"]
+    distillation = ["--steps", "2", "--batch-size", "2", "--learning-rate", "1e-2", "--rank", "4", "--layers", "all"]
     teacher = ["--guidance-scale", str(GUIDANCE_SCALE), "--alpha", str(ALPHA), "--form", "proxy"]
     run = folder / "run"
     assert chats_train(["distill", str(run), "--method", "lora", "--dtype", "fp32", *distillation, *teacher]) == 0

@@ -2,6 +2,8 @@
 refused."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ from chats_train.runs.opening import open_family
 from chats_train.runs.processes import Processes
 from chats_train.runs.trained import open_trained, trained_members
 from chats_train.sampling.sampler import SamplingSettings, sample_cfg, sample_pair
-from chats_train.settings.config_file import parse_config
+from chats_train.settings.config_file import parse_config, save_resolved
 from chats_train.support.errors import UserError
 from chats_train.training.train import train
 from chats_train.training.trainer import Trainer
@@ -278,12 +280,12 @@ def test_what_it_leaves_says_what_it_is(finished, tmp_path, capsys):
 
 
 def test_a_whole_pair_becomes_a_whole_model_and_learns(finished, tmp_path):
-    arguments = ["--batch-size", "4", "--steps", "12", "--output", str(tmp_path / "out")]
+    arguments = ["--batch-size", "4", "--steps", "8", "--output", str(tmp_path / "out")]
     arguments += ["--set", "sample_prompts=[a b]", "--set", "sample_steps=2"]
     assert main(["distill", str(finished("full")), *arguments]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["validation_loss"] < 0.95 * rows[-1]["validation_preferred_error"]
-    with Image.open(tmp_path / "out" / "previews" / "step-00000012.png") as picture:
+    with Image.open(tmp_path / "out" / "previews" / "step-00000008.png") as picture:
         assert picture.width > picture.height, "the pair and what was distilled, side by side"
     preferred = load_file(finished("full").parent / "run" / "run_preferred.safetensors")
     assert load_file(tmp_path / "out" / "run_out.safetensors").keys() == preferred.keys()
@@ -328,34 +330,27 @@ def test_a_step_is_shared_in_parts_that_the_runs_memory_holds(finished, tmp_path
     ],
 )
 def test_refused_in_a_sentence(arguments, words, finished, tmp_path, capsys):
-    import re
-
-    assert distilled(finished("lora"), tmp_path / "out", *arguments) == 2
+    path = finished("lora")
+    capsys.readouterr()
+    assert distilled(path, tmp_path / "out", *arguments) == 2
     error = capsys.readouterr().err
     assert re.search(words, error), error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_is_not_finished_is_refused(config, tmp_path):
-    run = config(max_train_steps=1, checkpointing_steps=1, validation_pairs=0)
+def test_a_run_that_is_not_finished_is_refused(finished, tmp_path):
+    run = finished("lora").parent / "run"
+    shutil.copytree(run / "checkpoints", tmp_path / "run" / "checkpoints")
+    longer = parse_config(json.loads(finished("lora").read_text()) | {"max_train_steps": 3})
+    save_resolved(longer, tmp_path / "run" / "config.yaml")
+    with pytest.raises(UserError, match=r"is at step 2 of 3; let `train` finish it, or name a checkpoint"):
+        distill(tmp_path / "run", [], DistillSettings())
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(UserError, match=r"has no whole checkpoint; train first"):
-        distill_config(run, tmp_path)
-    train(run)
-    longer = run.model_copy(update={"max_train_steps": 2})
-    from chats_train.settings.config_file import save_resolved
-
-    save_resolved(longer, run.output_dir / "config.yaml")
-    with pytest.raises(UserError, match=r"is at step 1 of 2; let `train` finish it, or name a checkpoint to distill"):
-        distill(run.output_dir, [], DistillSettings())
+        distill(tmp_path / "run", [], DistillSettings())
     with pytest.raises(UserError, match=r"is no run: it has no config.yaml; give the folder of a run"):
         distill(tmp_path, [], DistillSettings())
-
-
-def distill_config(run, tmp_path):
-    path = tmp_path / "unfinished.yaml"
-    path.write_text(json.dumps(run.model_dump(mode="json")))
-    distill(path, [], DistillSettings())
 
 
 def test_a_pair_of_one_model_has_the_base_as_its_negative(finished):
