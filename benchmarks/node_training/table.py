@@ -18,7 +18,7 @@ PLAIN = {
 
 
 def page(results: Path) -> str:
-    rows = [json.loads(line) for line in results.read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in results.read_text("utf-8").splitlines() if line.startswith("{")]
     machine = next((row for row in rows if row.get("part") == "make"), {})
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     lines = ["# The training node on models of real size", "", _machine(machine), "", HEAD, _rule(HEAD)]
@@ -69,7 +69,7 @@ def _told(rows: list[dict[str, Any]]) -> list[str]:
             told.append(f"finite differences {_check(row['check'])}")
         if "difference" in row:
             told.append(_difference(row["difference"]))
-        if part == "base afterwards":
+        if "first_pass_as_second" in row or part == "base afterwards":
             told += [f"{key.replace('_', ' ')}: {'yes' if row[key] else 'no'}" for key in _flags(row)]
         if part == "in use":
             told.append(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from conftest import pack_module
 
-from .comfyui import Memory, on_cpu
+from .comfyui import Memory
 
 # Repetitions of a pass that is timed alone.
 PASSES = 3
@@ -76,6 +76,7 @@ class Watch:
             self.seen["weights_on_card_gib"] = round(model.model_loaded_weight_memory / 1024**3, 3)
             self.seen["weights_gib"] = round(_bytes(model) / 1024**3, 3)
             self.seen["computed_in"] = str(model.manual_cast_dtype or model.get_dtype()).removeprefix("torch.")
+            self.seen |= self._alike(steps, question)
             found: list[Any] = []
 
             def checked() -> None:
@@ -91,6 +92,29 @@ class Watch:
             return []
 
         return watched
+
+    def _alike(self, steps: Any, question: Any) -> dict[str, bool]:
+        """Which of four passes give the same gradient, bitwise: the first of all, two more, and one where every block
+        is taken for one that changes tensors in place."""
+        block = pack_module("nodes.training.checkpointing")._Block
+        care, found = block.care, []
+        steps.adapters.active = "preferred"
+        try:
+            for everywhere in (False, False, False, True):
+                block.care = _everywhere if everywhere else care
+                steps.errors.error(question).sum().backward()
+                grads = [each.grad for each in steps.parameters.values() if each.grad is not None]
+                found.append(torch.cat([grad.flatten() for grad in grads]))
+                steps.optimizer.zero_grad()
+        finally:
+            block.care = care
+            steps.adapters.active = None
+        first, second, third, cared = found
+        return {
+            "first_pass_as_second": torch.equal(first, second),
+            "second_pass_as_third": torch.equal(second, third),
+            "pass_with_care_as_without": torch.equal(third, cared),
+        }
 
     def _alone(self, steps: Any, question: Any) -> dict[str, float]:
         """Seconds of a forward pass without a graph, of one with its backward pass, and of that where every block is
@@ -111,7 +135,7 @@ class Watch:
             for name, work, cares in (
                 ("forward_seconds", forward, care),
                 ("forward_and_backward_seconds", backward, care),
-                ("with_care_everywhere", backward, lambda _: torch.autograd.graph.allow_mutation_on_saved_tensors()),
+                ("with_care_everywhere", backward, _everywhere),
             ):
                 block.care = cares
                 work()
@@ -123,20 +147,21 @@ class Watch:
         return told
 
 
+def _everywhere(block: Any) -> Any:
+    return torch.autograd.graph.allow_mutation_on_saved_tensors()
+
+
 def _bytes(model: torch.nn.Module) -> int:
     return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
 @contextlib.contextmanager
-def as_chosen(repeatable: str) -> Iterator[None]:
-    """With torch's kernels chosen as the node chooses them (`as the node`), or as torch itself does (`not asked
-    for`)."""
-    if repeatable == "as the node" or on_cpu():
-        yield
-        return
+def as_chosen(repeatable: bool) -> Iterator[None]:
+    """With torch's kernels chosen as the node chooses them, which is so that they repeat, or as torch does."""
     within = pack_module("nodes.training.within_comfyui")
     whole, steps = within._repeatable, within.STEPS_AFTER_ATTENTION
-    within._repeatable, within.STEPS_AFTER_ATTENTION = contextlib.nullcontext, 0
+    if not repeatable:
+        within._repeatable, within.STEPS_AFTER_ATTENTION = contextlib.nullcontext, 0
     try:
         yield
     finally:

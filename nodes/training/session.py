@@ -20,7 +20,7 @@ from .curve import HELD_OUT
 from .errors import Errors, prediction_type
 from .preview import Previews
 from .saved_run import SavedRun, save_run
-from .self_check import check_gradient
+from .self_check import check_gradient, settle
 from .steps import FP16_SCALE, EncodedPair, Null, Steps
 from .within_comfyui import with_loaded
 
@@ -103,8 +103,7 @@ class Session:
         with adapters.installed(), checkpointed(blocks_of(network), anchor):
             if self.saved is not None:
                 steps.load_state(self.saved.tensors, self.saved.step)
-            if steps.step == 0:
-                self._check(steps)
+            self._check(steps)
             try:
                 self._take_steps(steps)
             finally:
@@ -147,8 +146,11 @@ class Session:
     def _check(self, steps: Steps) -> None:
         pair = self.pairs[0]
         drawn = draw(self.settings.seed, VALIDATION_EPOCH, pair.id, pair.chosen.latent.shape[1:])
-        dtype = _computed_in(steps.errors.model)
-        check_gradient(steps, steps.errors.question(pair.chosen, pair.prompt, drawn), dtype != torch.float32)
+        question = steps.errors.question(pair.chosen, pair.prompt, drawn)
+        if steps.step == 0:
+            check_gradient(steps, question, _computed_in(steps.errors.model) != torch.float32)
+        else:
+            settle(steps, question)
 
     def _steps(self, errors: Errors, adapters: Adapters) -> Steps:
         settings = self.settings

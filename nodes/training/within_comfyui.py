@@ -26,7 +26,9 @@ from .ordinary import make_ordinary, ordinary
 # Rows of a sampling run that are thought to take as much memory as a step of training: ComfyUI makes room for them.
 ROWS = 4
 OVERRIDE = "optimized_attention_override"
-ATTENTION_BACKWARD = "ScaledDotProduct"
+# Backward passes of torch's attention as the graph names them; the first repeats itself only where it is told strictly,
+# and others raise then.
+FLASH_BACKWARD, ATTENTION_BACKWARD = "ScaledDotProductFlashAttentionBackward", "ScaledDotProduct"
 # How many steps of the graph are looked through for it: what follows are changes of shape.
 STEPS_AFTER_ATTENTION = 6
 
@@ -97,18 +99,25 @@ def _differentiable_attention(attention: Callable, *args: Any, **kwargs: Any) ->
     """torch's own attention: the faster ones have no backward pass. Its backward pass on CUDA adds in an order that is
     another each time, unless it is told not to."""
     attended = comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
-    if not torch.are_deterministic_algorithms_enabled():
-        node = attended.grad_fn
-        for _ in range(STEPS_AFTER_ATTENTION):
-            if node is None:
-                break
-            if node.name().startswith(ATTENTION_BACKWARD):
-                # Around it alone: everywhere, products of matrices would be refused. An error may leave it on.
-                node.register_prehook(lambda gradients: torch.use_deterministic_algorithms(True))
-                node.register_hook(lambda inputs, outputs: torch.use_deterministic_algorithms(False))
-                break
-            node = node.next_functions[0][0]
+    node = attended.grad_fn
+    for _ in range(STEPS_AFTER_ATTENTION):
+        if node is None:
+            break
+        if node.name().startswith(ATTENTION_BACKWARD):
+            _repeat(node)
+            break
+        node = node.next_functions[0][0]
     return attended
+
+
+def _repeat(node: Any) -> None:
+    """Tells torch to repeat itself around this step of a backward pass alone: everywhere, each product of matrices
+    would warn, or be refused. An error may leave it on."""
+    if torch.are_deterministic_algorithms_enabled():
+        return
+    warn_only = not node.name().startswith(FLASH_BACKWARD)
+    node.register_prehook(lambda gradients: torch.use_deterministic_algorithms(True, warn_only=warn_only))
+    node.register_hook(lambda inputs, outputs: torch.use_deterministic_algorithms(False))
 
 
 @contextmanager

@@ -3,10 +3,12 @@ a sentence where it cannot be."""
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.sd
 import mini_architectures
 import pytest
 import torch
 from conftest import newest_only, pack_module
+from serving import vae_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -87,3 +89,20 @@ def test_a_loader_that_cannot_load_twice_is_refused_under_dynamic_vram(pack):
     model = Dynamic(mini_architectures.model("sd3").model, cpu, cpu)
     with pytest.raises(ValueError, match="start ComfyUI with --disable-dynamic-vram"):
         with_loaded(model, lambda errors: None)
+
+
+@newest_only
+def test_a_model_is_told_to_be_the_same_before_and_after_dynamic_vram_loads_it(pack):
+    """What is held in another dtype than its file's is partly cast where it is, and stays so."""
+    digest = pack_module("nodes.training.digests").model_digest
+    with torch.inference_mode():
+        vae = comfy.sd.VAE(sd=vae_weights(4))
+        network = vae.first_stage_model
+        comfy.model_management.archive_model_dtypes(network.bfloat16())
+        network.float()
+        before = digest(vae.patcher)
+        vae.patcher._load_list(for_dynamic=True, default_device=torch.device("cpu"))
+        assert {parameter.dtype for parameter in network.parameters()} == {torch.float32, torch.bfloat16}
+        assert digest(vae.patcher) == before
+        next(iter(network.parameters())).data += 1
+        assert digest(vae.patcher) != before
