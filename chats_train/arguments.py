@@ -142,9 +142,9 @@ def _add_distill(commands: argparse._SubParsersAction, run: Callable[[argparse.N
     student.add_argument("--rank", type=int, default=16, help="of a LoRA (default: %(default)s)")
     student.add_argument(
         "--layers",
-        choices=("pair", "all"),
-        default="pair",
-        help="of a LoRA: those of the pair's LoRAs, or every linear layer and convolution (default: %(default)s)",
+        choices=("all", "pair"),
+        default="all",
+        help="of a LoRA: every linear layer and convolution, or those of the pair's LoRAs (default: %(default)s)",
     )
     student.add_argument("--steps", type=int, default=160, help="optimizer steps (default: %(default)s)")
     student.add_argument("--learning-rate", type=float, help="(default: 2e-3 for a LoRA, 3e-4 for a whole model)")

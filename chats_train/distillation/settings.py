@@ -40,7 +40,7 @@ class DistillSettings:
             :class:`Guidance`.
         method: `lora` or `full`, of the student.
         rank: of a LoRA.
-        layers: of a LoRA; `pair` are those of the pair's LoRAs, `all` every linear layer and convolution.
+        layers: of a LoRA; `all` is every linear layer and convolution, `pair` those of the pair's LoRAs.
         steps, learning_rate, seed: of the training.
         batch_size: pairs in a step.
     """
@@ -53,7 +53,7 @@ class DistillSettings:
     end_percent: float = 1.0
     method: Literal["lora", "full"] | None = None
     rank: int = 16
-    layers: Literal["pair", "all"] = "pair"
+    layers: Literal["pair", "all"] = "all"
     steps: int = 160
     learning_rate: float | None = None
     batch_size: int = 16

@@ -162,7 +162,7 @@ def test_the_student_begins_as_the_preferred_model(method, student, rank, finish
 
 
 def test_a_student_of_lower_rank_begins_as_near_as_that_allows(finished, tmp_path, capsys):
-    trainer = trainer_of(finished("lora"), tmp_path, rank=2)
+    trainer = trainer_of(finished("lora"), tmp_path, rank=2, layers="pair")
     run = open_finished_run(finished("lora"), [], "latest")
     pair, own = run.checkpoint.weights(), trainer.members.parameters(STUDENT)
     kept = total = 0.0
@@ -253,7 +253,8 @@ def test_what_it_leaves_says_what_it_is(finished, tmp_path, capsys):
     path = finished("lora")
     run = path.parent / "run"
     # By the run's folder, wherever that is.
-    assert distilled(run, tmp_path / "out", "--dtype", "fp32", "--form", "exact", "--start-percent", "0.2") == 0
+    asked = ["--form", "exact", "--start-percent", "0.2", "--layers", "pair"]
+    assert distilled(run, tmp_path / "out", "--dtype", "fp32", *asked) == 0
     assert "sample it at cfg 1, no pair needed; on held-out pairs it has learned" in capsys.readouterr().out
     file = tmp_path / "out" / "run_out.safetensors"
     said = DistilledMetadata.from_header(read_header(file))
@@ -274,7 +275,7 @@ def test_what_it_leaves_says_what_it_is(finished, tmp_path, capsys):
     )
     # In another precision, without another step.
     before = (tmp_path / "out" / "metrics.jsonl").read_bytes()
-    assert distilled(run, tmp_path / "out", "--form", "exact", "--start-percent", "0.2") == 0
+    assert distilled(run, tmp_path / "out", *asked) == 0
     assert {tensor.dtype for name, tensor in load_file(file).items() if "alpha" not in name} == {torch.float16}
     assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == before
 
