@@ -183,6 +183,7 @@ def training_config(training: Training, plan: Plan, output: Path, folder: Path) 
         "lr_warmup_steps": settings.steps // 10,
         "seed": training.seed,
         "checkpointing_steps": shortest,
+        "checkpoints_total_limit": None,
     }
     return run_config(training.regime, output, folder, changes)
 
@@ -195,7 +196,12 @@ def stops_of(training: Training, plan: Plan) -> list[int]:
 
 
 def weights_file(training: Training, folder: Path) -> Path:
-    return folder / "weights" / f"{training.name}.safetensors"
+    return stopped_file(training.run, training.settings.stop, folder)
+
+
+def stopped_file(run: str, step: int, folder: Path) -> Path:
+    """Of a run after so many steps."""
+    return folder / "weights" / f"{run}@{step}.safetensors"
 
 
 def run_training(training: Training, plan: Plan, folder: Path) -> dict[str, Any]:
@@ -216,8 +222,10 @@ def run_training(training: Training, plan: Plan, folder: Path) -> dict[str, Any]
         step = int(checkpoint.name.rpartition("-")[2])
         if step in stops_of(training, plan):
             weights = open_trained(config, str(checkpoint)).weights()
-            with replacing(folder / "weights" / f"{training.run}@{step}.safetensors") as temporary:
+            with replacing(stopped_file(training.run, step, folder)) as temporary:
                 save_file(weights, temporary)
+    lost = [step for step in stops_of(training, plan) if not stopped_file(training.run, step, folder).exists()]
+    assert not lost, f"{training.run} left no checkpoint of step {lost}"
     shutil.rmtree(output)
     tail = rows[-max(1, len(rows) // 7) :]
     names = [name for name in ("loss", "implicit_accuracy", "gate") if name in rows[0]]
