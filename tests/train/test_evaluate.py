@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
+from chats.locks import locked
 from chats_train.cli import main
 from chats_train.evaluation import drawing
 from chats_train.evaluation.conditions import make_conditions
@@ -30,7 +31,6 @@ from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample
 from chats_train.settings.config_file import load_config, parse_config
 from chats_train.support.errors import UserError
 from chats_train.support.jsonl import read_rows
-from chats_train.support.locks import locked
 
 STEPS = 2
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from rated import draw, ids, vote
 
+from chats.locks import locked
 from chats.taste.dataset import TasteDataset
 from chats.taste.records import Vote, pair_of
 from chats_train import cli
@@ -17,7 +18,6 @@ from chats_train.rating.agreement import agreement, agreement_text
 from chats_train.rating.comparisons import choice, comparisons
 from chats_train.rating.rate import LOCK
 from chats_train.support.jsonl import read_rows
-from chats_train.support.locks import locked
 
 RATER = "scorer:pickscore"
 
