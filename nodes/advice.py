@@ -21,6 +21,9 @@ from ..chats.words import shown
 ATTACHMENT = "chats_pair"
 # The attachment of a pair's MODEL whose members are sampled differently: the preferred's model sampling, and a line.
 SAMPLING = "chats_sampling"
+# The attachment of a MODEL that was loaded as a member from a file that was distilled from a pair, and of the pair that
+# it is in: the lines on that.
+DISTILLED = "chats_distilled"
 # The option of a conditioning entry that holds the ProxyFacts it was made with.
 PROXY = "chats_proxy"
 # ComfyUI's classes that interpret a network's output, each with the metadata's word for that kind of prediction.
@@ -116,6 +119,7 @@ def advise_on_run(
     facts = dict.fromkeys(entry[PROXY] for entry in negative if PROXY in entry)
     lines = [prediction_advice(metadata, model), sampling_advice(model), cfg_advice(metadata, cfg)]
     lines += [line for each in facts for line in proxy_advice(metadata, each)]
+    lines += model.attachments.get(DISTILLED, ())
     found = [line for line in [*lines, *further] if line]
     here = executing_node()
     notes = [each.line for each in facts if each.line and each.node_id == here]
