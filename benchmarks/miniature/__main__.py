@@ -3,7 +3,7 @@
     python -m benchmarks.miniature                    # the whole study, some hours of one core in all
     python -m benchmarks.miniature --quick            # a reduced table in less than a quarter of an hour on two cores
     python -m benchmarks.miniature --budget           # what it will take, by regime
-    python -m benchmarks.miniature --report RESULTS   # tables and plot of a study that is done
+    python -m benchmarks.miniature --report RESULTS   # tables and plot of a study, and the tables of docs/evidence.md
 
 The world, its detector, its tastes, its makers and its bases are those of `python -m chats_train demo`; trainer and
 sampler are the ordinary ones. Pairs are made for some prompts; on others (dev) each method's settings and guidance are
@@ -33,6 +33,7 @@ from .plan import PLANS, Plan
 from .plot import draw
 from .report import report
 from .schedule import budget, cost, next_units
+from .tables import filled
 from .units import Unit, one_thread, pairs_made, run, weights_file
 
 RECORDS, LOG, RESULTS = "results.jsonl", "study.log", "results.json"
@@ -50,13 +51,19 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="units at a time, one thread each")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop in time, to go on later")
     parser.add_argument("--budget", action="store_true", help="say what the plan takes, and do nothing else")
-    parser.add_argument("--report", type=Path, help="write tables and plot of this file of results, and nothing else")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        help="write tables and plot of this file of results, of the committed one those of the docs too",
+    )
     options = parser.parse_args()
     plan = PLANS[options.plan]
     if options.budget:
         print(budget_text(plan))
     elif options.report:
         print(write(options.report))
+        if options.report.resolve().parent == Path(__file__).resolve().parent:
+            fill_docs(options.report)
     else:
         # Of all processes: no bars of single trainings, one core each, no GPU, whose sums differ from run to run.
         os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -96,6 +103,13 @@ def write(path: Path) -> str:
     path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     draw(results, path.with_suffix(".png"))
     return text
+
+
+def fill_docs(path: Path) -> None:
+    """Puts the tables of the committed results into the page that shows them."""
+    page = Path(__file__).parents[2] / "docs" / "evidence.md"
+    results = json.loads(path.read_text(encoding="utf-8"))
+    write_text(page, filled(page.read_text(encoding="utf-8"), results))
 
 
 class Study:

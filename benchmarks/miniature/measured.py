@@ -14,6 +14,8 @@ from .choices import Records, base_scale, base_trainings, chosen_scale, chosen_s
 from .plan import ALPHA, BASE, PLANS, Condition, Entry, Method, Settings, Training
 
 Quantity = Literal["right", "taste"]
+# Of each comparison's permutation test.
+FLIPS = 20_000
 QUANTITIES: tuple[Quantity, ...] = ("right", "taste")
 
 
@@ -128,7 +130,7 @@ class Measured:
                 left,
                 right,
                 {name: paired_difference(*pair) for name, pair in both.items()},
-                {name: sign_flip_p_value(*pair) for name, pair in both.items()},
+                {name: sign_flip_p_value(*pair, FLIPS) for name, pair in both.items()},
             )
         return self.differences[left, right]
 

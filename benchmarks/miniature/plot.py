@@ -43,8 +43,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     draw_sizes(panels[5], measured)
     for axes in panels:
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="x-small")
+        axes.legend(fontsize="x-small") if axes.lines else axes.set_visible(False)
     figure.savefig(path, dpi=80)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from .choices import TOLERANCE
-from .measured import Difference, Measured
+from .measured import FLIPS, Difference, Measured
 from .mechanism_tables import mechanism_table, weights_table
 from .plan import ALL_IMAGES, CHATS, DPO, MATCHED, PAIR, SUPERVISED
 from .tables import (
@@ -78,7 +78,8 @@ def heading(measured: Measured) -> str:
         "different, and none had a pair.",
         "*Right* is the share of pictures that show what was asked, in percent; *taste* is 0 to 1 and says nothing of "
         "the prompt. Standard errors are over texts; p-values are from sign flips of paired differences, corrected "
-        f"by Holm's method for all {2 * len(measured.differences)} comparisons on this page.",
+        f"by Holm's method for all {2 * len(measured.differences)} comparisons on this page, with {FLIPS} flips each: "
+        f"{2 * len(measured.differences) / (1 + FLIPS):.3f} is the least that one can have.",
         "\n\nChosen on dev, by one rule for all rows: the most taste among what is right at least as often as the base "
         f"at its best guidance, less {100 * TOLERANCE:g} points; where nothing is, the most right.",
         f"Searched for every method with the first seed, at s = {listed(plan.searched_scales)}: learning rates "

@@ -160,3 +160,13 @@ def short_table(results: Mapping[str, Any], regime: str) -> str:
             start = [method_title(row.method), CONDITIONS[row.condition], f"{row.scale:g}"]
             table.append([*start, *counts(measured, row), *cells])
     return as_markdown(table)
+
+
+def filled(page: str, results: Mapping[str, Any]) -> str:
+    """A page of the docs with each regime's table anew, between `<!-- table: REGIME -->` and its end."""
+    for regime in Measured(results).regimes:
+        start, end = f"<!-- table: {regime} -->", "<!-- end of table -->"
+        before, found, after = page.partition(start)
+        if found:
+            page = f"{before}{start}\n{short_table(results, regime)}\n{end}{after.partition(end)[2]}"
+    return page

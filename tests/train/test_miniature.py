@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.miniature.choices import TOLERANCE, Counted, Records, chosen_settings, floor, worth
-from benchmarks.miniature.measured import holm
+from benchmarks.miniature.measured import Measured, holm
 from benchmarks.miniature.plan import FULL_PLAN, LOW, MAKERS, OWN, PLANS, QUICK_PLAN, REGIMES, TINY_PLAN, search
 from benchmarks.miniature.report import report
 from benchmarks.miniature.schedule import budget, cost, made_up, next_units
@@ -156,5 +156,5 @@ def test_the_tables_follow_from_the_results(results):
 
 def test_the_docs_have_a_table_of_each_regime_that_follows_from_the_results(results):
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
-    for regime in {row["regime"] for row in results["units"]}:
+    for regime in Measured(results).regimes:
         assert short_table(results, regime) in page
