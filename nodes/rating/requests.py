@@ -1,5 +1,6 @@
 """What a request may be: from this server's own pages, JSON of a bounded size, by a known user."""
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -9,6 +10,7 @@ from aiohttp import web
 from ...chats.taste.sentence import Sentence
 
 MOST_BYTES = 16 * 1024
+BODY_SECONDS = 5
 MOST_AVOIDED = 200
 PORTS = {"http": 80, "https": 443}
 
@@ -41,18 +43,28 @@ async def json_body(request: web.Request) -> dict[str, Any]:
         raise Refused(415, "compressed", "the request is compressed; send it as it is")
     if request.content_type != "application/json":
         raise Refused(415, "notJson", "the content type is not application/json; send JSON")
-    body = bytearray()
     try:
-        async for chunk in request.content.iter_chunked(MOST_BYTES):
-            body += chunk
-            if len(body) > MOST_BYTES:
-                raise Refused(413, "tooManyBytes", "the request has more than {most} bytes; send less", most=MOST_BYTES)
+        body = await asyncio.wait_for(_body(request), BODY_SECONDS)
         content = json.loads(body.decode("utf-8"), parse_constant=_no_number)
+    except asyncio.TimeoutError as error:
+        raise Refused(
+            408, "unfinished", "the request did not end within {seconds} s; send it again", seconds=BODY_SECONDS
+        ) from error
     except (ValueError, RecursionError, web.RequestPayloadError) as error:
         raise Refused(400, "brokenJson", "the request is not JSON in UTF-8; send one JSON object") from error
     if not isinstance(content, dict):
         raise Refused(400, "noObject", "the request is no JSON object; send one")
     return content
+
+
+async def _body(request: web.Request) -> bytes:
+    """What was sent. A broken chunk after the headers is never said by aiohttp: the rest is waited for."""
+    body = bytearray()
+    async for chunk in request.content.iter_chunked(MOST_BYTES):
+        body += chunk
+        if len(body) > MOST_BYTES:
+            raise Refused(413, "tooManyBytes", "the request has more than {most} bytes; send less", most=MOST_BYTES)
+    return bytes(body)
 
 
 def _no_number(name: str) -> NoReturn:

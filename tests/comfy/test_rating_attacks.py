@@ -265,7 +265,10 @@ def test_compressed_bodies_are_refused(anna):
 
 @pytest.mark.usefixtures("nothing_changes")
 def test_broken_chunks_are_refused(anna):
-    anna.post(GUIDELINE, b"zz\r\nno chunk\r\n", transfer_encoding="chunked").assert_no_traceback()
+    """At once where they come with the headers, else when the rest of them is no longer waited for."""
+    answer = anna.post(GUIDELINE, b"zz\r\nno chunk\r\n", transfer_encoding="chunked")
+    assert answer.status in (400, 408)
+    answer.assert_no_traceback()
 
 
 FIELDS = [
