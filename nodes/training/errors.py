@@ -41,6 +41,11 @@ class EncodedImage:
     latent: Tensor
     sizes: dict[str, int]
 
+    def part(self, side: int) -> EncodedImage:
+        """Of the image, at most so many of its latents each way; of what has no height and width all."""
+        latent = self.latent[..., :side, :side] if self.latent.ndim > 3 else self.latent
+        return EncodedImage(latent, self.sizes)
+
 
 @dataclass(frozen=True)
 class Question:

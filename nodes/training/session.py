@@ -17,7 +17,9 @@ from ...chats.pair import PredictionType
 from .adapters import Adapters, trained_bytes
 from .checkpointing import blocks_of, checkpointed
 from .curve import HELD_OUT
-from .errors import Errors, prediction_type
+from .errors import EncodedImage, Errors, Question, prediction_type
+from .in_float32 import in_float32
+from .memory import is_out_of_memory
 from .preview import Previews
 from .saved_run import SavedRun, save_run
 from .self_check import check_gradient, settle
@@ -27,6 +29,8 @@ from .within_comfyui import with_loaded
 # One pair in so many is measured and not trained on.
 HELD_OUT_OF = 10
 STEPS_BETWEEN_MEASUREMENTS = 25
+# Latents of a picture's part each way.
+CHECKED_SIDE = 64
 SECONDS_BETWEEN_SAVES = 180.0
 
 
@@ -147,12 +151,26 @@ class Session:
 
     def _check(self, steps: Steps) -> None:
         pair = self.pairs[0]
-        drawn = draw(self.settings.seed, VALIDATION_EPOCH, pair.id, pair.chosen.latent.shape[1:])
-        question = steps.errors.question(pair.chosen, pair.prompt, drawn)
         if steps.step == 0:
-            check_gradient(steps, question, _computed_in(steps.errors.model) != torch.float32)
-        else:
-            settle(steps, question)
+            self._check_gradient(steps, pair)
+        settle(steps, self._question(steps, pair, pair.chosen))
+
+    def _check_gradient(self, steps: Steps, pair: EncodedPair) -> None:
+        """In float32 and on a part of a picture, which costs less memory than a step; where a network cannot compute
+        in that, as it trains."""
+        part, model = pair.chosen.part(CHECKED_SIDE), steps.errors.model
+        try:
+            with in_float32(model):
+                check_gradient(steps, self._question(steps, pair, part), half_precision=False)
+        except RuntimeError as error:
+            if is_out_of_memory(error) or "type" not in str(error):
+                raise
+            half = _computed_in(model) != torch.float32
+            check_gradient(steps, self._question(steps, pair, part), half_precision=half)
+
+    def _question(self, steps: Steps, pair: EncodedPair, image: EncodedImage) -> Question:
+        drawn = draw(self.settings.seed, VALIDATION_EPOCH, pair.id, image.latent.shape[1:])
+        return steps.errors.question(image, pair.prompt, drawn)
 
     def _steps(self, errors: Errors, adapters: Adapters) -> Steps:
         settings = self.settings

@@ -20,7 +20,7 @@ PAIRS = 2
 @pytest.fixture(scope="module")
 def training(pack):
     """The engine's modules by name."""
-    names = ("adapters", "checkpointing", "errors", "self_check", "steps", "within_comfyui")
+    names = ("adapters", "checkpointing", "errors", "in_float32", "self_check", "steps", "within_comfyui")
     return {name: pack_module(f"nodes.training.{name}") for name in names}
 
 
@@ -168,6 +168,37 @@ def test_a_model_that_cannot_be_differentiated_is_refused(training):
     patched.set_model_attn1_output_patch(lambda output, options: output * inference)
     with pytest.raises(ValueError, match="cannot be differentiated"):
         with_steps(training, "sd15", use, model=patched)
+
+
+def held(network) -> list:
+    """Which tensors a network has, and whether its layers cast them."""
+    tensors = [(name, id(value)) for name, value in (*network.named_parameters(), *network.named_buffers())]
+    return tensors + [vars(module).get("comfy_cast_weights") for module in network.modules()]
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("sdxl", torch.bfloat16), *newest(("sdxl", torch.float16), ("flux", torch.bfloat16), ("z_image", torch.bfloat16))],
+    ids=str,
+)
+def test_a_model_of_half_precision_is_checked_in_float32(training, family, dtype):
+    def use(steps):
+        model = steps.errors.model
+        network = model.diffusion_model
+        before = held(network)
+        with checkpointed(training, steps), training["in_float32"].in_float32(model):
+            steps.adapters.active = None
+            seen = []
+            hook = network.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+            ratios = training["self_check"].check_gradient(steps, first_question(training, steps), half_precision=False)
+            hook.remove()
+        assert set(seen) == {torch.float32}
+        assert held(network) == before
+        assert model.manual_cast_dtype is None
+        return ratios
+
+    ratios = with_steps(training, family, use, model=mini_architectures.model(family, dtype=dtype))
+    assert ratios == pytest.approx([1.0] * len(ratios), abs=0.05)
 
 
 @pytest.mark.parametrize("dtype", newest(torch.float8_e4m3fn, torch.bfloat16, torch.float16), ids=str)
