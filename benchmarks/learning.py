@@ -151,7 +151,7 @@ def trained(model, kind: str, pairs: list, null: list) -> tuple:
             facts,
             Path(folder),
             None,
-            lambda history: None,
+            lambda history, preview: None,
         )
         go.pairs, go.held_out = pairs, []  # of the control none may be missing
         run = go.train(model)

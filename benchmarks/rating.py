@@ -38,12 +38,8 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="add the result there too")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        lines = [heading(args), ""]
-        lines += ["| what | median ms | longest ms | median ms of a core |", "| --- | --- | --- | --- |"]
-        for what, tries in measure(Path(folder) / "large", args.candidates, args.prompts, args.votes).items():
-            walls, cores = ([1000 * seconds for seconds in of] for of in zip(*tries, strict=True))
-            figures = (statistics.median(walls), max(walls), statistics.median(cores))
-            lines.append(f"| {what} | {' | '.join(f'{figure:.1f}' for figure in figures)} |")
+        times = measure(Path(folder) / "large", args.candidates, args.prompts, args.votes)
+        lines = [heading(args, "rating.py"), "", *table(times)]
     text = "\n".join(lines) + "\n"
     print(text)
     if args.markdown:
@@ -75,6 +71,7 @@ def measure(folder: Path, candidates: int, prompts: int, votes: int) -> dict[str
         )
         if number % 20 == 0:
             timed(times, "deriving metadata.jsonl", one.derive)
+        if number % 10 == 0:  # the vote that follows comes right after it
             timed(times, "a picture more", lambda number=number: one.add_candidate(b"%d" % number, "prompt 1"))
     return times
 
@@ -116,9 +113,20 @@ def answer_half(folder: Path) -> None:
     one.vote_all(votes)
 
 
-def heading(args: argparse.Namespace) -> str:
+def table(times: dict[str, list[tuple[float, float]]]) -> list[str]:
+    """Lines of Markdown."""
+    lines = ["| what | times | median ms | longest ms | median ms of a core | longest ms of a core |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for what, tries in times.items():
+        walls, cores = ([1000 * seconds for seconds in of] for of in zip(*tries, strict=True))
+        figures = (figure for of in (walls, cores) for figure in (statistics.median(of), max(of)))
+        lines.append(f"| {what} | {len(tries)} | {' | '.join(f'{figure:.1f}' for figure in figures)} |")
+    return lines
+
+
+def heading(args: argparse.Namespace, script: str) -> str:
     return (
-        f"`benchmarks/rating.py --candidates {args.candidates} --prompts {args.prompts} --votes {args.votes}`, "
+        f"`benchmarks/{script} --candidates {args.candidates} --prompts {args.prompts} --votes {args.votes}`, "
         f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     )
 

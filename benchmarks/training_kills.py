@@ -31,8 +31,8 @@ if not conftest.USABLE:
 import comfy.sd
 import folder_paths
 import mini_architectures
-import test_training_run as mini_run
 import torch
+import training_runs
 from comfyui_version import __version__
 from safetensors.torch import load_file
 from serving import vae_weights
@@ -44,7 +44,7 @@ def train(models: tuple, name: str, steps: int) -> None:
     node = conftest.pack_module("nodes.training.train_lora_pair").CHATSTrainLoRAPair
     settings = dict(rank=2, layers="attention", steps=steps, learning_rate=1e-2, accumulate=1, beta=50.0, minutes=0)
     with torch.inference_mode():
-        node.execute(*models, "my taste", name, **settings, null_prompt_prob=0.5, resolution=mini_run.SIZE, seed=1)
+        node.execute(*models, "my taste", name, **settings, null_prompt_prob=0.5, resolution=training_runs.SIZE, seed=1)
 
 
 def forked(work, seconds: float | None) -> bool:
@@ -82,8 +82,12 @@ def main() -> None:
         loras = Path(scratch) / "loras"
         folder_paths.folder_names_and_paths["loras"] = ([str(loras)], {".safetensors"})
         data_set = Path(scratch) / "chats" / "my taste"
-        mini_run.rate(data_set)
-        models = mini_architectures.model("sd3"), mini_run.Clip(), comfy.sd.VAE(sd=vae_weights(4, latent_channels=16))
+        training_runs.rate(data_set)
+        models = (
+            mini_architectures.model("sd3"),
+            training_runs.Clip(),
+            comfy.sd.VAE(sd=vae_weights(4, latent_channels=16)),
+        )
         steps = 4 * arguments.kills
         started = time.monotonic()
         train(models, "whole", steps)

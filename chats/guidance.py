@@ -8,8 +8,16 @@ velocity of a flow, or the denoised latent. The weights of each equation sum to 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+# Eq. 17 or Eq. 16.
+Form = Literal["proxy", "exact"]
+# What the dispreferred model is asked: the prompt, the null prompt, or the mix of the two.
+Asked = Literal["prompt", "null", "proxy"]
 
 DEFAULT_ALPHA = 0.5
 DEFAULT_GUIDANCE_SCALE = 5.0
@@ -66,6 +74,27 @@ def exact_guidance(
     prompt_weight, null_weight = negative_weights(alpha)
     negative = prompt_weight * dispreferred_prompt + null_weight * dispreferred_null
     return classifier_free_guidance(preferred, negative, guidance_scale)
+
+
+def guided_prediction(
+    preferred: Tensor,
+    dispreferred: Callable[[Asked], Tensor],
+    form: Form,
+    guidance_scale: float,
+    alpha: float = DEFAULT_ALPHA,
+) -> Tensor:
+    """What a pair predicts with its guidance, in either form; the dispreferred model is called once or twice.
+
+    Args:
+        preferred: prediction of the preferred model for the prompt, [batch, channels, ...].
+        dispreferred: gives the dispreferred model's prediction for what it is asked, same shape.
+        form: `proxy` (:func:`proxy_guidance`) or `exact` (:func:`exact_guidance`).
+        guidance_scale: the paper's s.
+        alpha: share of the dispreferred conditional; in the proxy form it is in the proxy prompt already.
+    """
+    if form == "proxy":
+        return proxy_guidance(preferred, dispreferred("proxy"), guidance_scale)
+    return exact_guidance(preferred, dispreferred("prompt"), dispreferred("null"), guidance_scale, alpha)
 
 
 def negative_weights(alpha: float) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,8 @@ from .words import shown, shown_error
 
 FORMAT_VERSION = 1
 PREFIX = "chats."
+# Of the keys of a model that was made out of a pair and its guidance, see `distilled`; it is no member.
+DISTILLED_PREFIX = "chats.distilled."
 # ComfyUI parses these two header keys as JSON of its own; a value of ours there would break loading.
 RESERVED_KEYS = frozenset({"config", "_quantization_metadata"})
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
@@ -39,6 +41,18 @@ class PairError(ValueError):
     """A file that cannot be used, or two files that are not a pair; the message is one sentence for the user."""
 
 
+class Metadata(Protocol):
+    """What a file that this pack wrote says of itself: a :class:`PairMetadata` or a ``distilled.DistilledMetadata``."""
+
+    @property
+    def prediction_type(self) -> PredictionType | None: ...
+
+    @property
+    def resolution(self) -> int | None: ...
+
+    def to_header(self) -> dict[str, str]: ...
+
+
 @dataclass(frozen=True)
 class PairMetadata:
     """The ``chats.*`` keys of one member; a field that the file does not state is None.
@@ -46,7 +60,8 @@ class PairMetadata:
     ``alpha``, ``guidance_scale`` (the paper's s) and ``null_prompt`` are what the pair's maker recommends for sampling;
     ``resolution`` is in pixels, ``step`` the optimizer steps trained, the ``*_sha256`` are hexadecimal digests,
     ``proxy_*`` what :mod:`.probe` measured of the dispreferred member at ``alpha``; ``dataset_*`` are the name of the
-    rated pairs and their number, ``held_out_accuracy`` the share of those not trained on that the pair tells right.
+    rated pairs and their number, ``held_out_accuracy`` the share of those not trained on that the pair tells right;
+    ``base_file`` is the base's file in ComfyUI, where ``base_name`` is the architecture.
     """
 
     member: Member
@@ -69,11 +84,11 @@ class PairMetadata:
     dataset_name: str | None = None
     dataset_pairs: int | None = None
     held_out_accuracy: float | None = None
+    base_file: str | None = None
 
     def to_header(self) -> dict[str, str]:
         """The metadata as header entries ``chats.<field>`` → string; what is None is left out."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {PREFIX + name: str(value) for name, value in values.items() if value is not None}
+        return header_entries(self, PREFIX)
 
     @classmethod
     def from_header(cls, header: Mapping[str, str], name: str = "the file") -> PairMetadata | None:
@@ -86,7 +101,11 @@ class PairMetadata:
         Raises:
             PairError: when a ``chats.*`` value is not one this version understands.
         """
-        stated = {key.removeprefix(PREFIX): value for key, value in header.items() if key.startswith(PREFIX)}
+        stated = {
+            key.removeprefix(PREFIX): value
+            for key, value in header.items()
+            if key.startswith(PREFIX) and not key.startswith(DISTILLED_PREFIX)
+        }
         if not stated:
             return None
         if "member" not in stated:
@@ -94,18 +113,7 @@ class PairMetadata:
                 f"{name} has `chats.*` metadata but no `chats.member`, so it is not known which member of a pair it "
                 "is; export it again, or remove the metadata"
             )
-        hints = get_type_hints(cls)
-        # Of the types that the fields state, which only `_parse` sees to.
-        known: dict[str, Any] = {
-            key: _parse(name, key, value, hints[key]) for key, value in stated.items() if key in hints
-        }
-        metadata = cls(**known)
-        if metadata.format_version > FORMAT_VERSION:
-            raise PairError(
-                f"{name} has `chats.format_version` {metadata.format_version}, this pack reads up to {FORMAT_VERSION}; "
-                "update ComfyUI-CHATS"
-            )
-        return metadata
+        return cls(**parsed_fields(cls, stated, PREFIX, name))
 
     def recommendation(self) -> str:
         """What the pair's maker recommends for sampling, in a few words; empty when nothing is stated."""
@@ -120,8 +128,48 @@ class PairMetadata:
             parts.append(f"{self.resolution} px")
         return ", ".join(parts)
 
+    def origin(self) -> str:
+        """What the pair was trained on, in a few words; empty when no data set is stated."""
+        if self.dataset_name is None:
+            return ""
+        pairs = "" if self.dataset_pairs is None else f"{self.dataset_pairs} rated pairs of "
+        base = self.base_file or self.base_name
+        parts = [f"{pairs}{shown(self.dataset_name)}", *([f"base {shown(base)}"] if base else [])]
+        if self.held_out_accuracy is not None:
+            parts.append(f"held-out pairs told right: {self.held_out_accuracy:.0%}")
+        return ", ".join(parts)
+
 
 NULL_PROMPT_WORDS = {"encoded_empty": "an empty prompt", "zeros": "zeros (ConditioningZeroOut)"}
+
+
+def header_entries(metadata: Any, prefix: str) -> dict[str, str]:
+    """The fields of a dataclass as header entries ``<prefix><field>`` → string; what is None is left out."""
+    values = {field.name: getattr(metadata, field.name) for field in fields(metadata)}
+    return {prefix + name: str(value) for name, value in values.items() if value is not None}
+
+
+def parsed_fields(kind: type, stated: Mapping[str, str], prefix: str, name: str) -> dict[str, Any]:
+    """What a header states of a dataclass's fields, each as its type; keys that it does not know are left out.
+
+    Args:
+        stated: header values by key, without ``prefix``.
+        name: how to call the file in an error.
+
+    Raises:
+        PairError: when a value is not one this version understands.
+    """
+    hints = get_type_hints(kind)
+    # Of the types that the fields state, which only `_parse` sees to.
+    known: dict[str, Any] = {
+        key: _parse(name, prefix + key, value, hints[key]) for key, value in stated.items() if key in hints
+    }
+    if (version := known.get("format_version", 0)) > FORMAT_VERSION:
+        raise PairError(
+            f"{name} has `{prefix}format_version` {version}, this pack reads up to {FORMAT_VERSION}; update "
+            "ComfyUI-CHATS"
+        )
+    return known
 
 
 def _parse(name: str, key: str, value: str, hint: Any) -> object:
@@ -135,7 +183,7 @@ def _parse(name: str, key: str, value: str, hint: Any) -> object:
     if parsed is None or parsed != parsed or (words and value not in words):
         expected = " or ".join(f"`{word}`" for word in words) if words else f"a number ({kind.__name__})"
         raise PairError(
-            f"{name} has `{PREFIX}{key}` = `{shown(value)}`, expected {expected}; it was not written by this pack: "
+            f"{name} has `{key}` = `{shown(value)}`, expected {expected}; it was not written by this pack: "
             "export it again"
         )
     return parsed
@@ -222,15 +270,16 @@ def _differences(preferred: PairMetadata | None, dispreferred: PairMetadata | No
 def write_member(
     path: str | os.PathLike[str],
     tensors: Mapping[str, torch.Tensor],
-    metadata: PairMetadata,
+    metadata: Metadata,
     modelspec: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes one member of a pair, whole or not at all; the same tensors and metadata give the same bytes.
+    """Writes one member of a pair, or what was made out of one, whole or not at all; the same tensors and metadata give
+    the same bytes.
 
     Args:
         path: the .safetensors file to write.
         tensors: the weights by key.
-        metadata: the ``chats.*`` entries.
+        metadata: its ``chats.*`` entries.
         modelspec: further header entries, ``modelspec.*``.
 
     Raises:

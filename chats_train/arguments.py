@@ -82,6 +82,7 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse
     )
     extract.set_defaults(run=runs["extract"])
 
+    _add_distill(commands, runs["distill"])
     _add_evaluate(commands, runs["evaluate"])
     _add_rate(commands, runs["rate"])
 
@@ -97,6 +98,61 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse
     inspect.add_argument("file", nargs="+", type=Path)
     inspect.set_defaults(run=runs["inspect"])
     return whole
+
+
+def _add_distill(commands: argparse._SubParsersAction, run: Callable[[argparse.Namespace], None]) -> None:
+    distill = commands.add_parser(
+        "distill",
+        help="make one ordinary LoRA (or whole model) out of a finished run's pair, to sample at cfg 1",
+        description="Makes one ordinary LoRA, or one whole model, out of a finished run's pair and its guidance, to be "
+        "sampled alone at cfg 1, where cfg and negative prompts no longer act. It trains on the run's cached latents; "
+        "stopped at any time, the same command goes on.",
+    )
+    add = distill.add_argument
+    add("run_path", type=Path, metavar="RUN", help="the run's folder or YAML")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting of the run, such as train_batch_size=1 where memory is short",
+    )
+    _with_checkpoint(distill)
+    teacher = distill.add_argument_group("what the pair does that is learned")
+    teacher.add_argument(
+        "--form", choices=("proxy", "exact"), help="Eq. 17 or Eq. 16 (default: proxy, unless the run's probe objects)"
+    )
+    teacher.add_argument("--guidance-scale", type=float, help="the paper's s, cfg − 1 (default: the run's)")
+    teacher.add_argument("--alpha", type=float, help="(default: the run's, and 0 with `--negative base`)")
+    teacher.add_argument(
+        "--negative",
+        choices=("dispreferred", "base"),
+        default="dispreferred",
+        help="the model that guidance leads away from (default: %(default)s)",
+    )
+    for option, default, words in (("start", 0.0, "from"), ("end", 1.0, "up to")):
+        teacher.add_argument(
+            f"--{option}-percent",
+            type=float,
+            default=default,
+            help=f"share of the noise schedule {words} which it guides (default: {default:g})",
+        )
+    student = distill.add_argument_group("what learns it")
+    student.add_argument("--method", choices=("lora", "full"), help="(default: as the pair)")
+    student.add_argument("--rank", type=int, default=16, help="of a LoRA (default: %(default)s)")
+    student.add_argument(
+        "--layers",
+        choices=("all", "pair"),
+        default="all",
+        help="of a LoRA: every linear layer and convolution, or those of the pair's LoRAs (default: %(default)s)",
+    )
+    student.add_argument("--steps", type=int, default=160, help="optimizer steps (default: %(default)s)")
+    student.add_argument("--learning-rate", type=float, help="(default: 2e-3 for a LoRA, 3e-4 for a whole model)")
+    student.add_argument("--batch-size", type=int, default=16, help="pairs in a step (default: %(default)s)")
+    student.add_argument("--seed", type=int, help="(default: the run's)")
+    add("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="of the file (default: %(default)s)")
+    add("--output", type=Path, help="the folder to write to (default: distilled/ in the run's output_dir)")
+    distill.set_defaults(run=run)
 
 
 def _add_evaluate(commands: argparse._SubParsersAction, run: Callable[[argparse.Namespace], None]) -> None:

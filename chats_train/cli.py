@@ -156,6 +156,28 @@ def _extract(args: argparse.Namespace) -> None:
         print(f"{args.output}: the same LoRAs are there already")
 
 
+def _distill(args: argparse.Namespace) -> None:
+    from .distillation.distill import distill
+    from .distillation.settings import DistillSettings
+
+    settings = DistillSettings(
+        form=args.form,
+        negative=args.negative,
+        guidance_scale=args.guidance_scale,
+        alpha=args.alpha,
+        start_percent=args.start_percent,
+        end_percent=args.end_percent,
+        method=args.method,
+        rank=args.rank,
+        layers=args.layers,
+        steps=args.steps,
+        learning_rate=args.learning_rate,
+        batch_size=args.batch_size,
+        seed=args.seed,
+    )
+    print(distill(args.run_path, args.set, settings, args.checkpoint, args.output, args.dtype))
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     from .evaluation.evaluate import EvaluationSettings, evaluate
 
@@ -224,6 +246,7 @@ RUNS = {
     "sample": _sample,
     "export": _export,
     "extract": _extract,
+    "distill": _distill,
     "evaluate": _evaluate,
     "rate": _rate,
     "demo": _demo,

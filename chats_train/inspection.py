@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from chats.distilled import USAGE, DistilledMetadata
 from chats.pair import PairMetadata, read_header
 from chats.words import shown
 
@@ -171,13 +172,20 @@ def _parts(tensors: Tensors) -> list[str]:
 
 
 def _member(metadata: Mapping[str, str], name: str) -> list[str]:
-    """What the file says of itself as a member of a pair."""
+    """What the file says of itself as a member of a pair, or as distilled from one."""
+    if (distilled := DistilledMetadata.from_header(metadata, name)) is not None:
+        return [
+            f"  distilled from {distilled.origin()}: {USAGE}",
+            *(f"  {key}: {_shortened(value)}" for key, value in sorted(distilled.to_header().items())),
+        ]
     member = PairMetadata.from_header(metadata, name)
     if member is None:
         return ["  no pair metadata"]
     lines = [f"  the {member.member} member of the pair {shown(member.pair_id)}"]
     if recommendation := member.recommendation():
         lines.append(f"  sample it with {recommendation}")
+    if origin := member.origin():
+        lines.append(f"  trained on {origin}")
     lines += [f"  {key}: {_shortened(value)}" for key, value in sorted(member.to_header().items())]
     return lines
 

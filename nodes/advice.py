@@ -15,11 +15,15 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ..chats import guidance, pair, probe
+from ..chats.words import shown
 
 # The attachment of a MODEL that holds its pair's metadata, as the loaders read it; clones keep it.
 ATTACHMENT = "chats_pair"
 # The attachment of a pair's MODEL whose members are sampled differently: the preferred's model sampling, and a line.
 SAMPLING = "chats_sampling"
+# The attachment of a MODEL that was loaded as a member from a file that was distilled from a pair, and of the pair that
+# it is in: the lines on that.
+DISTILLED = "chats_distilled"
 # The option of a conditioning entry that holds the ProxyFacts it was made with.
 PROXY = "chats_proxy"
 # ComfyUI's classes that interpret a network's output, each with the metadata's word for that kind of prediction.
@@ -33,13 +37,16 @@ SAMPLING_NODES = {
 # The paper recommends 0.5 to 0.7; 0 is CFG with two models, and up to 1 it takes in part of the dispreferred
 # conditional.
 USUAL_ALPHAS = (0.0, 1.0)
+# How many characters of a null prompt's text are shown.
+LONGEST_TEXT = 30
 
 # By a node's id: the execution that last showed lines there, and the lines. They stay until others replace them.
 _shown: dict[str, tuple[str, list[str]]] = {}
 
 
 class ProxyFacts(NamedTuple):
-    """The settings that a negative was made with, whether its null prompt is zeros, and a line on how it was made.
+    """The settings that a negative was made with, whether its null prompt is zeros, its text where the graph states it,
+    and a line on how it was made.
 
     ``form`` is the one that was used, where the setting leaves it open. The line stands on the node with ``node_id``,
     which made the negative; where that node samples too, above the lines on its run.
@@ -50,6 +57,7 @@ class ProxyFacts(NamedTuple):
     null_is_zeros: bool
     line: str | None = None
     node_id: str | None = None
+    null_text: str | None = None
 
 
 def show(text: str, node_id: str | None) -> None:
@@ -111,6 +119,7 @@ def advise_on_run(
     facts = dict.fromkeys(entry[PROXY] for entry in negative if PROXY in entry)
     lines = [prediction_advice(metadata, model), sampling_advice(model), cfg_advice(metadata, cfg)]
     lines += [line for each in facts for line in proxy_advice(metadata, each)]
+    lines += model.attachments.get(DISTILLED, ())
     found = [line for line in [*lines, *further] if line]
     here = executing_node()
     notes = [each.line for each in facts if each.line and each.node_id == here]
@@ -149,6 +158,11 @@ def proxy_advice(metadata: pair.PairMetadata | None, facts: ProxyFacts) -> list[
     if metadata.null_prompt == "encoded_empty" and facts.null_is_zeros:
         lines.append(
             "null is zeros, but the pair was trained with an empty prompt: connect CLIPTextEncode without text"
+        )
+    elif metadata.null_prompt == "encoded_empty" and facts.null_text and facts.null_text.strip():
+        lines.append(
+            f"null is “{shown(facts.null_text, LONGEST_TEXT)}”, but the pair was trained with an empty prompt: remove "
+            "the text"
         )
     cosine, error = metadata.proxy_cosine, metadata.proxy_relative_error
     if (

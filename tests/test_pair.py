@@ -117,6 +117,15 @@ def test_what_is_not_stated_is_not_written(write):
     }
 
 
+def test_the_origin_says_what_is_stated():
+    rated = dict(dataset_name="my taste", base_name="SD15")
+    whole = pair.PairMetadata("preferred", **rated, dataset_pairs=137, held_out_accuracy=0.714, base_file="b.sft")
+    assert whole.origin() == "137 rated pairs of my taste, base b.sft, held-out pairs told right: 71%"
+    assert pair.PairMetadata.from_header(whole.to_header()) == whole
+    assert pair.PairMetadata("preferred", **rated).origin() == "my taste, base SD15"
+    assert PREFERRED.origin() == ""
+
+
 def test_the_recommendation_is_in_comfyuis_terms():
     assert PREFERRED.recommendation() == "cfg 6 (s = 5), alpha 0.6, null prompt: zeros (ConditioningZeroOut), 1024 px"
     assert pair.PairMetadata("preferred").recommendation() == ""

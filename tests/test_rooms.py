@@ -18,7 +18,7 @@ ORDER = {
     "nodes": ["inputs", "advice", "loading", "sampling", "rating", "training"],
     "chats_train": [
         *("support", "settings", "layouts", "families", "data", "encodings", "sampling", "runs", "training", "check"),
-        *("evaluation", "rating", "extraction", "demo", "inspection", "arguments", "cli", "__main__"),
+        *("distillation", "evaluation", "rating", "extraction", "demo", "inspection", "arguments", "cli", "__main__"),
     ],
 }
 BLOCKER = """

@@ -25,9 +25,13 @@ EXPECTED = {
     "taste_1_draw_sd15",
     "taste_1_draw_sdxl",
     "taste_1_draw_z_image",
+    "taste_2_train_and_compare_sd15",
+    "taste_2_train_and_compare_sdxl",
+    "taste_2_train_and_compare_z_image",
 }
 # Those that draw candidates: of one model, before there is a pair.
 DRAWING = sorted(name for name in EXPECTED if name.startswith("taste_1_draw_"))
+TRAINING = sorted(name for name in EXPECTED if name.startswith("taste_2_train_and_compare_"))
 SAMPLING = sorted(EXPECTED - set(DRAWING))
 NOTES = {"Note", "MarkdownNote"}
 SEEDED = {"KSampler", "RandomNoise", "CHATSKSampler"}
@@ -266,6 +270,57 @@ def test_each_run_draws_four_candidates_of_the_next_prompt(workflow):
     ]
     assert taken == [("CHATSPromptLines", name) for name in ("prompt", "prompt", "index")]
     assert origin_of(workflow, sampler, "negative")["widgets_values"] == [""]
+
+
+def only(workflow: dict, kind: str) -> dict:
+    """The one node of a type."""
+    (node,) = (node for node in workflow["nodes"] if node["type"] == kind)
+    return node
+
+
+@pytest.mark.parametrize("workflow", TRAINING, indirect=True)
+def test_base_and_pair_differ_in_nothing_but_the_pair(workflow):
+    """One prompt, null prompt, latent, seed, sampler and schedule; the pair is trained on the MODEL that is sampled
+    beside it, with the null prompt that it is sampled with."""
+    train, lines = only(workflow, "CHATSTrainLoRAPair"), only(workflow, "CHATSPromptLines")
+    base, pair = only(workflow, "KSampler"), only(workflow, "CHATSKSampler")
+
+    def origins(node: dict, *names: str) -> list[tuple[int, str]]:
+        return [(origin_of(workflow, node, name)["id"], output_of(workflow, node, name)) for name in names]
+
+    assert origins(train, "model") == origins(base, "model")
+    assert origins(pair, "preferred", "dispreferred") == [(train["id"], "preferred"), (train["id"], "dispreferred")]
+    assert origins(base, "positive", "latent_image", "seed") == origins(pair, "positive", "latent_image", "seed")
+    assert origins(base, "negative") == origins(pair, "null") == origins(train, "null")
+    assert origins(base, "seed") == [(lines["id"], "index")]
+    assert origins(origin_of(workflow, base, "positive"), "text") == [(lines["id"], "prompt")]
+    assert len({(steps, *rest) for _, _, steps, _, *rest in (base["widgets_values"], pair["widgets_values"][:7])}) == 1
+    saved = [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "SaveImage"]
+    assert len(set(saved)) == 2
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_what_was_drawn_and_rated_is_what_is_trained_on(name):
+    """The data set, model files and size of the workflow that draws; none of its prompts is compared with."""
+    training, drawing = read(name), read(name.replace("2_train_and_compare", "1_draw"))
+    dataset, pair, *_ = only(training, "CHATSTrainLoRAPair")["widgets_values"]
+    assert [dataset] == only(drawing, "CHATSSaveCandidates")["widgets_values"]
+    assert dataset != pair
+    lines, drawn = (
+        set(only(each, "CHATSPromptLines")["widgets_values"][0].split("\n")) for each in (training, drawing)
+    )
+    assert len(lines) == 8
+    assert not lines & drawn
+    for kind in ("CheckpointLoaderSimple", "UNETLoader", "CLIPLoader", "VAELoader", "ModelSamplingAuraFlow"):
+        ours, theirs = (
+            [n["widgets_values"] for n in each["nodes"] if n["type"] == kind] for each in (training, drawing)
+        )
+        assert ours == theirs
+    (size, drawn) = (
+        node["widgets_values"][:2] for each in (training, drawing) for node in each["nodes"] if "Latent" in node["type"]
+    )
+    assert size == drawn
+    assert only(training, "CHATSTrainLoRAPair")["widgets_values"][9] <= size[0]
 
 
 def test_each_data_set_has_its_own_model():

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import comfy.ldm.audio.embedders
 import torch
+from networks import COSMOS_1, LTX_WITH_SOUND, WAN
 
 from .minis import Network, noise, seeded
-from .pictures import BYT5, COSMOS, HUNYUAN, HUNYUAN_IMAGE, KANDINSKY, SEEN, unet
+from .pictures import BYT5, HUNYUAN, HUNYUAN_IMAGE, KANDINSKY, SEEN, unet
 
 SVD = unet(
     in_channels=8,
@@ -43,22 +44,6 @@ HUNYUAN_15 = dict(
     vision_in_dim=1152,
     meanflow_sum=True,
 )
-WAN = dict(
-    image_model="wan2.1",
-    dim=128,
-    out_dim=16,
-    num_heads=1,
-    ffn_dim=256,
-    num_layers=2,
-    patch_size=(1, 2, 2),
-    freq_dim=256,
-    window_size=(-1, -1),
-    qk_norm=True,
-    cross_attn_norm=True,
-    eps=1e-6,
-    in_dim=16,
-    model_type="t2v",
-)
 LTX = dict(
     image_model="ltxv",
     num_layers=2,
@@ -67,32 +52,6 @@ LTX = dict(
     cross_attention_dim=128,
     caption_channels=256,
     use_keyframes_abs_pos_embedding=False,
-)
-LTX_WITH_SOUND = dict(
-    image_model="ltxav",
-    num_layers=1,
-    attention_head_dim=64,
-    num_attention_heads=2,
-    cross_attention_dim=128,
-    audio_cross_attention_dim=64,
-    audio_attention_head_dim=32,
-    audio_num_attention_heads=2,
-    caption_channels=256,
-    connector_num_attention_heads=2,
-    connector_attention_head_dim=128,
-    connector_num_layers=1,
-)
-COSMOS_1 = dict(
-    COSMOS,
-    image_model="cosmos",
-    block_config="FA-CA-MLP",
-    block_x_format="THWBD",
-    pos_emb_learnable=False,
-    affline_emb_norm=True,
-    extra_per_block_abs_pos_emb=True,
-    extra_per_block_abs_pos_emb_type="learnable",
-    rope_h_extrapolation_ratio=1.0,
-    rope_w_extrapolation_ratio=1.0,
 )
 STABLE_AUDIO = dict(
     audio_model="dit1.0",

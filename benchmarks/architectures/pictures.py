@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mini
 import torch
+from networks import ANIMA, CHROMA, COSMOS_2, FLUX, FLUX2, HIDREAM, LUMINA2, QWEN_IMAGE, Z_IMAGE
 
 from .minis import Network, noise
 
@@ -36,95 +37,6 @@ REFINER = unet(
     context_dim=1280,
     num_classes="sequential",
     adm_in_channels=2560,
-)
-FLUX = dict(
-    image_model="flux",
-    in_channels=16,
-    out_channels=16,
-    patch_size=2,
-    hidden_size=128,
-    num_heads=1,
-    depth=2,
-    depth_single_blocks=2,
-    axes_dim=[16, 56, 56],
-    theta=10000,
-    mlp_ratio=4.0,
-    qkv_bias=True,
-    guidance_embed=True,
-    vec_in_dim=768,
-    context_in_dim=4096,
-    txt_ids_dims=[],
-    yak_mlp=False,
-    txt_norm=False,
-)
-FLUX2 = dict(
-    FLUX,
-    image_model="flux2",
-    in_channels=128,
-    out_channels=128,
-    patch_size=1,
-    axes_dim=[32] * 4,
-    theta=2000,
-    mlp_ratio=3.0,
-    qkv_bias=False,
-    vec_in_dim=None,
-    context_in_dim=7680,
-    txt_ids_dims=[3],
-    global_modulation=True,
-    mlp_silu_act=True,
-    ops_bias=False,
-    default_ref_method="index",
-    ref_index_scale=10.0,
-)
-CHROMA = dict(
-    image_model="chroma",
-    in_channels=64,
-    out_channels=64,
-    patch_size=2,
-    hidden_size=128,
-    num_heads=1,
-    depth=2,
-    depth_single_blocks=2,
-    axes_dim=[16, 56, 56],
-    theta=10000,
-    mlp_ratio=4.0,
-    qkv_bias=True,
-    vec_in_dim=None,
-    context_in_dim=4096,
-    txt_ids_dims=[],
-    in_dim=64,
-    out_dim=128,
-    hidden_dim=128,
-    n_layers=2,
-)
-QWEN = dict(image_model="qwen_image", in_channels=64, num_layers=2, attention_head_dim=128, num_attention_heads=2)
-LUMINA = dict(
-    image_model="lumina2",
-    patch_size=2,
-    in_channels=16,
-    dim=192,
-    cap_feat_dim=2304,
-    n_layers=2,
-    qk_norm=True,
-    n_heads=2,
-    n_kv_heads=1,
-    axes_dims=[32, 32, 32],
-    axes_lens=[300, 512, 512],
-    rope_theta=10000.0,
-    ffn_dim_multiplier=4.0,
-)
-Z_IMAGE = dict(
-    LUMINA,
-    dim=256,
-    cap_feat_dim=2560,
-    n_kv_heads=2,
-    axes_dims=[32, 48, 48],
-    axes_lens=[1536, 512, 512],
-    rope_theta=256.0,
-    ffn_dim_multiplier=8 / 3,
-    z_image_modulation=True,
-    time_scale=1000.0,
-    pad_tokens_multiple=32,
 )
 HUNYUAN = dict(
     image_model="hunyuan_video",
@@ -174,23 +86,6 @@ KREA = dict(
     txtheads=2,
     txtkvheads=2,
 )
-HIDREAM = dict(
-    image_model="hidream",
-    attention_head_dim=128,
-    axes_dims_rope=[64, 32, 32],
-    caption_channels=[64, 64],
-    max_resolution=[128, 128],
-    in_channels=16,
-    llama_layers=[0, 1, 1],
-    num_attention_heads=2,
-    num_routed_experts=4,
-    num_activated_experts=2,
-    num_layers=1,
-    num_single_layers=1,
-    out_channels=16,
-    patch_size=2,
-    text_emb_dim=128,
-)
 OMNIGEN = dict(
     image_model="omnigen2",
     axes_dim_rope=[40, 40, 40],
@@ -208,39 +103,6 @@ OMNIGEN = dict(
     patch_size=2,
     text_feat_dim=256,
     timestep_scale=1000.0,
-)
-COSMOS = dict(
-    max_img_h=240,
-    max_img_w=240,
-    max_frames=128,
-    in_channels=16,
-    out_channels=16,
-    patch_spatial=2,
-    patch_temporal=1,
-    model_channels=256,
-    concat_padding_mask=True,
-    crossattn_emb_channels=1024,
-    pos_emb_cls="rope3d",
-    pos_emb_interpolation="crop",
-    use_adaln_lora=True,
-    adaln_lora_dim=32,
-    num_blocks=2,
-    num_heads=2,
-    rope_h_extrapolation_ratio=4.0,
-    rope_w_extrapolation_ratio=4.0,
-    rope_t_extrapolation_ratio=1.0,
-)
-COSMOS_2 = dict(
-    COSMOS,
-    image_model="cosmos_predict2",
-    pos_emb_learnable=True,
-    min_fps=1,
-    max_fps=30,
-    extra_per_block_abs_pos_emb=False,
-    extra_h_extrapolation_ratio=1.0,
-    extra_w_extrapolation_ratio=1.0,
-    extra_t_extrapolation_ratio=1.0,
-    rope_enable_fps_modulation=False,
 )
 AURA = dict(max_seq=64, cond_seq_dim=2048, n_double_layers=1, n_layers=2, dim=256, n_heads=2, global_conddim=256)
 CASCADE = dict(stable_cascade_stage="c", c_cond=128, c_hidden=[128, 128], nhead=[2, 2], blocks=[[1, 1], [1, 1]])
@@ -273,7 +135,7 @@ LLAMA = {"conditioning_llama3": lambda seed, tokens: noise(seed + 5, 1, 2, token
 SEEN = {"attention_mask": lambda seed, tokens: torch.ones(1, tokens, dtype=torch.long)}
 
 
-ANIMA = {
+TOKENS = {
     "t5xxl_ids": lambda seed, tokens: (noise(seed, tokens).abs() * 6000).long(),
     "t5xxl_weights": lambda seed, tokens: torch.ones(tokens),
 }
@@ -301,18 +163,20 @@ PICTURES = {
         "Flux2", {**FLUX2, "guidance_embed": False}, FINE, 7680, options={**REFERENCE_2, **AT_ZERO}
     ),
     "Chroma": Network("Chroma", CHROMA, PICTURE, 4096),
-    "Qwen-Image": Network("QwenImage", QWEN, FRAME, 3584),
-    "Qwen-Image-Edit, a reference": Network("QwenImage", QWEN, FRAME, 3584, options=REFERENCE_QWEN),
-    "Qwen-Image-Edit, at time zero": Network("QwenImage", QWEN, FRAME, 3584, options={**REFERENCE_QWEN, **AT_ZERO}),
+    "Qwen-Image": Network("QwenImage", QWEN_IMAGE, FRAME, 3584),
+    "Qwen-Image-Edit, a reference": Network("QwenImage", QWEN_IMAGE, FRAME, 3584, options=REFERENCE_QWEN),
+    "Qwen-Image-Edit, at time zero": Network(
+        "QwenImage", QWEN_IMAGE, FRAME, 3584, options={**REFERENCE_QWEN, **AT_ZERO}
+    ),
     "Z-Image": Network("ZImage", Z_IMAGE, PICTURE, 2560),
-    "Lumina2": Network("Lumina2", LUMINA, PICTURE, 2304),
+    "Lumina2": Network("Lumina2", LUMINA2, PICTURE, 2304),
     "Krea 2": Network("Krea2", KREA, FRAME, 384),
     "HiDream": Network("HiDream", HIDREAM, PICTURE, 64, 128, outputs=LLAMA),
     "OmniGen2": Network("Omnigen2", OMNIGEN, PICTURE, 256, outputs=SEEN),
     "OmniGen2, a reference": Network("Omnigen2", OMNIGEN, PICTURE, 256, outputs=SEEN, options=REFERENCE),
     "HunyuanImage 2.1": Network("HunyuanImage21", HUNYUAN_IMAGE, (2, 64, 4, 4), 3584, outputs=BYT5),
     "Cosmos-Predict2": Network("CosmosT2IPredict2", COSMOS_2, FRAME, 1024),
-    "Anima": Network("Anima", {**COSMOS_2, "image_model": "anima"}, FRAME, 1024, outputs=ANIMA),
+    "Anima": Network("Anima", ANIMA, FRAME, 1024, outputs=TOKENS),
     "AuraFlow": Network("AuraFlow", AURA, SMALL, 2048),
     "Stable Cascade, stage C": Network("Stable_Cascade_C", CASCADE, PICTURE, 1280, 1280, tokens=CLIP),
     "Kandinsky 5 image": Network("Kandinsky5Image", KANDINSKY, FRAME, 3584, 768),

@@ -76,6 +76,26 @@ def factorize(difference: Tensor, rank: int | None = None, energy: float | None 
     )
 
 
+def in_rank_of(difference: LowRank, fresh: Tensor) -> LowRank:
+    """Factors of another rank that begin as a given difference, to be trained on: the difference itself and zeros where
+    there is room, else the best of that rank (:func:`factorize`).
+
+    Args:
+        fresh: first values of a ``down`` of the rank that is wanted, [rank, in, *kernel]. Its last rows stand for the
+            ranks that are not needed; their ``up`` is zero, so that they change nothing and can learn.
+    """
+    rank = fresh.shape[0]
+    if difference.rank > rank:
+        product = difference.up.double() @ difference.down.double().flatten(1)
+        shorter = factorize(product.reshape(-1, *fresh.shape[1:]), rank)
+        if shorter is None:
+            return LowRank(fresh, difference.up.new_zeros(difference.up.shape[0], rank))
+        difference = shorter
+    down = torch.cat([difference.down.to(fresh), fresh[difference.rank :]])
+    missing = difference.up.new_zeros(difference.up.shape[0], rank - difference.rank)
+    return LowRank(down, torch.cat([difference.up, missing], dim=1))
+
+
 def relative_error(difference: Tensor, up: Tensor, down: Tensor) -> float:
     """‖Δ − up·down‖ / ‖Δ‖ of the factors as they are, in whatever precision they were stored."""
     matrix = difference.to(torch.float64).flatten(1)

@@ -17,23 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from ..files import replacing, write_text
+from .checks import check_text, check_vote
 from .derived import Derived, Preference
 from .disk import file_lock, on_disk, sweep
 from .names import GUIDELINE, IMAGES, LOCK, METADATA, Conflict, NotThere, TasteError
 from .plan import Shown
-from .records import (
-    CHOICES,
-    MOST_SECONDS,
-    Candidate,
-    Pair,
-    Undo,
-    Vote,
-    answer_of,
-    candidate_of,
-    is_number,
-    is_text,
-    pair_of,
-)
+from .records import MOST_SECONDS, Candidate, Pair, Undo, Vote, candidate_of, pair_of
+from .sentence import Sentence
 from .state import State
 
 LONGEST_PROMPT, LONGEST_GUIDELINE = 20_000, 500
@@ -63,9 +53,9 @@ class TasteDataset:
         return max(times)
 
     @contextlib.contextmanager
-    def _read(self) -> Iterator[State]:
+    def _read(self, soon: bool = False) -> Iterator[State]:
         with self._lock:
-            self._state.refresh()
+            self._state.refresh(soon)
             yield self._state
 
     def candidates(self) -> dict[str, Candidate]:
@@ -93,10 +83,15 @@ class TasteDataset:
         with self._read() as state:
             return {"candidates": len(state.pictures.there), "prompts": len(state.pictures.prompts)}
 
+    def alone(self) -> int:
+        """How many prompts have one picture only: a pair takes two."""
+        with self._read(soon=True) as state:
+            return sum(len(pictures) == 1 for pictures in state.pictures.prompts.values())
+
     def progress(self, rater: str) -> dict[str, Any]:
         """Pairs that a rater has answered (``rated``) and is still to be asked (``waiting``), ``pairs`` that are usable
         by all raters' votes, and ``agreement`` with oneself: repeats that were answered alike, and of how many."""
-        with self._read() as state:
+        with self._read(soon=True) as state:
             votes, there, verdicts = state.tally.rater(rater), state.pictures.there, state.tally.verdicts
             complete = len(there) == len(state.pictures.known)
             return {
@@ -108,13 +103,13 @@ class TasteDataset:
 
     def last(self, rater: str) -> str | None:
         """The id of a rater's last vote in force."""
-        with self._read() as state:
+        with self._read(soon=True) as state:
             vote = state.tally.rater(rater).last()
             return vote.rating if vote else None
 
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Sentence]:
         """A sentence for each kind of thing in the files that does not count."""
-        with self._read() as state:
+        with self._read(soon=True) as state:
             return state.notes()
 
     def next_pair(self, rater: str, avoid: Collection[Pair] = (), tab: str = "") -> Shown | None:
@@ -139,22 +134,27 @@ class TasteDataset:
             Conflict: when the same picture is another prompt's.
             NotWritten: when the disk does not take it.
         """
-        _check_text(prompt, "prompt", LONGEST_PROMPT)
+        check_text(prompt, "prompt", LONGEST_PROMPT)
         name = hashlib.sha256(png).hexdigest()[:16]
         candidate = Candidate(name, prompt, tuple(seeds), tuple(models), width, height, round(time.time(), 3))
         if candidate_of(candidate.row()) is None:
-            raise TasteError("`prompt` is empty; connect the prompt that the pictures were drawn for")
+            raise TasteError("emptyPrompt", "`prompt` is empty; connect the prompt that the pictures were drawn for")
         with self._writing() as state:
             before = state.pictures.known.get(name)
             if before is not None and before.prompt != prompt:
-                raise Conflict(f"the picture {name} is a candidate for another prompt already; it stays there")
+                raise Conflict(
+                    "otherPrompt",
+                    "the picture {picture} is a candidate for another prompt already; it stays there",
+                    picture=name,
+                )
             file = self.folder / IMAGES / f"{name}.png"
             if not file.is_file() or file.read_bytes() != png:
                 with replacing(file) as temporary:
                     temporary.write_bytes(png)
+                state.pictures.wrote(name)
             if before is None:
                 state.candidates.append([candidate.row()])
-            state.refresh()
+            state.refresh(soon=True)
         return name, before is None
 
     def vote(
@@ -186,13 +186,17 @@ class TasteDataset:
             answered: set[tuple[str, Pair, bool]] = set()
             stands = []
             for vote in votes:
-                self._check(vote)
+                check_vote(vote, state.pictures.known)
                 again = vote.repeat and vote.pair in state.tally.rater(vote.rater).first
                 seconds = None if vote.seconds is None else round(min(vote.seconds, MOST_SECONDS), 3)
                 vote = replace(vote, repeat=again, seconds=seconds)
                 before = state.tally.found(vote.rating) or new.get(vote.rating)
                 if before is not None and _answer(before) != _answer(vote):
-                    raise Conflict(f"the rating {vote.rating} is another answer's; make a new id for each")
+                    raise Conflict(
+                        "otherAnswer",
+                        "the rating {rating} is another answer's; make a new id for each",
+                        rating=vote.rating,
+                    )
                 place = (vote.rater, vote.pair, vote.repeat)
                 if before is None and place not in answered and state.tally.stands(vote):
                     answered.add(place)
@@ -200,22 +204,8 @@ class TasteDataset:
                 stands.append(vote.rating in new or vote.rating in state.tally.votes)
             if new:
                 state.ratings.append(vote.row() for vote in new.values())
-                state.refresh()
+                state.refresh(soon=True)
             return stands
-
-    def _check(self, vote: Vote) -> None:
-        known_time = vote.seconds is None or (is_number(vote.seconds) and vote.seconds >= 0)
-        if answer_of(vote.row()) is None or not vote.rater or not known_time:
-            raise TasteError(
-                "a vote has a `rating` of 16 hex digits, two different pictures, a `choice` of "
-                f"{', '.join(CHOICES)}, and `seconds` that are a number from 0 on, or none"
-            )
-        known = self._state.pictures.known
-        for name in (vote.left, vote.right):
-            if name not in known:
-                raise NotThere(f"the picture {name} is no candidate of this data set")
-        if known[vote.left].prompt != known[vote.right].prompt:
-            raise TasteError("the two pictures are for two prompts; a pair is of one")
 
     def undo(self, rating: str, rater: str) -> Shown:
         """Takes a rater's own vote back; the pair as it was shown. Said again it changes nothing and gives the same.
@@ -227,10 +217,10 @@ class TasteDataset:
         with self._writing() as state:
             vote = state.tally.found(rating)
             if vote is None or vote.rater != rater:
-                raise NotThere("there is no such vote of yours to take back")
+                raise NotThere("noVote", "there is no such vote of yours to take back")
             if rating in state.tally.votes:
                 state.ratings.append([Undo(rating, rater, round(time.time(), 3)).row()])
-                state.refresh()
+                state.refresh(soon=True)
             return Shown(vote.left, vote.right, state.pictures.known[vote.left].prompt, vote.repeat)
 
     def guideline(self) -> str:
@@ -244,7 +234,7 @@ class TasteDataset:
 
     def write_guideline(self, text: str) -> str:
         """Keeps it; the text as it was kept."""
-        _check_text(text, "guideline", LONGEST_GUIDELINE)
+        check_text(text, "guideline", LONGEST_GUIDELINE)
         with self._writing():
             write_text(self.folder / GUIDELINE, text.strip())
         return text.strip()
@@ -284,16 +274,9 @@ class TasteDataset:
                     sweep(self.folder / IMAGES, "*.png")
                     sweep(self.folder, GUIDELINE)
                     self._swept = True
-                self._state.refresh()
+                self._state.refresh(soon=True)
                 yield self._state
 
 
 def _answer(vote: Vote) -> tuple[str, ...]:
     return vote.left, vote.right, vote.choice, vote.rater
-
-
-def _check_text(text: str, name: str, longest: int) -> None:
-    if len(text) > longest:
-        raise TasteError(f"`{name}` has {len(text)} characters; at most {longest} are kept: shorten it")
-    if not is_text(text):
-        raise TasteError(f"`{name}` holds half of a character (a lone surrogate); write it anew")

@@ -41,7 +41,11 @@ class Derived:
         """
         before = self._before()
         if self._seen[0] != self._own and not all(map(_is_derived, before.splitlines())):
-            raise Conflict(f"{self.path} has lines that come from no rating, and is left as it is; move it elsewhere")
+            raise Conflict(
+                "foreignMetadata",
+                "{file} has lines that come from no rating, and is left as it is; move it elsewhere",
+                file=str(self.path),
+            )
         data = self._data(pairs)
         with replacing(self.path) as temporary:
             temporary.write_bytes(data)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from ..locks import locked
 from ..words import shown_error
 from .names import NotWritten
 
-LOCK_SECONDS, POLL_SECONDS = 20, 0.002
-# What a disk answers that has no locks: some network file systems, some containers.
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+LOCK_SECONDS = 20
 
 
 @contextlib.contextmanager
@@ -25,20 +21,15 @@ def file_lock(path: Path) -> Iterator[None]:
         NotWritten: where another process holds it for LOCK_SECONDS.
         OSError: where the file cannot be made.
     """
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=LOCK_SECONDS, poll_interval=POLL_SECONDS)
-    except Timeout as error:
-        raise NotWritten(f"{path} was held by another process for {LOCK_SECONDS} s; try again") from error
-    except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
-            raise
-    except NotImplementedError:
-        pass  # How older versions of the package say the same.
-    try:
+    with locked(path, LOCK_SECONDS) as free:
+        if not free:
+            raise NotWritten(
+                "heldLock",
+                "{file} was held by another process for {seconds} s; try again",
+                file=str(path),
+                seconds=LOCK_SECONDS,
+            )
         yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
@@ -52,8 +43,11 @@ def on_disk(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise NotWritten(
-            f"nothing was kept, since the disk does not take it ({shown_error(error)}); make room or allow writing in "
-            f"{folder}, then try again"
+            "notKept",
+            "nothing was kept, since the disk does not take it ({reason}); make room or allow writing in {folder}, "
+            "then try again",
+            reason=shown_error(error),
+            folder=str(folder),
         ) from error
 
 

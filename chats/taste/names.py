@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from ..words import shown
+from .sentence import Sentence
 
 FOLDER = "chats"
 IMAGES = "images"
@@ -23,6 +24,10 @@ ID = re.compile(r"[0-9a-f]{16}")
 
 class TasteError(ValueError):
     """What was asked cannot be done as it stands; the sentence says the way out."""
+
+    def __init__(self, key: str, english: str, **values: str | int) -> None:
+        self.sentence = Sentence(key, english, **values)
+        super().__init__(self.sentence)
 
 
 class NotThere(TasteError):
@@ -45,11 +50,19 @@ def check_name(name: str, setting: str = "dataset") -> str:
     """
     if not DATASET.fullmatch(name) or name.endswith(" "):
         raise TasteError(
-            f"`{setting}` is `{shown(name)}`; choose 1 to 64 letters, digits, spaces, `_` and `-`, with a letter or "
-            "digit first and no space last"
+            "badName",
+            "`{setting}` is `{name}`; choose 1 to 64 letters, digits, spaces, `_` and `-`, with a letter or digit "
+            "first and no space last",
+            setting=setting,
+            name=shown(name),
         )
     if RESERVED.fullmatch(name):
-        raise TasteError(f"`{setting}` is `{name}`, which is a device's name on Windows; choose another")
+        raise TasteError(
+            "deviceName",
+            "`{setting}` is `{name}`, which is a device's name on Windows; choose another",
+            setting=setting,
+            name=name,
+        )
     return name
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from .pairing import blocks_of
 from .records import Candidate
 
-# A folder's time of change may stand still for so long, so a list that is younger is not relied on: two seconds on
-# FAT, whose times are whole seconds, some milliseconds elsewhere.
+# A folder's time of change may stand still for so long, so a list that is younger is not relied on for long: two
+# seconds on FAT, whose times are whole seconds, some milliseconds elsewhere.
 UNSURE_NS, UNSURE_WHOLE_SECONDS_NS = 100_000_000, 2_500_000_000
 SECOND_NS = 1_000_000_000
 
@@ -42,9 +42,15 @@ class Pictures:
         before = self.known.setdefault(candidate.id, candidate)
         return before.prompt == candidate.prompt
 
-    def look(self, added: list[Candidate]) -> None:
-        """Takes in which pictures are there, and which of the candidates are new."""
-        listing = self._list()
+    def look(self, added: list[Candidate], soon: bool = False) -> None:
+        """Takes in which pictures are there, and which of the candidates are new.
+
+        Args:
+            added: candidates that are new.
+            soon: whether a list that may have missed a change of the moment in which it was made is good enough for
+                now, since another look follows.
+        """
+        listing = self._list(soon and all(candidate.id in self._names for candidate in added))
         came: set[str] = set()
         # Two lists are compared sooner than two sets are made, and mostly they are the same.
         if listing is not None and listing != self._listing:
@@ -74,19 +80,35 @@ class Pictures:
                 self.prompts.setdefault(candidate.prompt, []).append(candidate.id)
                 self._changed.add(candidate.prompt)
 
-    def _list(self) -> list[str] | None:
-        """The names of the files in the folder; None where it surely did not change."""
-        try:
-            changed = os.stat(self.folder).st_mtime_ns
-        except FileNotFoundError:
-            changed = 0
-        if self._listed_at is not None:
-            before, listed = self._listed_at
+    def wrote(self, name: str) -> None:
+        """Takes in a picture that was put into the folder just now, without the time that a list takes. The list is
+        made soon: others may have changed something in the same moment."""
+        if name not in self._names:
+            self._names.add(name)
+            self._listing.append(f"{name}.png")
+        if name in self.known:
+            self._put([self.known[name]])
+        changed = self._folder_changed()
+        self._listed_at = changed, changed
+
+    def _list(self, soon: bool) -> list[str] | None:
+        """The names of the files in the folder; None where it surely did not change or, ``soon``, as far as its time
+        tells."""
+        changed = self._folder_changed()
+        if self._listed_at is not None and changed == self._listed_at[0]:
+            listed = self._listed_at[1]
             unsure = UNSURE_NS if changed % SECOND_NS else UNSURE_WHOLE_SECONDS_NS
-            if before == changed and (changed == 0 or listed - changed > unsure):
+            if changed == 0 or listed - changed > unsure or soon:
                 return None
-        self._listed_at = (changed, time.time_ns())
+        self._listed_at = changed, time.time_ns()
         return os.listdir(self.folder) if changed else []
+
+    def _folder_changed(self) -> int:
+        """In nanoseconds since 1970; 0 where there is no folder."""
+        try:
+            return os.stat(self.folder).st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
     def take_changes(self) -> set[str]:
         """The prompts whose pictures changed since this was asked last."""

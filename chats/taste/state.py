@@ -9,6 +9,7 @@ from .names import CANDIDATES, IMAGES, RATINGS
 from .pictures import Pictures
 from .plan import Plan
 from .records import Candidate, Undo, Vote, answer_of, candidate_of
+from .sentence import Sentence
 from .tally import Tally
 
 
@@ -42,9 +43,9 @@ class State:
         plan.refresh(self.pictures, self.tally.rater(rater))
         return plan
 
-    def refresh(self) -> None:
-        """Takes in what is new on the disk."""
-        added, anew = self._draw()
+    def refresh(self, soon: bool = False) -> None:
+        """Takes in what is new on the disk; ``soon`` as :meth:`.pictures.Pictures.look` takes it."""
+        added, anew = self._draw(soon)
         at_home = {candidate.id for candidate in added}
         if anew or any(not at_home.isdisjoint(vote.pair) for vote in self._homeless):
             self.ratings = Log(self.ratings.path)
@@ -55,7 +56,7 @@ class State:
             for plan in self._plans.values():
                 plan.forget(prompt)
 
-    def _draw(self) -> tuple[list[Candidate], bool]:
+    def _draw(self, soon: bool) -> tuple[list[Candidate], bool]:
         """Takes in the new lines of candidates.jsonl; the candidates in them, and whether it is another file."""
         anew, rows = self.candidates.read()
         if anew:
@@ -69,7 +70,7 @@ class State:
                 self._foreign_candidates += 1
             else:
                 added.append(candidate)
-        self.pictures.look(added)
+        self.pictures.look(added, soon)
         self.changes += anew
         return added, anew
 
@@ -98,15 +99,35 @@ class State:
         if plan := self._plans.get(vote.rater):
             plan.forget(self.pictures.known[vote.left].prompt, vote.pair)
 
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Sentence]:
         """A sentence for each kind of thing in the files that does not count."""
-        pictures = self.pictures
-        counted = {
-            f"lines of {CANDIDATES} that are cut off or foreign, and are skipped": self.candidates.skipped
-            + self._foreign_candidates,
-            f"lines of {RATINGS} that are cut off or foreign, and are skipped": self.ratings.skipped
-            + self._foreign_ratings,
-            f"votes of {RATINGS} on pictures that {CANDIDATES} does not name": len(self._homeless),
-            f"pictures of {CANDIDATES} that are not in {IMAGES}/": len(pictures.known) - len(pictures.there),
+        skipped = {
+            CANDIDATES: self.candidates.skipped + self._foreign_candidates,
+            RATINGS: self.ratings.skipped + self._foreign_ratings,
         }
-        return [f"{words}: {count}" for words, count in counted.items() if count]
+        found = [
+            Sentence(
+                "skippedLines",
+                "lines of {file} that are cut off or foreign, and are skipped: {count}",
+                file=file,
+                count=count,
+            )
+            for file, count in skipped.items()
+        ]
+        found += [
+            Sentence(
+                "homelessVotes",
+                "votes of {file} on pictures that {candidates} does not name: {count}",
+                file=RATINGS,
+                candidates=CANDIDATES,
+                count=len(self._homeless),
+            ),
+            Sentence(
+                "missingPictures",
+                "pictures of {candidates} that are not in {folder}/: {count}",
+                candidates=CANDIDATES,
+                folder=IMAGES,
+                count=len(self.pictures.known) - len(self.pictures.there),
+            ),
+        ]
+        return [sentence for sentence in found if sentence.values["count"]]

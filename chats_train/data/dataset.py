@@ -26,11 +26,11 @@ from .columns import single
 from .folder_tree import is_text
 from .folders import METADATA, metadata_folder, two_folders
 from .pairs import PairSample, PairSource, Problem, RawPair
-from .rated import rated_folder
+from .rated import rated_folder, rated_near
 from .tables import PARQUET, hub, parquet
 from .verdicts import Unusable, Verdicts
 
-LISTED_PROBLEMS = 10
+LISTED_PROBLEMS, LISTED_FOLDERS = 10, 5
 # JSON can state a half of a surrogate pair alone.
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -115,6 +115,9 @@ def _local_source(path: Path, config: RunConfig) -> PairSource:
     without = (config.output_dir, config.cache_dir)
     if (path / CANDIDATES).is_file():
         return rated_folder(path, config.data.columns, without)
+    near = rated_near(path)
+    if near == [path.parent]:
+        raise UserError(f"`data.path` is {path}, which is a part of the rated data set {path.parent}; set it to that")
     if (path / METADATA).is_file():
         return metadata_folder(path, config.data.columns, without)
     if (path / "chosen").is_dir() and (path / "rejected").is_dir():
@@ -122,10 +125,17 @@ def _local_source(path: Path, config: RunConfig) -> PairSource:
     table = path.is_dir() or path.suffix.lower() == PARQUET
     if table and (source := parquet(path, config.data, config.cache_dir / "tables", without)):
         return source
+    if near:
+        raise UserError(f"`data.path` is {path}, whose folders are rated data sets; set it to one: {_listed(near)}")
     raise UserError(
         f"`data.path` is {path}, which has none of {METADATA}, chosen/ and rejected/, or .parquet files; "
         "bring the pairs into one of these forms"
     )
+
+
+def _listed(folders: Sequence[Path]) -> str:
+    more = f" and {len(folders) - LISTED_FOLDERS} more" if len(folders) > LISTED_FOLDERS else ""
+    return ", ".join(map(str, folders[:LISTED_FOLDERS])) + more
 
 
 def _checked(

@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from chats.taste.dataset import TasteDataset
+from chats.taste.names import CANDIDATES, IMAGES, METADATA, RATINGS
 
 from ..settings.config import Columns
 from ..support.amounts import counted
 from ..support.errors import UserError
 from .folders import metadata_folder
 from .pairs import PairSource
+
+PARTS = (IMAGES, CANDIDATES, RATINGS, METADATA)
 
 
 def rated_folder(folder: Path, columns: Columns, without: Iterable[Path] = ()) -> PairSource:
@@ -33,9 +36,17 @@ def rated_folder(folder: Path, columns: Columns, without: Iterable[Path] = ()) -
     if not dataset.derive():
         raise UserError(
             f"`data.path` is {folder}, whose ratings make no pair yet ({'; '.join(said)}); rate more in ComfyUI, or "
-            "let a scorer (`python -m chats_train rate`)"
+            "let a scorer rate (`python -m chats_train rate`)"
         )
     return replace(metadata_folder(folder, columns, without), remarks=said)
+
+
+def rated_near(path: Path) -> list[Path]:
+    """The rated data sets one level away from a path that is none: the one that it is a part of, or else those in
+    it."""
+    if path.name in PARTS and (path.parent / CANDIDATES).is_file():
+        return [path.parent]
+    return sorted(file.parent for file in path.glob(f"*/{CANDIDATES}")) if path.is_dir() else []
 
 
 def _ratings(dataset: TasteDataset) -> str:

@@ -1,4 +1,4 @@
-"""Says what a picture of the small world shows, and how well it shows what its prompt asks for.
+"""Says what a picture of the small world shows, and whether that is what its prompt asks for.
 
 Each cell is compared with every sprite in every colour and with the empty cell. The nearest is what the cell shows,
 unless even that is far off: then it shows nothing that this world knows, and the picture is wrong whatever was asked
@@ -23,7 +23,6 @@ from .world import (
     ScenePrompt,
     Thing,
     coloured,
-    related,
     shows,
     sprites,
 )
@@ -93,29 +92,3 @@ def judge(pictures: Tensor, prompts: Sequence[ScenePrompt]) -> list[bool]:
     """Whether each picture [batch, 3, height, width] shows what its prompt asks for."""
     scenes = map(read, log_likelihoods(pictures))
     return [scene is not None and shows(scene, prompt) for scene, prompt in zip(scenes, prompts, strict=True)]
-
-
-def score(pictures: Tensor, prompts: Sequence[ScenePrompt]) -> list[float]:
-    """How well each picture shows what its prompt asks for: the log-probability of the likeliest scene that does. Ties
-    are rare."""
-    return [_score(picture, prompt) for picture, prompt in zip(log_likelihoods(pictures), prompts, strict=True)]
-
-
-def _score(likelihoods: Tensor, prompt: ScenePrompt) -> float:
-    empty = likelihoods[:, EMPTY]
-    # What it gains or loses to have each wanted thing in a cell rather than nothing, [things wanted, cells].
-    gains = torch.stack([likelihoods[:, _contents(thing)].amax(-1) - empty for thing in prompt.things])
-    if len(set(prompt.things)) == 1:
-        best = gains[0].topk(len(prompt.things)).values.sum()
-    else:
-        couples = gains[0][:, None] + gains[1][None, :]
-        allowed = torch.tensor([[related(first, second, prompt.relation) for second in CELLS] for first in CELLS])
-        best = couples.masked_fill(~allowed, -torch.inf).max()
-    return float(empty.sum() + best)
-
-
-def _contents(wanted: Thing) -> list[int]:
-    """The contents that a wanted thing may be."""
-    return [
-        1 + i for i, thing in enumerate(THINGS) if thing.shape == wanted.shape and wanted.colour in (None, thing.colour)
-    ]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from chats.files import write_text
 
@@ -93,6 +94,8 @@ def draw_pairs(
     settings: SamplingSettings,
     seed: int,
     taste: Taste = "bold",
+    workers: int = 1,
+    bar: tqdm | None = None,
 ) -> DrawnCounts:
     """Samples ``candidates`` pictures for each prompt; the best and the worst by right and taste together become a
     pair. Where all are equal there is none.
@@ -101,9 +104,10 @@ def draw_pairs(
         folder: gets chosen/, rejected/ and, at the end, metadata.jsonl, which makes it a data set.
         settings: of the base's sampling, ``guidance_scale`` among them.
         seed: of the pictures' noise.
+        workers, bar: as :func:`.samplers.sample_pictures` takes them.
     """
     repeated = [prompt for prompt in prompts for _ in range(candidates)]
-    pictures = sample_pictures(family, base_sampler(family, denoiser, settings), repeated, seed)
+    pictures = sample_pictures(family, base_sampler(family, denoiser, settings), repeated, seed, workers, bar)
     worth = torch.tensor(judge(pictures, repeated)).double() + torch.tensor(tastes(pictures, taste)).double()
     worth = worth.reshape(-1, candidates)
     rows = (worth.amax(1) > worth.amin(1)).nonzero().flatten()

@@ -124,12 +124,6 @@ def prompt_sets() -> PromptSets:
     return PromptSets(tuple(pairs), tuple(dev), tuple(test))
 
 
-def split_prompts() -> tuple[tuple[ScenePrompt, ...], tuple[ScenePrompt, ...]]:
-    """The prompts to make preference pairs for, and all that are held out."""
-    sets = prompt_sets()
-    return sets.pairs, (*sets.dev, *sets.test)
-
-
 def balanced_prompts(prompts: Sequence[ScenePrompt], count: int, seed: int) -> list[ScenePrompt]:
     """``count`` of the prompts, each category as often as any other; where a category has too few, they come again."""
     rng = random.Random(seed)

@@ -13,17 +13,24 @@ from ..runs.members import DISPREFERRED, PREFERRED, Members
 from ..sampling.sampler import Form, SamplingSettings, sample_cfg, sample_pair
 from ..support.errors import UserError
 
-Models = Literal["base", "preferred", "pair"]
+Models = Literal["base", "preferred", "base_negative", "pair"]
+SINGLE_METHODS: dict[Models, str] = {
+    "base": "base, CFG",
+    "preferred": "preferred, CFG",
+    "base_negative": "preferred, base as negative",
+}
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One way to sample: the base or the preferred model alone under CFG (Eq. 8), or the pair under CHATS (Eq. 16, 17).
+    """One way to sample: the base or the preferred model alone under CFG (Eq. 8), the preferred model with the base as
+    its negative, or the pair under CHATS (Eq. 16, 17).
 
     Attributes:
-        models: which models sample.
+        models: which models sample. With ``base_negative`` it is (1+s) ε⁺(z, c) − s ε_ref(z, ∅): CHATS at α = 0 with
+            the untouched base in the dispreferred model's place. The paper has no such row.
         guidance_scale: the paper's s.
-        alpha, form: of CHATS, None for one model. At α = 0 the two forms are equal, and sampled as the cheaper proxy.
+        alpha, form: of CHATS, None for the others. At α = 0 the two forms are equal, and sampled as the cheaper proxy.
     """
 
     models: Models
@@ -35,7 +42,7 @@ class Condition:
     def method(self) -> str:
         """What distinguishes it beside the guidance scale."""
         if self.models != "pair":
-            return f"{self.models}, CFG"
+            return SINGLE_METHODS[self.models]
         return "CHATS α=0" if self.alpha == 0 else f"CHATS {self.form} α={self.alpha:g}"
 
     @property
@@ -68,7 +75,7 @@ def make_conditions(
     """Every condition, in a fixed order; each method gets every guidance scale.
 
     Args:
-        pair: whether there are two members; one model's objective has the preferred alone.
+        pair: whether there are two members; one model's objective has the preferred alone, with either negative.
 
     Raises:
         UserError: for a guidance scale below 0.
@@ -77,8 +84,7 @@ def make_conditions(
     for scale in scales:
         if not scale >= 0:
             raise UserError(f"`--guidance-scale` is {scale:g}; the paper's s is 0 or more, 5 by default")
-    single: tuple[Models, ...] = ("base", "preferred")
-    made = [Condition(models, scale) for models in single for scale in scales]
+    made = [Condition(models, scale) for models in SINGLE_METHODS for scale in scales]
     if pair:
         both = sorted(set(forms), key=lambda form: form != "proxy")
         for alpha in dict.fromkeys(alphas):
@@ -100,6 +106,9 @@ def sample_condition(
         return sample_cfg(family, members.reference(), prompt, null, noise, settings)
     if condition.models == "preferred":
         return sample_cfg(family, members.denoiser(PREFERRED), prompt, null, noise, settings)
+    if condition.models == "base_negative":
+        settings = replace(settings, alpha=0.0)
+        return sample_pair(family, members.denoiser(PREFERRED), members.reference(), prompt, null, noise, settings)
     assert condition.alpha is not None
     assert condition.form is not None
     settings = replace(settings, alpha=condition.alpha, form=condition.form)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from chats.locks import locked
 from chats.objective import OBJECTIVES
 
 from ..runs.folder import LOCK
@@ -17,7 +18,6 @@ from ..runs.trained import open_trained, trained_members
 from ..sampling.sampler import Form
 from ..settings.config import RunConfig
 from ..support.errors import UserError
-from ..support.locks import locked
 from .conditions import make_conditions
 from .drawing import draw_pictures, plan_pictures
 from .probing import PROBE_FILE, probe_pair, write_probe
@@ -118,7 +118,9 @@ def _header(
     if repeated:
         header.append(f"{repeated} repetitions of prompts are left out")
     if not pair:
-        header.append(f"`objective` is {config.objective}, of one model: it is sampled under CFG alone")
+        header.append(
+            f"`objective` is {config.objective}, of one model: it is sampled alone, and with the base as its negative"
+        )
     return header
 
 

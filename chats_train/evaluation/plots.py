@@ -49,8 +49,8 @@ def draw_grid(pictures: Sequence[Picture], path: Path) -> list[str]:
 
 
 def draw_alpha_curve(figures: Sequence[Figures], path: Path) -> bool:
-    """Writes each scorer's means of CHATS over α, a line for each form and guidance scale, with the base's and the
-    preferred's.
+    """Writes each scorer's means of CHATS over α, a line for each form and guidance scale, with those of the methods
+    that have no α.
 
     Returns:
         whether there was anything to draw: it takes two α.
@@ -77,12 +77,12 @@ def draw_alpha_curve(figures: Sequence[Figures], path: Path) -> bool:
 
 
 def _draw_scale(axes: Any, figures: Sequence[Figures], colour: str) -> None:
-    """One guidance scale: horizontal lines of the single models, and a curve for each form; α = 0 belongs to both."""
+    """One guidance scale: horizontal lines of what has no α, and a curve for each form; α = 0 belongs to both."""
     scale = figures[0].condition.guidance_scale
-    for models, style in (("base", ":"), ("preferred", "-.")):
+    for models, style in (("base", ":"), ("preferred", "-."), ("base_negative", (0, (6, 1, 1, 1, 1, 1)))):
         for each in figures:
             if each.condition.models == models:
-                axes.axhline(each.mean.mean, color=colour, linestyle=style, label=f"{models}, CFG, s={scale:g}")
+                axes.axhline(each.mean.mean, color=colour, linestyle=style, label=each.condition.name)
     for form, style, marker in (("proxy", "-", "o"), ("exact", "--", "s")):
         curve = [
             each

@@ -76,8 +76,8 @@ def overall_table(figures: Sequence[Figures]) -> list[list[str]]:
     for each in figures:
         condition = each.condition
         scales = [f"{condition.guidance_scale:g}", f"{condition.total_scale:g}"]
-        compared = [_with_error(each.difference, sign="+"), _with_error(each.wins, factor=100, decimals=1)]
-        rows.append([condition.method, *scales, str(each.mean.pictures), _with_error(each.mean), *compared])
+        compared = [with_error(each.difference, sign="+"), with_error(each.wins, factor=100, decimals=1)]
+        rows.append([condition.method, *scales, str(each.mean.pictures), with_error(each.mean), *compared])
     return rows
 
 
@@ -90,7 +90,7 @@ def group_table(figures: Sequence[Figures]) -> list[list[str]]:
             [
                 each.condition.method,
                 f"{each.condition.guidance_scale:g}",
-                *(_with_error(each.groups.get(group)) for group in groups),
+                *(with_error(each.groups.get(group)) for group in groups),
             ]
         )
     return rows
@@ -116,7 +116,8 @@ def as_markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]]]
 
 
-def _with_error(figure: Estimate | None, factor: float = 1.0, decimals: int = 3, sign: str = "") -> str:
+def with_error(figure: Estimate | None, factor: float = 1.0, decimals: int = 3, sign: str = "") -> str:
+    """A mean and, where it is known, its standard error."""
     if figure is None:
         return NO_FIGURE
     mean = f"{factor * figure.mean:{sign}.{decimals}f}"

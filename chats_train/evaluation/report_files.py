@@ -11,6 +11,14 @@ from chats.files import write_text
 from ..sampling.probe import ProbeResult
 from .conditions import Condition
 from .drawing import Picture, picture_row
+from .negatives import (
+    NEGATIVES_FILE,
+    Comparison,
+    compare_negatives,
+    negatives_table,
+    negatives_verdicts,
+    write_negatives,
+)
 from .plots import draw_alpha_curve, draw_grid
 from .probing import PROBE_FILE, probe_table, probe_verdicts
 from .report import (
@@ -35,22 +43,22 @@ def write_report(
 ) -> list[str]:
     """Writes every file but the probe's, and returns the report as text."""
     write_text(folder / RESULTS_FILE, "".join(_rows(folder, pictures, scores)))
-    figures = compute_figures(
-        by_condition(pictures, scores), {picture.prompt.text: picture.prompt.group for picture in pictures}
-    )
+    values = by_condition(pictures, scores)
+    figures = compute_figures(values, {picture.prompt.text: picture.prompt.group for picture in pictures})
+    comparisons = compare_negatives(values)
+    write_negatives(folder, comparisons)
     write_text(
         folder / SUMMARY_FILE, json.dumps([each.as_json() for each in figures], ensure_ascii=False, indent=1) + "\n"
     )
     row_prompts = draw_grid(pictures, folder / GRID_FILE)
-    files = [RESULTS_FILE, SUMMARY_FILE, REPORT_FILE, GRID_FILE]
+    files = [RESULTS_FILE, SUMMARY_FILE, NEGATIVES_FILE, REPORT_FILE, GRID_FILE]
     if figures and draw_alpha_curve(figures, folder / CURVE_FILE):
         files.append(CURVE_FILE)
     if probed:
         files.append(PROBE_FILE)
-    write_text(
-        folder / REPORT_FILE, "\n".join(_markdown(header, figures, probed, row_prompts, CURVE_FILE in files)) + "\n"
-    )
-    return [*_text(header, figures, probed), f"{folder}: {', '.join(files)}"]
+    report = _markdown(header, figures, comparisons, probed, row_prompts, CURVE_FILE in files)
+    write_text(folder / REPORT_FILE, "\n".join(report) + "\n")
+    return [*_text(header, figures, comparisons, probed), f"{folder}: {', '.join(files)}"]
 
 
 def probe_text(probed: Sequence[ProbeResult]) -> list[str]:
@@ -79,10 +87,18 @@ def _rows(folder: Path, pictures: Sequence[Picture], scores: ScoresByKey) -> lis
     return lines
 
 
-def _text(header: Sequence[str], figures: Sequence[Figures], probed: Sequence[ProbeResult]) -> list[str]:
+def _text(
+    header: Sequence[str],
+    figures: Sequence[Figures],
+    comparisons: Sequence[Comparison],
+    probed: Sequence[ProbeResult],
+) -> list[str]:
     text = [*header, *probe_text(probed)]
     for title, rows in _tables(figures):
         text += [title, *as_text(rows)]
+    if comparisons:
+        verdicts = (f"  {line}" for line in negatives_verdicts(comparisons))
+        text += ["which negative", *as_text(negatives_table(comparisons)), *verdicts]
     return [
         *text,
         FAIRNESS if figures else "nothing was scored: name a scorer, such as `--scorer pickscore=FOLDER_OR_HUB_ID`",
@@ -92,6 +108,7 @@ def _text(header: Sequence[str], figures: Sequence[Figures], probed: Sequence[Pr
 def _markdown(
     header: Sequence[str],
     figures: Sequence[Figures],
+    comparisons: Sequence[Comparison],
     probed: Sequence[ProbeResult],
     row_prompts: Sequence[str],
     curve: bool,
@@ -101,6 +118,9 @@ def _markdown(
     for title, rows in _tables(figures):
         lines += [f"## {title}", "", *as_markdown(rows), ""]
     lines += [FAIRNESS, ""] if figures else ["Nothing was scored.", ""]
+    if comparisons:
+        lines += ["## Which negative", "", *as_markdown(negatives_table(comparisons)), ""]
+        lines += [*(f"- {line}" for line in negatives_verdicts(comparisons)), ""]
     if probed:
         lines += ["## The proxy prompt", "", *as_markdown(probe_table(probed)), ""]
         lines += [*(f"- {line}" for line in probe_verdicts(probed)), ""]

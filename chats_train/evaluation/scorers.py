@@ -213,6 +213,9 @@ def open_scorers(specs: Sequence[str], device: torch.device | str) -> list[Score
             raise UserError(f"`--scorer` is `{spec}`{hint}")
         if kind in scorers:
             raise UserError(f"`--scorer` names {kind} twice; name it once")
+        if not source:
+            # As a path it would be the current folder.
+            raise UserError(f"`--scorer` is `{spec}`, which names no weights; give {kind}=FOLDER_OR_HUB_ID")
         folder = _folder(kind, source)
         if kind == "imagereward":
             scorers[kind] = ImageRewardScorer(folder, device)

@@ -58,6 +58,14 @@ class Schedule(ABC):
         """The noise level at a (possibly fractional) position of the `normal` scheduler."""
 
     @abstractmethod
+    def noise_level(self, timesteps: Tensor) -> Tensor:
+        """The noise level of timesteps of training; both of any shape, on the CPU."""
+
+    @abstractmethod
+    def percent_to_sigma(self, percent: float) -> float:
+        """The noise level at a share of the schedule, 0 at its beginning; as ComfyUI has it."""
+
+    @abstractmethod
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x as the network wants it."""
 
@@ -119,6 +127,12 @@ class DiffusionSchedule(Schedule):
         low, high, share = position.floor().long(), position.ceil().long(), position.frac()
         return ((1 - share) * self.log_sigmas[low] + share * self.log_sigmas[high]).exp()
 
+    def noise_level(self, timesteps: Tensor) -> Tensor:
+        return self.sigma(timesteps)
+
+    def percent_to_sigma(self, percent: float) -> float:
+        return self.sigma(torch.tensor((1 - percent) * (TRAIN_TIMESTEPS - 1))).item()
+
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
         return x / (sigma**2 + 1).sqrt()
 
@@ -166,6 +180,13 @@ class FlowSchedule(Schedule):
 
     def sigma(self, timestep: Tensor) -> Tensor:
         return shifted(timestep, self.shift)
+
+    def noise_level(self, timesteps: Tensor) -> Tensor:
+        # A timestep of training is its own σ; `sigma` is of the sampler's positions, which are shifted.
+        return timesteps
+
+    def percent_to_sigma(self, percent: float) -> float:
+        return shifted(torch.tensor(1 - percent, dtype=torch.float64), self.shift).item()
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
         return x

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from chats.locks import locked
 from chats.taste.dataset import TasteDataset
 from chats.taste.names import CANDIDATES, IMAGES, METADATA
 from chats.taste.records import SCORER, Pair, Vote
@@ -22,7 +23,6 @@ from ..evaluation.scorers import Scorer, open_scorers
 from ..evaluation.scoring import score_pictures
 from ..support.amounts import counted
 from ..support.errors import UserError
-from ..support.locks import locked
 from .agreement import agreement, agreement_text
 from .comparisons import choice, comparisons
 

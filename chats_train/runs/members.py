@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,10 @@ class Members(ABC):
     @abstractmethod
     def reference(self) -> Denoiser:
         """The frozen base, to be called without gradients."""
+
+    @abstractmethod
+    def succeed(self, name: str, config: RunConfig) -> None:
+        """Freezes what trains now and puts one more model, equal to the base, to train in its place."""
 
     @property
     @abstractmethod
@@ -91,8 +95,9 @@ class FullMembers(Members):
         self, config: RunConfig, family: Family, names: Iterable[str], device: torch.device, with_reference: bool
     ):
         super().__init__(names, one_graph=config.memory == "low")
-        self._by_name = {name: _prepared(family, device, config) for name in self.names}
-        self._reference = _prepared(family, device, config).requires_grad_(False) if with_reference else None
+        self._prepared = partial(_prepared, family, device)
+        self._by_name = {name: self._prepared(config) for name in self.names}
+        self._reference = self._prepared(config).requires_grad_(False) if with_reference else None
 
     def denoiser(self, name: str) -> Denoiser:
         return self._by_name[name]
@@ -100,6 +105,12 @@ class FullMembers(Members):
     def reference(self) -> Denoiser:
         assert self._reference is not None, "the members were made without a reference"
         return self._reference
+
+    def succeed(self, name: str, config: RunConfig) -> None:
+        for module in self._by_name.values():
+            module.requires_grad_(False)
+        self._by_name[name] = self._prepared(config)
+        self.names = (name,)
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -117,25 +128,42 @@ class LoRAMembers(Members):
     """
 
     def __init__(self, config: RunConfig, family: Family, names: Iterable[str], device: torch.device):
-        from peft import LoraConfig
-
         super().__init__(names, one_graph=config.memory == "low" or config.gradient_checkpointing)
         self.module = _prepared(family, torch.device("cpu"), config).requires_grad_(False)
-        targets = list(config.network_target_modules or family.facts.lora_targets)
+        self._default_targets = family.facts.lora_targets
+        self._add_adapters(config, self.names)
+        self.module.to(device)
+        self._train_all()
+
+    def succeed(self, name: str, config: RunConfig) -> None:
+        for parameter in self._trained:
+            parameter.requires_grad_(False)
+        device = next(self.module.parameters()).device
+        self.names = (name,)
+        self._add_adapters(config, self.names)
+        self.module.to(device)
+        self._train_all()
+
+    def _add_adapters(self, config: RunConfig, names: Iterable[str]) -> None:
+        from peft import LoraConfig
+
+        targets = list(config.network_target_modules or self._default_targets)
         settings = LoraConfig(
             r=config.network_rank, lora_alpha=config.network_alpha, target_modules=targets, lora_dropout=0.0
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # the second adapter is meant
             torch.manual_seed(config.seed)  # the factors' first values
-            for name in self.names:
+            for name in names:
                 try:
                     self.module.add_adapter(settings, adapter_name=name)
                 except ValueError as error:
                     raise UserError(
                         f"`network_target_modules` is {targets}, which names no layer of the base; see `inspect`"
                     ) from error
-        self.module.to(device)
+
+    def _train_all(self) -> None:
+        """Readies what trains: in fp32, whatever the base is in."""
         self._trained = list(self.named_parameters().values())
         for parameter in self._trained:
             parameter.data = parameter.data.float()
@@ -176,7 +204,10 @@ def make_members(config: RunConfig, family: Family, models: int, with_reference:
     return FullMembers(config, family, names, device, with_reference)
 
 
-def adapter_weights(state: dict[str, Tensor], member: str) -> dict[str, Tensor]:
+Weight = TypeVar("Weight", bound=Tensor)
+
+
+def adapter_weights(state: Mapping[str, Weight], member: str) -> dict[str, Weight]:
     """A member's weights in a state of :meth:`Members.state`, by the names that export takes (without the adapter's
     name)."""
     prefix = f"{member}."

@@ -1,4 +1,4 @@
-"""From the weights of a run to the two files of its pair."""
+"""From the weights of a run to its files: the two of a pair, or one model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from chats.pair import PairMetadata
+from chats.pair import Metadata, PairMetadata
 
 from ..families import Family
 from ..settings.config import RunConfig
@@ -41,15 +41,13 @@ def export_pair(
         the files.
     """
     trained = {key.split(".", 1)[0] for key in weights}
-    # The same weights make the same pair, however often they are exported.
-    pair_id = uuid.uuid5(uuid.NAMESPACE_URL, f"{family.base_sha256} {config.sha256()} {fingerprint} {step}").hex
     paths = []
     for member in (PREFERRED, DISPREFERRED):
         if member not in trained:
             continue
         metadata = PairMetadata(
             member,
-            pair_id=pair_id,
+            pair_id=pair_id(config, family, step, fingerprint),
             base_name=Path(config.pretrained_model).name,
             base_sha256=family.base_sha256,
             prediction_type=family.prediction_type,
@@ -65,20 +63,43 @@ def export_pair(
             proxy_cosine=probe.get("proxy_cosine"),
             proxy_relative_error=probe.get("proxy_relative_error"),
         )
-        path = folder / f"{config.output_dir.name}_{member}.safetensors"
-        title = f"{config.output_dir.name} {member}"
-        own = adapter_weights(weights, member)
-        if config.training_method == "lora":
-            shapes = family.source.shapes(family.facts.denoiser_part)
-            export_lora(
-                path, family.name, own, config.network_alpha, shapes, metadata, title=title, dtype=TORCH_DTYPES[dtype]
-            )
-        else:
-            # A file is the whole state, also what does not train (SD3's table of positions is a buffer).
-            whole = {**family.load_denoiser().state_dict(), **own}
-            zero_snr = getattr(family.schedule, "zero_terminal_snr", False)
-            export_full(
-                path, family.name, whole, metadata, title=title, dtype=TORCH_DTYPES[dtype], zero_terminal_snr=zero_snr
-            )
+        stem = config.output_dir.name
+        path = folder / f"{stem}_{member}.safetensors"
+        export_model(config, family, adapter_weights(weights, member), path, metadata, f"{stem} {member}", dtype)
         paths.append(path)
     return paths
+
+
+def pair_id(config: RunConfig, family: Family, step: int, fingerprint: str) -> str:
+    """The same weights make the same pair, however often they are exported."""
+    return uuid.uuid5(uuid.NAMESPACE_URL, f"{family.base_sha256} {config.sha256()} {fingerprint} {step}").hex
+
+
+def export_model(
+    config: RunConfig,
+    family: Family,
+    weights: Mapping[str, Tensor],
+    path: Path,
+    metadata: Metadata,
+    title: str,
+    dtype: str,
+) -> None:
+    """Writes one model, by the run's training method a LoRA or a whole one, as a file that ComfyUI loads.
+
+    Args:
+        weights: of :func:`adapter_weights`.
+        title: `modelspec.title`.
+        dtype: fp32, fp16 or bf16.
+    """
+    if config.training_method == "lora":
+        shapes = family.source.shapes(family.facts.denoiser_part)
+        export_lora(
+            path, family.name, weights, config.network_alpha, shapes, metadata, title=title, dtype=TORCH_DTYPES[dtype]
+        )
+    else:
+        # A file is the whole state, also what does not train (SD3's table of positions is a buffer).
+        whole = {**family.load_denoiser().state_dict(), **weights}
+        zero_snr = getattr(family.schedule, "zero_terminal_snr", False)
+        export_full(
+            path, family.name, whole, metadata, title=title, dtype=TORCH_DTYPES[dtype], zero_terminal_snr=zero_snr
+        )

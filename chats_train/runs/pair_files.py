@@ -1,4 +1,4 @@
-"""The two files of a pair, LoRAs or whole models: their keys and the keys' order, dtypes, metadata, reading back.
+"""The files of a pair, or of one model, LoRAs or whole: their keys and the keys' order, dtypes, metadata, reading back.
 
 A LoRA's keys are named by ``lora_names`` in ``layouts/formats.py``. Their order is safetensors' own, by dtype and then
 by key; ``chats/pair.py`` orders the metadata.
@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from chats.pair import PairMetadata, write_member
+from chats.pair import Metadata, write_member
 
 from ..layouts.formats import file_format, lora_names
 from ..layouts.places import LayoutError, require_all, to_native
@@ -31,7 +31,7 @@ def export_full(
     path: str | os.PathLike[str],
     family: str,
     weights: Mapping[str, Tensor],
-    metadata: PairMetadata,
+    metadata: Metadata,
     *,
     title: str,
     dtype: torch.dtype | None = None,
@@ -43,7 +43,7 @@ def export_full(
         path: the .safetensors file.
         family: `sd15`, `sdxl`, `sd3` or `flux`.
         weights: the denoiser's state dict, in diffusers' names.
-        metadata: the `chats.*` entries; ``prediction_type`` also sets the markers.
+        metadata: the `chats.*` entries, of a member or of a distilled model; ``prediction_type`` also sets the markers.
         title: `modelspec.title`.
         dtype: of the file; None keeps each tensor's own.
         zero_terminal_snr: whether a v-prediction model was trained to zero terminal SNR.
@@ -74,7 +74,7 @@ def export_lora(
     lora: Mapping[str, Tensor],
     alpha: float,
     base_shapes: Mapping[str, tuple[int, ...]],
-    metadata: PairMetadata,
+    metadata: Metadata,
     *,
     title: str,
     dtype: torch.dtype | None = None,
@@ -182,7 +182,7 @@ def check_equal(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> 
                 )
 
 
-def modelspec(architecture: str | None, title: str, metadata: PairMetadata) -> dict[str, str]:
+def modelspec(architecture: str | None, title: str, metadata: Metadata) -> dict[str, str]:
     """The `modelspec.*` entries (https://github.com/Stability-AI/ModelSpec); without an architecture where that is not
     known."""
     spec = {

@@ -1,11 +1,12 @@
-"""A preview: what the base draws and what is trained draws, side by side."""
+"""A preview: what several samplers draw for some prompts, side by side; of a run the base and what is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..families import Family, Prompt
 from ..sampling.pictures import enlarged, picture_grid, to_images
@@ -15,6 +16,8 @@ from .members import DISPREFERRED, PREFERRED, Members
 
 # Smaller pictures are enlarged to about this side in pixels, or their titles would not fit.
 PREVIEW_SIDE = 192
+# Prompt, null prompt and noise in, latents out.
+Draw = Callable[[Prompt, Prompt, Tensor], Tensor]
 
 
 def preview(
@@ -33,15 +36,31 @@ def preview(
     settings = SamplingSettings(
         steps=config.sample_steps, guidance_scale=config.guidance_scale, alpha=config.alpha, form=form
     )
-    both = len(members.names) == 2
+
+    def base(prompt: Prompt, null: Prompt, noise: Tensor) -> Tensor:
+        return sample_cfg(family, members.reference(), prompt, null, noise, settings)
+
+    def trained(prompt: Prompt, null: Prompt, noise: Tensor) -> Tensor:
+        if len(members.names) == 1:
+            return sample_cfg(family, members.denoiser(PREFERRED), prompt, null, noise, settings)
+        pair = members.denoiser(PREFERRED), members.denoiser(DISPREFERRED)
+        return sample_pair(family, *pair, prompt, null, noise, settings)
+
+    title = f"pair, CHATS ({form})" if len(members.names) == 2 else "trained, CFG"
+    return side_by_side(config, family, prompts, device, {"base, CFG": base, title: trained})
+
+
+def side_by_side(
+    config: RunConfig,
+    family: Family,
+    prompts: Sequence[tuple[Prompt, Prompt]],
+    device: torch.device,
+    columns: Mapping[str, Draw],
+) -> Image.Image:
+    """A grid with a row for each prompt and a column for each way to draw, by its title; a row's noise is the same."""
     rows = []
     for index, (prompt, null) in enumerate(prompts):
         noise = initial_noise(family, 1, config.resolution, config.resolution, config.seed + index).to(device)
-        base = sample_cfg(family, members.reference(), prompt, null, noise, settings)
-        if both:
-            pair = members.denoiser(PREFERRED), members.denoiser(DISPREFERRED)
-            trained = sample_pair(family, *pair, prompt, null, noise, settings)
-        else:
-            trained = sample_cfg(family, members.denoiser(PREFERRED), prompt, null, noise, settings)
-        rows.append([enlarged(to_images(family.decode_image(latents))[0], PREVIEW_SIDE) for latents in (base, trained)])
-    return picture_grid(rows, titles=["base, CFG", f"pair, CHATS ({form})" if both else "trained, CFG"])
+        drawn = [draw(prompt, null, noise) for draw in columns.values()]
+        rows.append([enlarged(to_images(family.decode_image(latents))[0], PREVIEW_SIDE) for latents in drawn])
+    return picture_grid(rows, titles=list(columns))

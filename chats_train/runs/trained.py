@@ -36,15 +36,22 @@ def open_trained(config: RunConfig, wanted: str) -> Checkpoint:
     return checkpoint
 
 
-def trained_members(config: RunConfig, family: Family, checkpoint: Checkpoint) -> Members:
+def trained_members(
+    config: RunConfig, family: Family, checkpoint: Checkpoint, *, models: int | None = None, with_reference: bool = True
+) -> Members:
     """The members of a checkpoint, with the base as their reference, on the family's device.
+
+    Args:
+        models: 1 for the preferred alone; None for all that were trained.
+        with_reference: whole models need memory for it.
 
     Raises:
         UserError: when the checkpoint is of other settings.
     """
     weights = _weights(config, checkpoint)
-    members = make_members(config, family, OBJECTIVES[config.objective].models, True, family.device)
-    members.load_state(weights, checkpoint.purpose.way_out)
+    members = make_members(config, family, models or OBJECTIVES[config.objective].models, with_reference, family.device)
+    wanted = {key: value for key, value in weights.items() if models is None or key.split(".", 1)[0] in members.names}
+    members.load_state(wanted, checkpoint.purpose.way_out)
     return members
 
 

@@ -61,16 +61,10 @@ def probe_proxy(
             family.predict(dispreferred, z, timesteps, each) for each in (prompts, null, proxy)
         )
         agreement = proxy_agreement(given, unprompted, proxied, alpha)
-        result.noise_levels.append(_noise_level(family, timesteps[0]))
+        result.noise_levels.append(family.schedule.noise_level(timesteps[0].cpu()).item())
         result.cosine.append(agreement.cosine.mean().item())
         result.relative_error.append(agreement.relative_error.mean().item())
     return result
-
-
-def _noise_level(family: Family, timestep: Tensor) -> float:
-    """The sampler's σ at a timestep of training."""
-    # A flow's timestep is its σ; its schedule's `sigma` is of the sampler's positions, which are shifted.
-    return timestep.item() if family.prediction_type == "flow" else family.schedule.sigma(timestep.cpu()).item()
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -6,6 +6,7 @@ Same noise from a seed, same noise levels for `normal` and `simple`, same order 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,9 +18,10 @@ from torch import Tensor
 from chats.guidance import (
     DEFAULT_ALPHA,
     DEFAULT_GUIDANCE_SCALE,
+    Asked,
+    Form,
     classifier_free_guidance,
-    exact_guidance,
-    proxy_guidance,
+    guided_prediction,
     proxy_prompt,
 )
 
@@ -27,21 +29,23 @@ from ..families.base import Denoiser, Family, Prompt
 from ..families.schedule import Schedule
 
 Scheduler = Literal["normal", "simple"]
-Form = Literal["proxy", "exact"]
-# z_t in, timesteps in, prediction out.
-Predict = Callable[[Tensor, Tensor], Tensor]
+# z_t in, timesteps in, the noise level in, prediction out.
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
     """How to sample; ``guidance_scale`` is the paper's s, so ComfyUI's cfg is 1 + s. ``scheduler`` None is the family's
-    own. ``alpha`` and ``form`` concern pairs alone."""
+    own. The rest concerns pairs alone: outside of ``start_percent`` to ``end_percent`` of the noise schedule their
+    preferred model predicts alone."""
 
     steps: int = 30
     scheduler: Scheduler | None = None
     guidance_scale: float = DEFAULT_GUIDANCE_SCALE
     alpha: float = DEFAULT_ALPHA
     form: Form = "proxy"
+    start_percent: float = 0.0
+    end_percent: float = 1.0
 
 
 def noise_levels(schedule: Schedule, steps: int, scheduler: Scheduler) -> Tensor:
@@ -87,22 +91,25 @@ def sample_cfg(
     settings: SamplingSettings,
     sizes: Tensor | None = None,
 ) -> Tensor:
-    """Latents from one model under classifier-free guidance (Eq. 8).
+    """Latents from one model under classifier-free guidance (Eq. 8); at s = 0 in one pass a step.
 
     Args:
         family: the model's family.
         denoiser: what :meth:`Family.predict` takes.
         prompt, null: embeddings, of the batch or of 1.
         noise: :func:`initial_noise`, on the denoiser's device.
-        settings: ``alpha`` and ``form`` are not used.
+        settings: what concerns pairs is not used.
         sizes: see :meth:`Family.predict`.
 
     Returns:
         latents in the denoiser's scale, float32, of the shape of ``noise``.
     """
 
-    def predict(z: Tensor, t: Tensor) -> Tensor:
-        cond, uncond = (family.predict(denoiser, z, t, which, sizes).float() for which in (prompt, null))
+    def predict(z: Tensor, t: Tensor, _: Tensor) -> Tensor:
+        cond = family.predict(denoiser, z, t, prompt, sizes).float()
+        if settings.guidance_scale == 0:
+            return cond
+        uncond = family.predict(denoiser, z, t, null, sizes).float()
         return classifier_free_guidance(cond, uncond, settings.guidance_scale)
 
     return _euler(family, predict, noise, settings)
@@ -123,19 +130,37 @@ def sample_pair(
     :func:`sample_cfg`."""
     if settings.form not in ("proxy", "exact"):
         raise ValueError(f"`form` is `{settings.form}`; known are `proxy` and `exact`")
-    s, alpha = settings.guidance_scale, settings.alpha
-    proxy = {name: proxy_prompt(prompt[name], null[name], alpha) for name in prompt}
+    asked = negative_prompts(prompt, null, settings.alpha)
+    guides = guided_levels(family.schedule, settings.start_percent, settings.end_percent)
 
-    def predict(z: Tensor, t: Tensor) -> Tensor:
+    def predict(z: Tensor, t: Tensor, sigma: Tensor) -> Tensor:
         cond = family.predict(preferred, z, t, prompt, sizes).float()
-        if settings.form == "proxy":
-            return proxy_guidance(cond, family.predict(dispreferred, z, t, proxy, sizes).float(), s)
-        conditioned, unconditioned = (
-            family.predict(dispreferred, z, t, which, sizes).float() for which in (prompt, null)
-        )
-        return exact_guidance(cond, conditioned, unconditioned, s, alpha)
+        if not guides(sigma):
+            return cond
+
+        def negative(which: Asked) -> Tensor:
+            return family.predict(dispreferred, z, t, asked[which], sizes).float()
+
+        return guided_prediction(cond, negative, settings.form, settings.guidance_scale, settings.alpha)
 
     return _euler(family, predict, noise, settings)
+
+
+def negative_prompts(prompt: Prompt, null: Prompt, alpha: float) -> dict[Asked, Prompt]:
+    """The embeddings of all that a dispreferred model can be asked."""
+    return {
+        "prompt": prompt,
+        "null": null,
+        "proxy": {name: proxy_prompt(prompt[name], null[name], alpha) for name in prompt},
+    }
+
+
+def guided_levels(schedule: Schedule, start_percent: float, end_percent: float) -> Callable[[Tensor], Tensor]:
+    """Whether the dispreferred model guides at noise levels, of any shape: as CHATS Apply has it in ComfyUI."""
+    # The ends are open: a sampler may begin beyond the table.
+    first = schedule.percent_to_sigma(start_percent) if start_percent > 0 else math.inf
+    last = schedule.percent_to_sigma(end_percent) if end_percent < 1 else 0.0
+    return lambda sigmas: (last <= sigmas.double()) & (sigmas.double() <= first)
 
 
 def _euler(family: Family, predict: Predict, noise: Tensor, settings: SamplingSettings) -> Tensor:
@@ -145,7 +170,7 @@ def _euler(family: Family, predict: Predict, noise: Tensor, settings: SamplingSe
     x = schedule.start(noise.float(), sigmas[0])
     for sigma, next_sigma in pairwise(sigmas):
         timesteps = schedule.timestep(sigma).expand(x.shape[0])
-        prediction = predict(schedule.scale_input(x, sigma).to(family.dtype), timesteps)
+        prediction = predict(schedule.scale_input(x, sigma).to(family.dtype), timesteps, sigma)
         derivative = (x - schedule.denoised(prediction, x, sigma)) / sigma
         x = x + derivative * (next_sigma - sigma)
     return x

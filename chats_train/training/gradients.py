@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from chats.backpropagation import both_graphs_alive, one_graph_at_a_time
 from chats.draws import Draw
-from chats.objective import Metrics, Objective, PairErrors, squared_error
+from chats.objective import OBJECTIVES, Metrics, Objective, PairErrors, squared_error
 
 from ..encodings.cache import EncodedPair
 from ..families import Denoiser, Family, Prompt
-from ..runs.members import DISPREFERRED, PREFERRED, Members
+from ..runs.members import Members, make_members
+from ..runs.previews import preview
+from ..settings.config import RunConfig
 from ..support.dtypes import forward_dtype
 
 
@@ -87,9 +90,14 @@ class Gradients:
         losses, metrics = self.objective.loss(errors, self.beta)
         return losses.detach(), metrics
 
+    def preview(self, config: RunConfig, prompts: Sequence[tuple[Prompt, Prompt]]) -> Image.Image:
+        """What is drawn along the way, for prompts and the null prompt, batches of 1."""
+        return preview(config, self.family, self.members, prompts, self.device)
+
     def _sides(self, batch: Batch) -> Sides:
-        rejected_member = DISPREFERRED if self.objective.models == 2 else PREFERRED
-        sides = {"chosen": (PREFERRED, batch.chosen), "rejected": (rejected_member, batch.rejected)}
+        # The preferred and the dispreferred member, or one model that sees both.
+        names = self.members.names
+        sides = {"chosen": (names[0], batch.chosen), "rejected": (names[-1], batch.rejected)}
         return sides if self.objective.needs_rejected else {"chosen": sides["chosen"]}
 
     def _reference_errors(self, batch: Batch) -> dict[str, Tensor]:
@@ -109,13 +117,24 @@ class Gradients:
 
     def _side_error(self, denoiser: Denoiser, side: Side) -> Tensor:
         """d of Eq. 13 for one model on one side, [batch]."""
+        return squared_error(self._prediction(denoiser, side, side.prompt), side.target)
+
+    def _prediction(self, denoiser: Denoiser, side: Side, prompt: Prompt) -> Tensor:
+        """What a model predicts on one side for a prompt, of the batch or of 1."""
         with self._autocast():
             noisy = side.noisy.to(self.family.dtype)
-            prediction = self.family.predict(denoiser, noisy, side.timesteps, side.prompt, side.sizes)
-        return squared_error(prediction, side.target)
+            return self.family.predict(denoiser, noisy, side.timesteps, prompt, side.sizes)
 
     def _autocast(self) -> AbstractContextManager:
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+
+def run_gradients(config: RunConfig, family: Family, device: torch.device) -> Gradients:
+    """Those of a run's objective, over members that begin as the base."""
+    objective = OBJECTIVES[config.objective]
+    with_reference = objective.needs_reference or config.sample_every > 0  # previews show the base too
+    members = make_members(config, family, objective.models, with_reference, device)
+    return Gradients(family, members, objective, config.beta, device, mixed_precision=config.mixed_precision)
 
 
 def make_batch(

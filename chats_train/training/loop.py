@@ -14,7 +14,6 @@ from chats.files import replacing
 from ..encodings.cache import CachedEncodings
 from ..runs.checkpoint import RESUME, open_checkpoint, save_checkpoint
 from ..runs.folder import CHECKPOINTS, PREVIEWS
-from ..runs.previews import preview
 from ..support.errors import UserError
 from .reports import HELD_OUT, Reports
 from .trainer import NotFinite, StepReport, Trainer
@@ -82,14 +81,8 @@ def _save(trainer: Trainer, reports: Reports | None) -> None:
 
 def _save_preview(trainer: Trainer) -> None:
     """previews/step-….png; the decoder comes back to memory for it and leaves again."""
-    config = trainer.config
-    encoded = [trainer.encodings.prompt(text) for text in config.sample_prompts]
-    prompts = [
-        ({name: tensor[None].to(trainer.device) for name, tensor in prompt.items()}, trainer.null) for prompt in encoded
-    ]
-    picture = preview(config, trainer.family, trainer.members, prompts, trainer.device)
-    with replacing(config.output_dir / PREVIEWS / f"step-{trainer.step:08d}.png") as temporary:
-        picture.save(temporary, format="png")
+    with replacing(trainer.config.output_dir / PREVIEWS / f"step-{trainer.step:08d}.png") as temporary:
+        trainer.preview().save(temporary, format="png")
     if isinstance(trainer.encodings, CachedEncodings):
         trainer.family.release_encoders()
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from chats.locks import locked
 from chats.words import shown_error
 
 from ..data import PairDataset, open_dataset
@@ -20,7 +21,6 @@ from ..runs.processes import Processes
 from ..settings.config import RunConfig
 from ..settings.config_file import save_resolved
 from ..support.errors import UserError
-from ..support.locks import locked
 from .last_probe import probe_trained
 from .loop import run_steps
 from .trainer import Trainer
@@ -41,18 +41,18 @@ def train(config: RunConfig, use_cache: bool = True) -> str:
         UserError: for what the user can mend; a NaN among it, with the last good checkpoint named.
     """
     processes = Processes()
-    with _only_run_in(config.output_dir, processes):
+    with only_run_in(config.output_dir, processes):
         _refuse_to_take_over(config)
         return _train(config, processes, use_cache)
 
 
 def _train(config: RunConfig, processes: Processes, use_cache: bool) -> str:
     family = open_family(config, processes.device)
-    dataset = _open_data(config, processes)
+    dataset = open_data(config, processes)
     config = settled(config, family)
-    encodings = _open_encodings(config, family, dataset, processes, use_cache)
+    encodings = open_encodings(config, family, dataset, processes, use_cache)
     trainer = Trainer(config, family, dataset, encodings, processes)
-    _resume(trainer)
+    resume(trainer)
     if processes.is_main:
         save_resolved(config, config.output_dir / CONFIG_FILE)
     if not run_steps(trainer):
@@ -79,7 +79,7 @@ def _probe(trainer: Trainer) -> dict[str, float]:
     return read_probe(trainer.config.output_dir, trainer.step)
 
 
-def _open_data(config: RunConfig, processes: Processes) -> PairDataset:
+def open_data(config: RunConfig, processes: Processes) -> PairDataset:
     """The data set; the main process looks at it first and leaves its verdicts for the others."""
     if not processes.is_main:
         processes.wait()
@@ -89,7 +89,7 @@ def _open_data(config: RunConfig, processes: Processes) -> PairDataset:
     return dataset
 
 
-def _open_encodings(
+def open_encodings(
     config: RunConfig, family: Family, dataset: PairDataset, processes: Processes, use_cache: bool
 ) -> PairEncodings:
     if not use_cache:
@@ -109,13 +109,14 @@ def _open_encodings(
 
 
 @contextmanager
-def _only_run_in(output_dir: Path, processes: Processes) -> Iterator[None]:
-    """Keeps other runs out of a folder; the main process holds the lock for all of this run's."""
-    with locked(output_dir / LOCK) if processes.is_main else nullcontext(True) as free:
+def only_run_in(folder: Path, processes: Processes, setting: str = "output_dir") -> Iterator[None]:
+    """Keeps other runs out of a folder, which ``setting`` names; the main process holds the lock for all of this
+    run's."""
+    with locked(folder / LOCK) if processes.is_main else nullcontext(True) as free:
         if processes.any(not free):
             raise UserError(
-                f"`output_dir` is {output_dir}, where another run is at work now; wait for its end, stop it, or choose "
-                "another `output_dir`"
+                f"`{setting}` is {folder}, where another run is at work now; wait for its end, stop it, or choose "
+                f"another `{setting}`"
             )
         yield
 
@@ -128,7 +129,7 @@ def _refuse_to_take_over(config: RunConfig) -> None:
         )
 
 
-def _resume(trainer: Trainer) -> None:
+def resume(trainer: Trainer) -> None:
     wanted, output_dir = trainer.config.resume_from_checkpoint, trainer.config.output_dir
     if wanted is None:
         return

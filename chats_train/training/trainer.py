@@ -9,21 +9,20 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from chats.draws import VALIDATION_EPOCH, draw, held_out, step_pairs
-from chats.objective import OBJECTIVES
 
 from ..data import PairDataset
 from ..data.pairs import PairSample
 from ..encodings.cache import PairEncodings
-from ..families import Family
+from ..families import Family, Prompt
 from ..runs.checkpoint import Checkpoint, State
-from ..runs.members import make_members
 from ..runs.processes import Processes
 from ..settings.config import RunConfig
 from ..support.errors import UserError
-from .gradients import Batch, Gradients, make_batch
+from .gradients import Batch, Gradients, make_batch, run_gradients
 from .optimizer import Averages, learning_rate, make_optimizer
 from .optimizer_state import flatten_optimizer, unflatten_optimizer
 
@@ -49,33 +48,31 @@ class Trainer:
         family: the base's family, its encoders no longer needed.
         dataset: the pairs; some are held out to measure on.
         encodings: where their latents and embeddings come from.
+        gradients: what trains, and towards what; None for the run's objective.
     """
 
     def __init__(
-        self, config: RunConfig, family: Family, dataset: PairDataset, encodings: PairEncodings, processes: Processes
+        self,
+        config: RunConfig,
+        family: Family,
+        dataset: PairDataset,
+        encodings: PairEncodings,
+        processes: Processes,
+        gradients: Gradients | None = None,
     ):
         self.config, self.family, self.encodings, self.processes = config, family, encodings, processes
         self.device = processes.device
         self.dataset_fingerprint = dataset.fingerprint
         self.samples, self.validation = held_out(dataset.samples, config.seed, config.validation_pairs)
-        objective = OBJECTIVES[config.objective]
-        with_reference = objective.needs_reference or config.sample_every > 0  # previews show the base too
-        self.members = make_members(config, family, objective.models, with_reference, self.device)
+        self.gradients = gradients or run_gradients(config, family, self.device)
+        self.members = self.gradients.members
         self.parameters = self.members.named_parameters()
-        self.gradients = Gradients(
-            family,
-            self.members,
-            objective,
-            config.beta,
-            self.device,
-            mixed_precision=config.mixed_precision,
-        )
         self.optimizer = make_optimizer(config, self.parameters.values())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.mixed_precision == "fp16")
         # The scaler settles its scale when it first scales a tensor; ours goes into the gradients' weights instead.
         self.scaler.scale(torch.zeros((), device=self.device))
         self.averages = Averages(config.ema_decay, self.parameters) if config.ema_decay else None
-        self.null = self._null_prompt()
+        self.null = null_prompt(family, encodings, self.device)
         self.step = 0
 
     @property
@@ -115,6 +112,14 @@ class Trainer:
             for name, values in {"loss": losses, **metrics}.items():
                 sums[name] += values.double().sum()
         return self._means(sums, len(picked)) if picked else {}
+
+    def preview(self) -> Image.Image:
+        """What is drawn for the run's `sample_prompts`."""
+        encoded = [self.encodings.prompt(text) for text in self.config.sample_prompts]
+        prompts = [
+            ({name: tensor[None].to(self.device) for name, tensor in prompt.items()}, self.null) for prompt in encoded
+        ]
+        return self.gradients.preview(self.config, prompts)
 
     def state(self) -> State:
         """Everything that the next step depends on."""
@@ -189,15 +194,15 @@ class Trainer:
         ]
         return make_batch(self.family, pairs, draws, self.null, self.config.null_prompt_prob, self.device)
 
-    def _null_prompt(self) -> dict[str, Tensor]:
-        """∅ by the run's convention, as a batch of 1, from the cache: the encoders may be gone."""
-        empty = self.encodings.prompt("")
-        return self.family.null_of({name: tensor[None].to(self.device) for name, tensor in empty.items()})
-
     def _means(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:
         names = sorted({"loss", *self.gradients.objective.metrics})
         totals = self.processes.sum(torch.stack([sums[name] for name in names]))
         return dict(zip(names, (totals / count).tolist(), strict=True))
+
+
+def null_prompt(family: Family, encodings: PairEncodings, device: torch.device) -> Prompt:
+    """∅ by the run's convention, as a batch of 1, from the cache: the encoders may be gone."""
+    return family.null_of({name: tensor[None].to(device) for name, tensor in encodings.prompt("").items()})
 
 
 def micro_batches(picked: Sequence[tuple[int, PairSample]], size: int) -> list[list[tuple[int, PairSample]]]:

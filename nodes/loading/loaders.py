@@ -1,8 +1,10 @@
 """Loaders of pairs: two files in, two ordinary MODELs out, so that any other node can still work on each."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import NamedTuple, get_args
 
 import comfy.model_management
 import comfy.sd
@@ -12,8 +14,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ...chats import pair
+from ...chats.distilled import distilled_members
 from ...chats.words import shown, shown_error
-from ..advice import ATTACHMENT, prediction_advice, show
+from ..advice import ATTACHMENT, DISTILLED, prediction_advice, show
 from ..inputs import advanced
 
 # What stands in a list of files for no file.
@@ -51,19 +54,40 @@ def pair_paths(
     return paths[0], paths[1]
 
 
-def read_pair(paths: tuple[str | None, str | None], node_id: str | None) -> pair.PairMetadata | None:
-    """Checks the files, shows on the node what their metadata recommends, and logs what does not fit together."""
+class CheckedFiles(NamedTuple):
+    """What two files say of themselves: the pair's metadata, and a line for each that is no member, as it was distilled
+    from a pair."""
+
+    metadata: pair.PairMetadata | None
+    distilled: dict[pair.Member, str]
+
+
+def check_pair(paths: tuple[str | None, str | None]) -> tuple[CheckedFiles, list[str]]:
+    """Checks the files; what they say of themselves, and what is to be warned of.
+
+    Raises:
+        PairError: when they cannot be sampled as a pair.
+    """
     metadata, warnings = pair.check_files(*paths)
-    show_pair(metadata, warnings, node_id)
-    return metadata
+    found = CheckedFiles(metadata, distilled_members(*paths))
+    return found, [*found.distilled.values(), *warnings]
+
+
+def read_pair(paths: tuple[str | None, str | None], node_id: str | None) -> CheckedFiles:
+    """Checks the files, shows on the node what their metadata recommends, and logs what does not fit together."""
+    found, warnings = check_pair(paths)
+    show_pair(found.metadata, warnings, node_id)
+    return found
 
 
 def show_pair(metadata: pair.PairMetadata | None, warnings: list[str], node_id: str | None) -> None:
-    """Shows on the node what the metadata recommends, and the warnings; logs those."""
+    """Shows on the node what the metadata recommends, what the pair was trained on, and the warnings; logs those."""
     for warning in warnings:
         logging.warning("CHATS: %s", warning)
     recommended = f"recommended: {metadata.recommendation()}" if metadata and metadata.recommendation() else NO_METADATA
     lines = [] if recommended == NO_METADATA and warnings else [recommended]
+    if metadata and (origin := metadata.origin()):
+        lines.append(f"trained on {origin}")
     show("\n".join([*lines, *(f"⚠ {warning}" for warning in warnings)]), node_id)
 
 
@@ -100,14 +124,20 @@ def loading(name: str, kind: str) -> Iterator[None]:
         ) from error
 
 
-def with_metadata(metadata: pair.PairMetadata | None, *models: ModelPatcher) -> tuple[ModelPatcher, ...]:
-    """The models as clones that carry what is known of their pair; warns when ComfyUI takes them for another kind of
-    prediction."""
+def with_metadata(
+    metadata: pair.PairMetadata | None,
+    *models: ModelPatcher,
+    distilled: Mapping[pair.Member, str] = MappingProxyType({}),
+) -> tuple[ModelPatcher, ...]:
+    """The models as clones that carry what is known of their pair, and each what is known of its own file; warns when
+    ComfyUI takes them for another kind of prediction."""
     if advice := prediction_advice(metadata, models[0]):
         logging.warning("CHATS: %s", advice)
     clones = tuple(model.clone() for model in models)
-    for clone in clones:
+    for clone, member in zip(clones, get_args(pair.Member), strict=True):
         clone.set_attachments(ATTACHMENT, metadata)
+        if member in distilled:
+            clone.set_attachments(DISTILLED, (distilled[member],))
     return clones
 
 
@@ -174,13 +204,13 @@ class CHATSCheckpointPairLoader(io.ComfyNode):
     @classmethod
     def execute(cls, preferred: str, dispreferred: str) -> io.NodeOutput:
         paths = pair_paths("checkpoints", preferred, dispreferred)
-        metadata = read_pair(paths, cls.hidden.unique_id if cls.hidden else None)
+        found = read_pair(paths, cls.hidden.unique_id if cls.hidden else None)
         embeddings = folder_paths.get_folder_paths("embeddings")
         with loading(preferred, "checkpoint"):
             model, clip, vae = comfy.sd.load_checkpoint_guess_config(paths[0], embedding_directory=embeddings)[:3]
         with loading(dispreferred, "checkpoint"):
             other = comfy.sd.load_checkpoint_guess_config(paths[1], output_vae=False, output_clip=False)[0]
-        return io.NodeOutput(*with_metadata(metadata, model, other), clip, vae)
+        return io.NodeOutput(*with_metadata(found.metadata, model, other, distilled=found.distilled), clip, vae)
 
 
 class CHATSDiffusionModelPairLoader(io.ComfyNode):
@@ -215,12 +245,12 @@ class CHATSDiffusionModelPairLoader(io.ComfyNode):
     @classmethod
     def execute(cls, preferred: str, dispreferred: str, weight_dtype: str) -> io.NodeOutput:
         paths = pair_paths("diffusion_models", preferred, dispreferred)
-        metadata = read_pair(paths, cls.hidden.unique_id if cls.hidden else None)
+        found = read_pair(paths, cls.hidden.unique_id if cls.hidden else None)
         models = []
         for name in (preferred, dispreferred):
             with loading(name, "diffusion model"):
                 models.append(comfy_nodes.UNETLoader().load_unet(name, weight_dtype)[0])
-        return io.NodeOutput(*with_metadata(metadata, *models))
+        return io.NodeOutput(*with_metadata(found.metadata, *models, distilled=found.distilled))
 
 
 NODES = [CHATSCheckpointPairLoader, CHATSDiffusionModelPairLoader]

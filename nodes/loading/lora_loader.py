@@ -14,6 +14,7 @@ from ...chats import pair
 from ..inputs import require_models
 from .loaders import (
     NONE,
+    check_pair,
     loading,
     model_outputs,
     pair_paths,
@@ -137,12 +138,13 @@ class CHATSLoRAPairLoader(io.ComfyNode):
     ) -> io.NodeOutput:
         require_models(model=model)
         paths = pair_paths(FOLDER, preferred_lora, dispreferred_lora, SUFFIX, optional=True)
-        metadata, warnings = pair.check_files(*paths)
+        found, warnings = check_pair(paths)
         strengths = (strength_preferred, strength_dispreferred)
         loaded = [with_lora(model, path, strength) for path, strength in zip(paths, strengths, strict=True)]
         warnings += [line for _, lines in loaded for line in lines]
-        show_pair(metadata, warnings, cls.hidden.unique_id if cls.hidden else None)
-        return io.NodeOutput(*with_metadata(metadata, *(patched for patched, _ in loaded)))
+        show_pair(found.metadata, warnings, cls.hidden.unique_id if cls.hidden else None)
+        models = (patched for patched, _ in loaded)
+        return io.NodeOutput(*with_metadata(found.metadata, *models, distilled=found.distilled))
 
 
 NODES = [CHATSLoRAPairLoader]

@@ -13,6 +13,7 @@ from server import PromptServer
 from ...chats.taste.dataset import TasteDataset
 from ...chats.taste.names import Conflict, NotThere, NotWritten, TasteError, is_id
 from ...chats.taste.plan import Shown
+from ...chats.taste.sentence import Sentence
 from ...chats.words import shown_error
 from .data_sets import data_set, names
 from .requests import MOST_AVOIDED, Refused, check_origin, field, json_body
@@ -30,13 +31,23 @@ async def answer(handler: Callable[[web.Request], Awaitable[Answer]], request: w
         check_origin(request.headers)
         return web.json_response(await handler(request))
     except Refused as refused:
-        status, sentence = refused.status, str(refused)
+        status, sentence = refused.status, refused.sentence
     except TasteError as error:
         status = next((status for kind, status in STATUSES.items() if isinstance(error, kind)), 400)
-        sentence = str(error)
+        sentence = error.sentence
     except OSError as error:
-        status, sentence = 507, f"the data set cannot be read ({shown_error(error)}); see to its folder"
-    return web.json_response({"error": sentence}, status=status)
+        status, sentence = (
+            507,
+            Sentence(
+                "unreadable", "the data set cannot be read ({reason}); see to its folder", reason=shown_error(error)
+            ),
+        )
+    return web.json_response({"error": sentence, **_translatable(sentence)}, status=status)
+
+
+def _translatable(sentence: Sentence) -> Answer:
+    """What a page needs to say a sentence in its own language."""
+    return {"key": sentence.key, "values": sentence.values}
 
 
 def rater_of(request: web.Request) -> str:
@@ -44,7 +55,7 @@ def rater_of(request: web.Request) -> str:
     try:
         return PromptServer.instance.user_manager.get_request_user_id(request)
     except KeyError as error:
-        raise Refused(403, "the request names no user of this server; choose one in ComfyUI") from error
+        raise Refused(403, "noUser", "the request names no user of this server; choose one in ComfyUI") from error
 
 
 def _existing(name: str) -> TasteDataset:
@@ -52,7 +63,9 @@ def _existing(name: str) -> TasteDataset:
     if not found.exists():
         raise Refused(
             404,
-            f"there is no data set `{name}` in `chats` of the output folder; put it back where it was renamed or moved",
+            "noDataSet",
+            "there is no data set `{name}` in `chats` of the output folder; put it back where it was renamed or moved",
+            name=name,
         )
     return found
 
@@ -74,10 +87,15 @@ async def list_datasets(request: web.Request) -> Answer:
 async def next_pair(request: web.Request) -> Answer:
     rater, tab = rater_of(request), request.query.get("tab", "")
     if tab and not is_id(tab):
-        raise Refused(400, "`tab` is not 16 hex digits")
+        raise Refused(400, "badTab", "`tab` is not 16 hex digits")
     avoid = [tuple(pair.split("-")) for pair in request.query.get("avoid", "").split(",") if pair]
     if len(avoid) > MOST_AVOIDED or not all(len(pair) == 2 and all(map(is_id, pair)) for pair in avoid):
-        raise Refused(400, f"`avoid` is not a list of at most {MOST_AVOIDED} pairs of ids, <id>-<id>,<id>-<id>")
+        raise Refused(
+            400,
+            "badAvoid",
+            "`avoid` is not a list of at most {most} pairs of ids, <id>-<id>,<id>-<id>",
+            most=MOST_AVOIDED,
+        )
 
     def look() -> tuple[TasteDataset, Answer]:
         one = _existing(request.match_info["dataset"])
@@ -85,9 +103,10 @@ async def next_pair(request: web.Request) -> Answer:
         return one, {
             "pair": shown and _shown(shown),
             "progress": one.progress(rater),
+            "alone": one.alone(),
             "guideline": one.guideline(),
             "last": one.last(rater),
-            "notes": one.notes(),
+            "notes": [{"text": note, **_translatable(note)} for note in one.notes()],
         }
 
     one, answered = await asyncio.to_thread(look)

@@ -24,7 +24,7 @@ def nodes_above(graph: Graph, node_id: str | None) -> list[dict[str, Any]]:
         name = waiting.pop()
         if name in graph and name not in found:
             found[name] = None
-            waiting += [str(value[0]) for value in _inputs(graph[name]).values() if _is_link(value)]
+            waiting += [str(value[0]) for value in node_inputs(graph[name]).values() if is_link(value)]
     return [graph[name] for name in found]
 
 
@@ -32,11 +32,11 @@ def seeds_and_models(graph: Graph | None, node_id: str | None) -> tuple[list[int
     """Seeds and model files that the pictures of a node were made with, each once, in order."""
     graph = graph or {}
     nodes = nodes_above(graph, node_id)
-    seeds = {seed for node in nodes for name in SEEDS for seed in _numbers(graph, _inputs(node).get(name))}
+    seeds = {seed for node in nodes for name in SEEDS for seed in _numbers(graph, node_inputs(node).get(name))}
     models = {
         value
         for node in nodes
-        for value in _inputs(node).values()
+        for value in node_inputs(node).values()
         if isinstance(value, str) and value.lower().endswith(MODELS) and "\n" not in value
     }
     return sorted(seeds)[:MOST], sorted(models)[:MOST]
@@ -44,17 +44,19 @@ def seeds_and_models(graph: Graph | None, node_id: str | None) -> tuple[list[int
 
 def _numbers(graph: Graph, value: Any) -> Iterator[int]:
     """A number, or the numbers of the node that it is linked to."""
-    if _is_link(value):
-        inputs = _inputs(graph.get(str(value[0]), {}))
+    if is_link(value):
+        inputs = node_inputs(graph.get(str(value[0]), {}))
         value = next((inputs[name] for name in NUMBERS if isinstance(inputs.get(name), int)), None)
     if isinstance(value, int) and not isinstance(value, bool):
         yield value
 
 
-def _is_link(value: Any) -> bool:
+def is_link(value: Any) -> bool:
+    """Whether an input's value is the output of another node: its id, and which output."""
     return isinstance(value, list) and len(value) == 2 and isinstance(value[1], int)
 
 
-def _inputs(node: dict[str, Any]) -> dict[str, Any]:
+def node_inputs(node: dict[str, Any]) -> dict[str, Any]:
+    """A node's inputs by name, whatever a graph has in their place."""
     inputs = node.get("inputs")
     return inputs if isinstance(inputs, dict) else {}

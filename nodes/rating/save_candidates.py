@@ -28,9 +28,10 @@ def check_images(images: object) -> torch.Tensor:
             "Decode"
         )
     if images.shape[3] != 3:
+        channels = "1 channel" if images.shape[3] == 1 else f"{images.shape[3]} channels"
         raise ValueError(
-            f"`images` have {images.shape[3]} channels, and pairs are trained on 3; take the alpha channel off before "
-            "(Split Image with Alpha)"
+            f"`images` have {channels}, and pairs are trained on 3; take the alpha channel off before (Split Image "
+            "with Alpha)"
         )
     return images
 
@@ -55,6 +56,15 @@ def texts_of(prompt: Any, extra: dict[str, Any] | None) -> dict[str, str]:
         return {}
     texts = {} if prompt is None else {"prompt": prompt}
     return {name: json.dumps(value) for name, value in {**texts, **(extra or {})}.items()}
+
+
+def waiting_text(waiting: int, alone: int) -> str:
+    """How many pairs wait to be rated; where none does and prompts have one picture only, what to do."""
+    if waiting:
+        return "1 pair waits to be rated" if waiting == 1 else f"{waiting} pairs wait to be rated"
+    if alone:
+        return "no pair yet: it takes two pictures of a prompt; raise batch_size, or run again with another seed"
+    return "all pairs are rated"
 
 
 class CHATSSaveCandidates(io.ComfyNode):
@@ -87,6 +97,13 @@ class CHATSSaveCandidates(io.ComfyNode):
     @classmethod
     def execute(cls, images: torch.Tensor, prompt: str, dataset: str) -> io.NodeOutput:
         # With the first candidate, and not with the pack: most sessions draw none.
+        from .data_sets import plain_refusals
+
+        with plain_refusals():
+            return cls._save(images, prompt, dataset)
+
+    @classmethod
+    def _save(cls, images: torch.Tensor, prompt: str, dataset: str) -> io.NodeOutput:
         from ...chats.taste.names import IMAGES, Conflict
         from .data_sets import DEFAULT_RATER, PLACE, data_set
         from .origin import seeds_and_models
@@ -115,8 +132,8 @@ class CHATSSaveCandidates(io.ComfyNode):
         if not saved:
             raise ValueError("; ".join(remark.removeprefix("⚠ ") for remark in remarks))
         there = f", {len(saved) - new} there before" if new < len(saved) else ""
-        waiting = kept.progress(DEFAULT_RATER)["waiting"]
-        show_lines([f"saved {new}{there}, {waiting} pairs wait to be rated", *remarks])
+        waiting = waiting_text(kept.progress(DEFAULT_RATER)["waiting"], kept.alone())
+        show_lines([f"saved {new}{there}, {waiting}", *remarks])
         return io.NodeOutput(images, ui={"images": saved})
 
 

@@ -3,7 +3,7 @@
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..advice import SAMPLING
+from ..advice import DISTILLED, SAMPLING
 from ..inputs import interval_inputs, model_inputs, require_models
 from .compatibility import check_models, sampling_difference
 from .pairing import pair_models
@@ -26,6 +26,9 @@ def apply_pair(
         )
     check_models(preferred, dispreferred)
     joined = saying_what_is_lost(pair_models(preferred, dispreferred, start_percent, end_percent))
+    lines = [line for model in (preferred, dispreferred) for line in model.attachments.get(DISTILLED, ())]
+    if lines:
+        joined.set_attachments(DISTILLED, tuple(lines))
     if line := sampling_difference(preferred, dispreferred):
         joined.set_attachments(SAMPLING, (preferred.get_model_object("model_sampling"), line))
     else:

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ...chats.words import shown
 from ..inputs import alpha_input, cfg_input, form_input, interval_inputs, model_inputs, null_input
 from .apply import apply_pair
+from .null_text import null_text
 from .proxy_prompt import build_negative
 
 
@@ -56,6 +57,7 @@ class CHATSKSampler(io.ComfyNode):
                 *interval_inputs(),
             ],
             outputs=[io.Latent.Output(display_name="LATENT", tooltip="The denoised latent.")],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
         )
 
     @classmethod
@@ -83,7 +85,7 @@ class CHATSKSampler(io.ComfyNode):
                 "Image"
             )
         model = apply_pair(preferred, dispreferred, start_percent, end_percent)
-        negative = build_negative(positive, null, alpha, form)
+        negative = build_negative(positive, null, alpha, form, null_text(cls.hidden))
         return io.NodeOutput(
             *comfy_nodes.common_ksampler(
                 model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise

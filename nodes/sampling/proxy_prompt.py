@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from ...chats import guidance
 from ..advice import PROXY, ProxyFacts, executing_node, show_lines
 from ..inputs import alpha_input, form_input, null_input, require_conditioning
+from .null_text import null_text
 
 # Options of an entry that come out of the text encoders, as opposed to where, when and how the entry is applied.
 TEXT_OPTIONS = frozenset(
@@ -42,7 +43,7 @@ class NoMixture(ValueError):
         self.reason = reason
 
 
-def build_negative(positive: list, null: list, alpha: float, form: str) -> list:
+def build_negative(positive: list, null: list, alpha: float, form: str, text: str | None = None) -> list:
     """The negative conditioning of CHATS from the positive and the null prompt.
 
     Args:
@@ -51,6 +52,7 @@ def build_negative(positive: list, null: list, alpha: float, form: str) -> list:
         alpha: share of the dispreferred conditional; 0 gives ``null`` as it is.
         form: ``proxy`` (Eq. 17), ``exact`` (Eq. 16), or ``auto``: proxy where all entries can be mixed, else exact for
             all, so that the regions of one picture are guided alike.
+        text: of the null prompt, where it is known; see :mod:`.null_text`.
 
     Raises:
         ValueError: when the two cannot be combined; the message names the way out.
@@ -63,7 +65,11 @@ def build_negative(positive: list, null: list, alpha: float, form: str) -> list:
     if form != AUTO and form not in FORMS:
         raise ValueError(f"`form` is {form!r}; choose `auto`, `proxy` (two passes) or `exact` (three passes)")
     facts = ProxyFacts(
-        alpha, form, null_is_zeros=not any(bool(tokens.any()) for tokens, _ in null), node_id=executing_node()
+        alpha,
+        form,
+        null_is_zeros=not any(bool(tokens.any()) for tokens, _ in null),
+        null_text=text,
+        node_id=executing_node(),
     )
     if alpha == 0:
         return [[tokens, {**options, PROXY: facts}] for tokens, options in null]
@@ -203,11 +209,12 @@ class CHATSProxyPrompt(io.ComfyNode):
                     display_name="negative", tooltip="For the negative input of a sampler or guider."
                 )
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, positive: list, null: list, alpha: float, form: str) -> io.NodeOutput:
-        negative = build_negative(positive, null, alpha, form)
+        negative = build_negative(positive, null, alpha, form, null_text(cls.hidden))
         line = negative[0][1][PROXY].line
         show_lines([line] if line else [])
         return io.NodeOutput(negative)

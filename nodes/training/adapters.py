@@ -108,6 +108,12 @@ class Adapters:
         return add
 
 
+def trained_bytes(network: nn.Module, rank: int, layers: str) -> int:
+    """What both members take while they are trained: weight, gradient and AdamW's two moments, of four bytes each."""
+    chosen = (module for name, module in network.named_modules() if _is_chosen(name, module, layers))
+    return len(MEMBERS) * 4 * 4 * rank * sum(module.in_features + module.out_features for module in chosen)
+
+
 def lora_file(parameters: dict[str, Tensor], member: Member, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
     """A member's weights, out of those of :meth:`Adapters.parameters`, by the keys that ComfyUI loads for every family;
     on the CPU."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -51,12 +51,28 @@ def checkpointed(blocks: Iterable[nn.Module], anchor: Tensor) -> Iterator[None]:
             block.__dict__.pop("forward", None)
 
 
+class _Block:
+    """A block's own forward. Whether it changes saved tensors in place is seen when it is first gone through; None
+    before. Care for that takes longer than all else in a small block."""
+
+    def __init__(self, forward: Callable):
+        self.forward, self.changes_saved = forward, None
+
+    def care(self) -> Any:
+        """What it is gone through in. Without it torch raises where a saved tensor was changed after all."""
+        if self.changes_saved is False:
+            return nullcontext()
+        return torch.autograd.graph.allow_mutation_on_saved_tensors()
+
+
 def _checkpointed_forward(forward: Callable, anchor: Tensor) -> Callable:
+    block = _Block(forward)
+
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         leaves: list[Tensor] = []
-        call = _Call(forward, take_apart((args, kwargs), leaves))
+        call = _Call(block, take_apart((args, kwargs), leaves))
         outputs = _Checkpoint.apply(call, anchor, *leaves)
         return put_together(call.made, outputs)
 
@@ -66,13 +82,13 @@ def _checkpointed_forward(forward: Callable, anchor: Tensor) -> Callable:
 class _Call:
     """A block's forward on the tensors of its arguments. ``made`` is what it returned, taken apart."""
 
-    def __init__(self, forward: Callable, given: Any):
-        self.forward, self.given, self.made = forward, given, None
+    def __init__(self, block: _Block, given: Any):
+        self.block, self.given, self.made = block, given, None
 
     def __call__(self, leaves: Iterable[Tensor]) -> tuple[Tensor, ...]:
         args, kwargs = put_together(self.given, tuple(leaves))
         outputs: list[Tensor] = []
-        self.made = take_apart(self.forward(*args, **kwargs), outputs)
+        self.made = take_apart(self.block.forward(*args, **kwargs), outputs)
         return tuple(outputs)
 
 
@@ -89,12 +105,16 @@ class _Checkpoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[2:]
-        with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+        block = ctx.call.block
+        with torch.enable_grad(), block.care() as changes:
             leaves = [
                 leaf.detach().clone().requires_grad_(need) for leaf, need in zip(ctx.saved_tensors, needed, strict=True)
             ]
             # A leaf itself may not be changed in place, what was computed from it may.
             outputs = ctx.call(leaf * 1 if need else leaf for leaf, need in zip(leaves, needed, strict=True))
+            if changes is not None:
+                # Its copies of what was saved are there as long as the graph is.
+                block.changes_saved = bool(changes.cloned)
             reached = [
                 (output, gradient)
                 for output, gradient in zip(outputs, gradients, strict=True)

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
 
-WIDTH, HEIGHT, MARGIN = 768, 512, 48
+WIDTH, HEIGHT, MARGIN = 768, 512, 64
+# Of the letters: a node shows the picture at less than half its size.
+FONT_SIZE = 24
 LOSS, SMOOTHED, ACCURACY, INK, GRID = "#b9c6d8", "#2f5f9e", "#c2571a", "#303030", "#dddddd"
 HELD_OUT = "held_out."
 # log 2, the loss of two members that equal the reference: where a run begins.
@@ -21,30 +23,42 @@ FIRST_LOSS = math.log(2)
 
 def draw_curve(history: list[dict[str, float]], steps: int) -> Image:
     """Loss on the left axis, from 0; held-out accuracy on the right one, from 0 to 1; steps below."""
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    draw = ImageDraw.Draw(picture)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(FONT_SIZE)
     losses = [row["loss"] for row in history]
     highest = 1.1 * max([FIRST_LOSS, *losses])
     for share in (0, 0.25, 0.5, 0.75, 1):
         y = _place(0, share)[1]
         draw.line([(MARGIN, y), (WIDTH - MARGIN, y)], fill=GRID)
-        draw.text((4, y - 6), f"{share * highest:.2f}", fill=SMOOTHED)
-        draw.text((WIDTH - MARGIN + 6, y - 6), f"{share:.2f}", fill=ACCURACY)
+        draw.text((MARGIN - 6, y), f"{share * highest:.2f}", fill=SMOOTHED, font=font, anchor="rm")
+        draw.text((WIDTH - MARGIN + 6, y), f"{share:.2f}", fill=ACCURACY, font=font, anchor="lm")
     _line(draw, [(index + 1, loss) for index, loss in enumerate(losses)], steps, highest, LOSS, 1)
-    _line(draw, [(index + 1, loss) for index, loss in enumerate(_smoothed(losses))], steps, highest, SMOOTHED, 3)
+    _line(draw, [(index + 1, loss) for index, loss in enumerate(_smoothed(losses))], steps, highest, SMOOTHED, 4)
     key = HELD_OUT + "implicit_accuracy"
     measured = [(index + 1, row[key]) for index, row in enumerate(history) if key in row]
-    _line(draw, measured, steps, 1.0, ACCURACY, 3)
+    _line(draw, measured, steps, 1.0, ACCURACY, 4)
     for step, value in measured:
         x, y = _place(step / steps, value)
-        draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=ACCURACY)
-    draw.text((MARGIN, HEIGHT - 30), "0", fill=INK)
-    draw.text((WIDTH - MARGIN - 40, HEIGHT - 30), f"{steps} steps", fill=INK)
-    draw.text((MARGIN, 12), f"loss (step {len(history)})", fill=SMOOTHED)
-    draw.text((WIDTH - 240, 12), "held-out pairs told right", fill=ACCURACY)
+        draw.ellipse([x - 6, y - 6, x + 6, y + 6], fill=ACCURACY)
+    below, above = HEIGHT - MARGIN + 14, MARGIN - 20
+    draw.text((MARGIN, below), "0", fill=INK, font=font, anchor="lt")
+    draw.text((WIDTH - MARGIN, below), f"{steps} steps", fill=INK, font=font, anchor="rt")
+    draw.text((MARGIN, above), f"loss (step {len(history)})", fill=SMOOTHED, font=font, anchor="lb")
+    draw.text((WIDTH - MARGIN, above), "held-out pairs told right", fill=ACCURACY, font=font, anchor="rb")
     return picture
+
+
+def beside(curve: Image, preview: Image) -> Image:
+    """Both, the preview as high as the curve."""
+    from PIL import Image
+
+    width = max(1, round(preview.width * HEIGHT / preview.height))
+    both = Image.new("RGB", (WIDTH + width, HEIGHT), "white")
+    both.paste(curve, (0, 0))
+    both.paste(preview.resize((width, HEIGHT)), (WIDTH, 0))
+    return both
 
 
 def as_image(picture: Image) -> Tensor:

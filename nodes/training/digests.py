@@ -21,9 +21,9 @@ def model_digest(patcher: ModelPatcher) -> str:
     """SHA-256 of the model with its patches, the same in every session, hexadecimal."""
     digest = hashlib.sha256()
     samples: list[Tensor] = []
-    for name, weight in _weights(patcher):
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        samples.append(_sample(weight))
+    for name, weight, computed in _weights(patcher):
+        digest.update(f"{name} {tuple(weight.shape)} {computed or weight.dtype}".encode())
+        samples.append(_sample(weight, computed))
     _add(digest, patcher.patches, samples)
     _add(digest, {key: type(patch) for key, patch in patcher.object_patches.items()}, samples)
     digest.update(torch.cat(samples).cpu().numpy().tobytes() if samples else b"")
@@ -40,19 +40,26 @@ def tensors_digest(value: Any) -> str:
     return digest.hexdigest()
 
 
-def _weights(patcher: ModelPatcher) -> Iterator[tuple[str, Tensor]]:
-    """The weights as they are without patches that a load may have put into them."""
+def _weights(patcher: ModelPatcher) -> Iterator[tuple[str, Tensor, torch.dtype | None]]:
+    """The weights as they are without patches that a load may have put into them, each in the precision that it is
+    computed in: under dynamic VRAM some are in their file's until they are loaded."""
+    modules = dict(patcher.model.named_modules())
     for named in (patcher.model.named_parameters(), patcher.model.named_buffers()):
         for name, weight in named:
             kept = patcher.backup.get(name)
-            yield name, weight if kept is None else getattr(kept, "weight", kept)
+            found = weight if kept is None else getattr(kept, "weight", kept)
+            place, _, parameter = name.rpartition(".")
+            yield name, found, getattr(modules[place], f"{parameter}_comfy_model_dtype", None)
 
 
-def _sample(tensor: Tensor) -> Tensor:
-    """The bytes of some numbers of a tensor, or of what a quantised one holds, evenly spaced."""
+def _sample(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The bytes of some numbers of a tensor, or of what a quantised one holds, evenly spaced; of the first, in
+    ``dtype``."""
     raw = getattr(tensor, "_qdata", tensor).detach().as_subclass(Tensor).reshape(-1)
     places = torch.linspace(0, max(0, raw.numel() - 1), min(SAMPLES, raw.numel()), dtype=torch.float64).long()
-    return _bytes(raw[places.to(raw.device)]).cpu()
+    picked = raw[places.to(raw.device)]
+    plain = not hasattr(tensor, "_qdata") and raw.is_floating_point() and raw.element_size() > 1
+    return _bytes(picked.to(dtype) if plain and dtype is not None else picked).cpu()
 
 
 def _bytes(tensor: Tensor) -> Tensor:

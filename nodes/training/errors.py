@@ -7,6 +7,7 @@ trained to be: ε, v or ε − z₀.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,10 +88,11 @@ class Errors:
         model: ComfyUI's BaseModel.
         options: a sampling run's `model_options`.
         device: where it computes.
+        load: loads it again, where another model may have taken its place since.
     """
 
-    def __init__(self, model: Any, options: dict[str, Any], device: torch.device):
-        self.model, self.options, self.device = model, options, device
+    def __init__(self, model: Any, options: dict[str, Any], device: torch.device, load: Callable[[], None]):
+        self.model, self.options, self.device, self.load = model, options, device, load
         self.prediction_type = prediction_type(model.model_sampling)
 
     @torch.no_grad()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...chats.files import replacing
+from ...chats.locks import locked
 from ...chats.taste.disk import sweep
 from ...chats.words import shown, shown_error
 from .writing import writing
 
 VERSION = 1
-FILE = "state.safetensors"
+FILE, LOCK = "state.safetensors", ".lock"
 # What safetensors itself writes to, and leaves behind when it is killed.
 SAFETENSORS_OWN = ".tmp*"
 
@@ -41,6 +44,25 @@ class SavedRun:
     facts: dict[str, Any]
     history: list[dict[str, float]]
     tensors: dict[str, Tensor]
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Keeps others out of a run while it is trained: two would write over each other's steps.
+
+    Raises:
+        RunError: where another ComfyUI, or another of this one's queue items, is at it now.
+        NotWritten: where the disk does not take the lock.
+    """
+    with ExitStack() as held:
+        with writing(folder):
+            free = held.enter_context(locked(folder / LOCK))
+        if not free:
+            raise RunError(
+                f"`name` is {folder.name}, and that run is being trained now, by another ComfyUI or queue item; wait "
+                "for its end, stop it, or choose another `name`"
+            )
+        yield
 
 
 def save_run(folder: Path, run: SavedRun) -> None:

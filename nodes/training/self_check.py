@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from ...chats.words import shown_error
 from .errors import Question
+from .memory import is_out_of_memory
 from .steps import PREFERRED, Steps
 
 # Layers are taken together in this many parts of the network, from its beginning to its end.
 PARTS = 3
 # How far the weights go: so that the error changes by about this share. In half precision too little is lost in its
-# rounding, and what is too much depends on the model: one of several has to agree.
-SHARES, HALF_PRECISION_SHARES = (1e-3,), (0.004, 0.02, 0.06, 0.15)
+# rounding, and what is too much depends on the model (of deep ones that have learnt nothing, 0.004 is): one of several
+# has to agree.
+SHARES, HALF_PRECISION_SHARES = (1e-3,), (0.004, 0.001, 0.02, 0.06, 0.15)
 # What the two may differ by: in half precision the differences are rough themselves.
 TOLERANCE, HALF_PRECISION_TOLERANCE = 0.05, 0.2
 
@@ -67,12 +69,24 @@ def check_gradient(steps: Steps, question: Question, half_precision: bool) -> li
     return ratios
 
 
+def settle(steps: Steps, question: Question) -> None:
+    """One pass there and back whose gradient is thrown away, before a run goes on: the first of a session may add in
+    another order than those after it. Before a run that begins, the check is that."""
+    steps.adapters.active = PREFERRED
+    try:
+        _differentiate(steps, question)
+    finally:
+        steps.optimizer.zero_grad()
+
+
 def _differentiate(steps: Steps, question: Question) -> float:
     """Backpropagates the error; its value."""
     try:
         error = steps.errors.error(question)
         (error * steps.scale).sum().backward()
     except RuntimeError as reason:
+        if is_out_of_memory(reason):
+            raise
         if "backward" not in str(reason) and "inplace" not in str(reason) and "grad" not in str(reason):
             raise
         raise GradientIsWrong(

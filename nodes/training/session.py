@@ -14,12 +14,13 @@ from comfy.model_patcher import ModelPatcher
 
 from ...chats.draws import VALIDATION_EPOCH, draw, held_out
 from ...chats.pair import PredictionType
-from .adapters import Adapters
+from .adapters import Adapters, trained_bytes
 from .checkpointing import blocks_of, checkpointed
 from .curve import HELD_OUT
 from .errors import Errors, prediction_type
+from .preview import Previews
 from .saved_run import SavedRun, save_run
-from .self_check import check_gradient
+from .self_check import check_gradient, settle
 from .steps import FP16_SCALE, EncodedPair, Null, Steps
 from .within_comfyui import with_loaded
 
@@ -58,7 +59,8 @@ class Session:
         facts: of the run, kept with its state.
         folder: of the run.
         saved: where it stands; None begins it.
-        report: called with the history after each step.
+        report: called after each step with the history, and a preview where one was drawn.
+        previews: of the first held-out prompt, or of the first; None draws none.
     """
 
     def __init__(
@@ -70,10 +72,11 @@ class Session:
         facts: dict[str, Any],
         folder: Path,
         saved: SavedRun | None,
-        report: Callable[[list[dict[str, float]]], None],
+        report: Callable[[list[dict[str, float]], Any], None],
+        previews: Previews | None = None,
     ):
         self.settings, self.limits, self.null, self.facts, self.folder = settings, limits, null, facts, folder
-        self.saved, self.report = saved, report
+        self.saved, self.report, self.previews = saved, report, previews
         self.pairs, self.held_out = held_out(pairs, settings.seed, len(pairs) // HELD_OUT_OF)
         self.history = list(saved.history) if saved else []
 
@@ -86,7 +89,8 @@ class Session:
             NotWritten: when the disk does not take the state.
         """
         largest = max((pair.chosen.latent for pair in self.pairs), key=torch.numel)
-        with_loaded(model, self.pairs[0].prompt, largest, self._work)
+        trained = trained_bytes(model.model.diffusion_model, self.settings.rank, self.settings.layers)
+        with_loaded(model, self.pairs[0].prompt, largest, self._work, trained)
         assert self.saved is not None
         return self.saved
 
@@ -99,8 +103,7 @@ class Session:
         with adapters.installed(), checkpointed(blocks_of(network), anchor):
             if self.saved is not None:
                 steps.load_state(self.saved.tensors, self.saved.step)
-            if steps.step == 0:
-                self._check(steps)
+            self._check(steps)
             try:
                 self._take_steps(steps)
             finally:
@@ -113,13 +116,19 @@ class Session:
         while steps.step < self.limits.steps:
             self.history.append(steps.take())
             self._measure(steps)
-            self.report(self.history)
+            self.report(self.history, self._preview(steps))
             now = time.monotonic()
             if self.limits.seconds and now - started >= self.limits.seconds:
                 return
             if now - saved_at >= SECONDS_BETWEEN_SAVES:
                 self._save(steps)
                 saved_at = time.monotonic()
+
+    def _preview(self, steps: Steps) -> Any:
+        if self.previews is None:
+            return None
+        pair = (self.held_out or self.pairs)[0]
+        return self.previews.after(steps.step, steps.errors, steps.adapters, pair, self.null.prompt)
 
     def _measure(self, steps: Steps) -> None:
         """Adds what the held-out pairs say to the last row where that is due; a run that was stopped while it was
@@ -139,8 +148,11 @@ class Session:
     def _check(self, steps: Steps) -> None:
         pair = self.pairs[0]
         drawn = draw(self.settings.seed, VALIDATION_EPOCH, pair.id, pair.chosen.latent.shape[1:])
-        dtype = _computed_in(steps.errors.model)
-        check_gradient(steps, steps.errors.question(pair.chosen, pair.prompt, drawn), dtype != torch.float32)
+        question = steps.errors.question(pair.chosen, pair.prompt, drawn)
+        if steps.step == 0:
+            check_gradient(steps, question, _computed_in(steps.errors.model) != torch.float32)
+        else:
+            settle(steps, question)
 
     def _steps(self, errors: Errors, adapters: Adapters) -> Steps:
         settings = self.settings

@@ -115,12 +115,21 @@ class CHATSTrainLoRAPair(io.ComfyNode):
                     tooltip="Stop after so many minutes and hand on the pair as it is; queue again to go on. 0: until "
                     "it is done.",
                 ),
+                io.Int.Input(
+                    "preview_every",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=1000000,
+                    tooltip="After each so many steps a picture by the pair under way is shown on the node, and not "
+                    "kept. It changes nothing in the training but its time. 0: none.",
+                ),
             ],
             outputs=[
                 *model_outputs(),
                 io.Image.Output(display_name="curve", tooltip="The loss, and how often held-out pairs are told right."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -159,9 +168,12 @@ class CHATSTrainLoRAPair(io.ComfyNode):
         resolution: int,
         seed: int,
         minutes: int,
+        preview_every: int = 0,
         null: list | None = None,
     ) -> io.NodeOutput:
         # Loaded when something is trained: ComfyUI's start does not wait for it.
+        from ..rating.data_sets import plain_refusals
+        from .base_file import base_file
         from .requested_run import Connected, train_pair
         from .session import Limits, Settings
 
@@ -172,9 +184,12 @@ class CHATSTrainLoRAPair(io.ComfyNode):
         if null is not None:
             require_conditioning(null=null)
         settings = Settings(rank, layers, learning_rate, accumulate, beta, null_prompt_prob, resolution, seed)
-        connected = Connected(model, clip, vae, null)
-        node_id = cls.hidden.unique_id if cls.hidden else None
-        return io.NodeOutput(*train_pair(connected, dataset, name, settings, Limits(steps, 60.0 * minutes), node_id))
+        graph, node_id = (cls.hidden.prompt, cls.hidden.unique_id) if cls.hidden else (None, None)
+        connected = Connected(model, clip, vae, null, base_file(model, graph, node_id))
+        limits = Limits(steps, 60.0 * minutes)
+        with plain_refusals():
+            trained = train_pair(connected, dataset, name, settings, limits, preview_every, node_id)
+        return io.NodeOutput(*trained)
 
 
 NODES = [CHATSTrainLoRAPair]

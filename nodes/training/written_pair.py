@@ -33,6 +33,7 @@ def pair_metadata(
     pairs: int,
     predicted: PredictionType,
     null: NullPrompt | None,
+    base_file: str | None = None,
 ) -> PairMetadata:
     """What the files say of themselves, the preferred's; the same weights make the same pair."""
     facts = run.facts
@@ -54,6 +55,7 @@ def pair_metadata(
         dataset_name=dataset,
         dataset_pairs=pairs,
         held_out_accuracy=accuracies[-1] if accuracies else None,
+        base_file=base_file,
     )
 
 
@@ -62,31 +64,48 @@ def member_paths(name: str) -> list[Path]:
     return [Path(folder_paths.get_folder_paths(FOLDER)[0]) / f"{name}_{member}.safetensors" for member in MEMBERS]
 
 
-def require_free(name: str, facts: dict[str, Any]) -> None:
-    """Refuses to write over files that another run, or somebody else, has made.
+def require_free(name: str, dataset: str, facts: dict[str, Any], step: int) -> None:
+    """Refuses to write over files that another run, or somebody else, has made, or that hold more steps of this one.
+
+    Args:
+        step: that would be written.
 
     Raises:
         RunError: naming the file.
     """
     for path in member_paths(name):
-        if path.exists() and _made_by(path) != _facts_sha256(facts):
+        if not path.exists():
+            continue
+        made = _stated(path)
+        if made is None or (made.config_sha256, made.dataset_name) != (_facts_sha256(facts), dataset):
             raise RunError(
                 f"`name` is {name}, and {path} is there already, made by something else than this run; choose another "
                 "`name`, or move that file"
             )
+        if made.step is not None and made.step > step:
+            raise RunError(
+                f"`steps` asks for a pair of step {step}, and {path} is of step {made.step} of the same training, "
+                f"which is not written over; set `steps` to {made.step} or more, take another `name`, or move the file"
+            )
 
 
-def write_pair(name: str, run: SavedRun, metadata: PairMetadata) -> None:
-    """Writes both files, each whole or not at all, where they are not there as they should be.
+def write_pair(name: str, run: SavedRun, metadata: PairMetadata) -> bool:
+    """Writes both files, each whole or not at all, where they are not there as they should be; whether one was not.
 
     Raises:
         NotWritten: when the disk does not take them; the run's state is kept.
+        RunError: where somebody else has made such files meanwhile.
     """
+    assert metadata.dataset_name is not None
+    require_free(name, metadata.dataset_name, run.facts, run.step)
+    written = False
     for path, member in zip(member_paths(name), MEMBERS, strict=True):
         stated = PairMetadata(**{**vars(metadata), "member": member})
         if not path.exists() or read_metadata(path) != stated:
+            written = True
             with writing(path.parent):
                 write_member(path, lora_file(_weights(run), member), stated, _modelspec(path.stem, stated))
+    return written
 
 
 def on_model(model: ModelPatcher, run: SavedRun, metadata: PairMetadata) -> tuple[ModelPatcher, ...]:
@@ -104,12 +123,11 @@ def _weights(run: SavedRun) -> dict[str, Tensor]:
     return {key.removeprefix(WEIGHTS): value for key, value in run.tensors.items() if key.startswith(WEIGHTS)}
 
 
-def _made_by(path: Path) -> str | None:
+def _stated(path: Path) -> PairMetadata | None:
     try:
-        metadata = read_metadata(path)
+        return read_metadata(path)
     except PairError:
         return None
-    return metadata.config_sha256 if metadata else None
 
 
 def _facts_sha256(facts: dict[str, Any]) -> str:

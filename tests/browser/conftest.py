@@ -83,10 +83,16 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
+def server_arguments() -> list[str]:
+    """ComfyUI's arguments for the front end that belongs to it."""
+    return front_end_arguments()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory, server_arguments):
     from serving import running_server
 
-    with running_server(tmp_path_factory.mktemp("server"), *front_end_arguments()) as running:
+    with running_server(tmp_path_factory.mktemp("server"), *server_arguments) as running:
         running.post("/api/settings/Comfy.TutorialCompleted", True)
         yield running
 
@@ -99,6 +105,16 @@ def browser():
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
         yield running
         running.close()
+
+
+@pytest.fixture(scope="session")
+def front_end(browser, server):
+    """One page for all modules: to load it takes seconds. Nodes 2.0 in the newest, classic in others."""
+    from page import FrontEnd
+
+    running = FrontEnd(browser, server, nodes_2=comfy_tests.is_newest())
+    yield running
+    running.close()
 
 
 @pytest.fixture(scope="session")

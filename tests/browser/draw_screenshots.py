@@ -1,5 +1,5 @@
-"""Draws `assets/rating.jpg` and `assets/rating_node.jpg`, which docs/taste.md shows, and the picture on the help pages
-of the nodes that draw: the real dialog and nodes, over pictures that scenes.py draws.
+"""Draws `assets/rating.jpg`, `assets/rating_node.jpg` and `assets/training_node.jpg`, which docs/taste.md shows, and
+the picture on the help pages of the nodes that draw: the real dialog and nodes, over pictures that scenes.py draws.
 
 COMFYUI_PATH=<ComfyUI> <ComfyUI's python with playwright> tests/browser/draw_screenshots.py
 """
@@ -17,6 +17,9 @@ QUALITY, MARGIN_PIXELS = 85, 12
 DATA_SETS = {"evening light": 40, "portraits of hills": 80}
 GUIDELINE = "The light decides: believable, soft, with a reflection that fits. Then the shape of the hills."
 VOTES = ("ArrowLeft", "ArrowRight", "ArrowLeft", "ArrowUp", "ArrowRight", "ArrowRight", "ArrowDown")
+# Of the mini model's training, and where in it the picture is taken.
+SHOWN_STEP, STEPS = 56, 80
+TRAINING = {"rank": 4, "steps": STEPS, "accumulate": 1, "learning_rate": 5e-4, "resolution": 64, "preview_every": 0}
 # What a user has in front of him when the first candidates are drawn.
 GRAPH = """async ([file, prompt]) => {
     app.graph.clear();
@@ -96,6 +99,48 @@ def main() -> None:
         front_end.page.get_by_text("Job queued").first.wait_for(state="hidden")
         front_end.page.wait_for_timeout(1000)
         save(front_end, ROOT / "assets" / "rating_node.jpg")
+        draw_training(front_end, base, ROOT / "assets" / "training_node.jpg")
+
+
+def draw_training(front_end, base: Path, path: Path) -> None:
+    """The training node of the workflow at work on a mini model, over pictures of two hues, one of which is better."""
+    import scenes
+    from conftest import pack_module
+
+    front_end.page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleSidebarTab.chats-rate')")
+    front_end.page.set_viewport_size({"width": 1600, "height": 1000})
+    front_end.open_template("taste_2_train_and_compare_sd15")
+    front_end.set_widgets("CHATSTrainLoRAPair", **TRAINING)
+    # The node below it would be in the picture.
+    front_end.page.evaluate("() => app.graph.remove(app.graph.nodes.find(node => node.type === 'PreviewImage'))")
+    dataset = str(front_end.inputs("CHATSTrainLoRAPair")["dataset"])
+    kept = pack_module("chats.taste.dataset").TasteDataset(base / "output" / "chats" / dataset)
+    for number in range(40):
+        pair = [scenes.png(2 * number + side, 64, 64) for side in range(2)]
+        pair.sort(key=brightness)
+        left, right = (kept.add_candidate(picture, scenes.PROMPTS[number % 4])[0] for picture in pair)
+        assert kept.vote(f"{number:016x}", left, right, "right", "default")
+    front_end.queue()
+    front_end.page.get_by_text(f"step {SHOWN_STEP} of {STEPS}").wait_for(timeout=600_000)
+    node = next(number for number, node in front_end.nodes().items() if node["type"] == "CHATSTrainLoRAPair")
+    front_end.page.evaluate(
+        """id => {
+            const [x, y] = app.graph.getNodeById(id).pos;
+            app.canvas.ds.scale = 1;
+            app.canvas.ds.offset = [200 - x, 120 - y];
+            app.canvas.setDirty(true, true);
+        }""",
+        node,
+    )
+    front_end.page.wait_for_timeout(1500)
+    save(front_end, path, clip=front_end.page.locator(f"[data-node-id='{node}']").bounding_box())
+
+
+def brightness(picture: bytes) -> float:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(picture)) as image:
+        return sum(image.convert("L").tobytes()) / image.width / image.height
 
 
 def save(front_end, path: Path, **options) -> None:

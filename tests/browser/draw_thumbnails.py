@@ -31,6 +31,9 @@ TITLES = {
     "taste_1_draw_sd15": "Your taste, 1: draw, SD1.5",
     "taste_1_draw_sdxl": "Your taste, 1: draw, SDXL",
     "taste_1_draw_z_image": "Your taste, 1: draw, Z-Image",
+    "taste_2_train_and_compare_sd15": "Your taste, 2: train, SD1.5",
+    "taste_2_train_and_compare_sdxl": "Your taste, 2: train, SDXL",
+    "taste_2_train_and_compare_z_image": "Your taste, 2: train, Z-Image",
 }
 
 

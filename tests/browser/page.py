@@ -8,6 +8,7 @@ from pathlib import Path
 from serving import PACK, Server
 
 START_MILLISECONDS, RUN_MILLISECONDS = 120_000, 120_000
+MOST_SCROLLS = 100
 WIDTH, HEIGHT = 1600, 1000
 LOCAL = re.compile(r"^(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|^(data|blob):")
 
@@ -32,29 +33,46 @@ READ_ELEMENTS = """() => Array.from(document.querySelectorAll('[data-node-id]'))
     const bounds = [(x - pane.left) / scale, (y - pane.top) / scale, width / scale, height / scale];
     return {id: Number(element.dataset.nodeId), bounds};
 })"""
-QUEUE = """async () => {
-    const ended = new Promise(resolve => {
-        for (const name of ['execution_success', 'execution_error', 'execution_interrupted'])
-            app.api.addEventListener(name, event => resolve([name, event.detail]), {once: true});
+# Begins; the end is awaited in END.
+QUEUE = """count => {
+    const names = ['execution_success', 'execution_error', 'execution_interrupted'];
+    window.chatsRun = new Promise(resolve => {
+        const listen = event => {
+            if (event.type === 'execution_success' && --count) return;
+            for (const name of names) app.api.removeEventListener(name, listen);
+            resolve([event.type, event.detail]);
+        };
+        for (const name of names) app.api.addEventListener(name, listen);
     });
-    await app.queuePrompt(0, 1);
-    const [name, detail] = await ended;
+    return app.queuePrompt(0, count);
+}"""
+END = """async () => {
+    const [name, detail] = await window.chatsRun;
     return {name, message: detail.exception_message ?? null, node: detail.node_type ?? null};
 }"""
+CARDS = "[data-testid^=template-workflow-]"
+SUCCESS = {"name": "execution_success", "message": None, "node": None}
 
 
 class FrontEnd:
     """The page, with everything that is not this machine kept out."""
 
-    def __init__(self, browser, server: Server, nodes_2: bool, locale: str = "en", context=None):
-        """A page of its own, or one that shares the storage of ``context``."""
-        server.post("/api/settings/Comfy.VueNodes.Enabled", nodes_2)
-        server.post("/api/settings/Comfy.Locale", locale)
+    def __init__(
+        self, browser, server: Server, nodes_2: bool, locale: str = "en", context=None, user: str | None = None
+    ):
+        """A page of its own, or one that shares the storage of ``context``; of a ``user`` (id) that has been chosen."""
+        server.post("/api/settings/Comfy.VueNodes.Enabled", nodes_2, user)
+        server.post("/api/settings/Comfy.Locale", locale, user)
         self.server, self.nodes_2 = server, nodes_2
         self.own = None if context else browser.new_context(viewport={"width": WIDTH, "height": HEIGHT})
         self.page = (context or self.own).new_page()
         self.page.route("**/*", lambda route: route.continue_() if LOCAL.match(route.request.url) else route.abort())
+        if user:
+            self.page.add_init_script(f"localStorage['Comfy.userId'] = localStorage['Comfy.userName'] = '{user}'")
         self.page.goto(f"http://127.0.0.1:{server.port}/", timeout=START_MILLISECONDS)
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
         ready = "() => window.app?.extensionManager && Object.keys(LiteGraph.registered_node_types).length > 100"
         self.page.wait_for_function(ready, timeout=START_MILLISECONDS)
 
@@ -67,6 +85,25 @@ class FrontEnd:
             }""",
             [PACK, name],
         )
+        self.settle()
+
+    def open_templates(self) -> None:
+        """The Templates dialog, where it shows the pack's."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        self.page.get_by_text(PACK, exact=True).last.click()
+
+    def click_template(self, name: str) -> None:
+        """Scrolls to it: cards come as they are scrolled to."""
+        cards, card = self.page.locator(CARDS), self.page.get_by_test_id(f"template-workflow-{name}")
+        for _ in range(MOST_SCROLLS):
+            if card.count():
+                break
+            cards.last.scroll_into_view_if_needed()
+            self.page.wait_for_timeout(100)
+        card.click()
+        card.wait_for(state="detached")
+        opened = "name => app.extensionManager.workflow.activeWorkflow.filename.startsWith(name)"
+        self.page.wait_for_function(opened, arg=name)
         self.settle()
 
     def settle(self) -> None:
@@ -115,15 +152,20 @@ class FrontEnd:
         """What the front end would send to the server."""
         return self.page.evaluate("async () => (await app.graphToPrompt()).output")
 
-    def set_widgets(self, **values: object) -> None:
-        """Sets each named widget wherever a node has it."""
+    def inputs(self, kind: str) -> dict[str, object]:
+        """What is sent as the inputs of the node of a type."""
+        (inputs,) = (node["inputs"] for node in self.api_graph().values() if node["class_type"] == kind)
+        return inputs
+
+    def set_widgets(self, kind: str | None = None, **values: object) -> None:
+        """Sets each named widget wherever a node (of a type) has it."""
         self.page.evaluate(
-            """values => {
-                for (const node of app.graph.nodes)
+            """([kind, values]) => {
+                for (const node of app.graph.nodes.filter(node => !kind || node.type === kind))
                     for (const widget of node.widgets ?? [])
                         if (widget.name in values) widget.value = values[widget.name];
             }""",
-            values,
+            [kind, values],
         )
 
     def replace_node(self, old: str, new: str, **values: object) -> None:
@@ -144,10 +186,18 @@ class FrontEnd:
             [old, new, values],
         )
 
-    def run(self) -> dict:
-        """Queues the graph and waits for its end."""
+    def run(self, count: int = 1) -> dict:
+        """Queues the graph so often and waits for the end."""
+        self.queue(count)
+        return self.end()
+
+    def queue(self, count: int = 1) -> None:
+        self.page.evaluate(QUEUE, count)
+
+    def end(self) -> dict:
+        """How what was queued ended: all of it, or the first that did not succeed."""
         self.page.set_default_timeout(RUN_MILLISECONDS)
-        return self.page.evaluate(QUEUE)
+        return self.page.evaluate(END)
 
     def screenshot(self, path: Path, **options: object) -> None:
         self.page.screenshot(path=path, **options)

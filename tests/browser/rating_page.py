@@ -18,6 +18,7 @@ SIDE = 32
 # Well apart, so that a pixel of a screenshot tells which it is.
 LEVELS = (40, 130, 220)
 COLOURS = [colour for colour in itertools.product(LEVELS, repeat=3) if len(set(colour)) > 1]
+DIALOG, DONE = "dialog.chats-rate", "Every pair is rated"
 SEEN = """() => {
     const pictures = [...document.querySelectorAll('dialog.chats-rate img[data-side]')];
     return pictures.length === 2 && pictures.every(picture => picture.complete && picture.naturalWidth);
@@ -27,14 +28,27 @@ SEEN = """() => {
 Prompts = dict[str, list[tuple[int, int, int]]]
 
 
-def put(server: Server, dataset: str, prompts: Prompts) -> None:
-    """Keeps candidates for each prompt, pictures of one colour each, as the node does and without running it."""
-    kept = pack_module("chats.taste.dataset").TasteDataset(folder_of(server, dataset))
+def put(server: Server, dataset: str, prompts: Prompts) -> list[str]:
+    """Keeps candidates for each prompt, pictures of one colour each, as the node does and without running it; their
+    ids."""
+    kept, ids = kept_in(server, dataset), []
     for prompt, colours in prompts.items():
         for colour in colours:
             stream = io.BytesIO()
             Image.new("RGB", (SIDE, SIDE), colour).save(stream, "PNG")
-            kept.add_candidate(stream.getvalue(), prompt, width=SIDE, height=SIDE)
+            ids.append(kept.add_candidate(stream.getvalue(), prompt, width=SIDE, height=SIDE)[0])
+    return ids
+
+
+def put_rated(server: Server, dataset: str) -> None:
+    """Keeps two pairs and which of each is better."""
+    first, other, *rest = put(server, dataset, {"a red house": COLOURS[:2], "two cats": COLOURS[2:4]})
+    for number, (left, right) in enumerate([(first, other), rest]):
+        assert kept_in(server, dataset).vote(f"{number:016x}", left, right, "left", "default")
+
+
+def kept_in(server: Server, dataset: str):
+    return pack_module("chats.taste.dataset").TasteDataset(folder_of(server, dataset))
 
 
 def folder_of(server: Server, dataset: str) -> Path:
@@ -65,7 +79,7 @@ class Rating:
     def __init__(self, page, server: Server, dataset: str):
         self.page, self.server, self.dataset = page, server, dataset
         self.folder = folder_of(server, dataset)
-        self.dialog = page.locator("dialog.chats-rate")
+        self.dialog = page.locator(DIALOG)
 
     def open(self) -> None:
         """By the command, with this data set chosen as a person does."""
@@ -82,8 +96,15 @@ class Rating:
     def wait_until_seen(self) -> None:
         self.page.wait_for_function(SEEN)
 
+    def wait_for_a_pair(self) -> bool:
+        """False where every pair is rated."""
+        self.page.wait_for_function(
+            f"() => ({SEEN})() || document.querySelector('{DIALOG}').innerText.includes('{DONE}')"
+        )
+        return not self.nothing_left()
+
     def nothing_left(self) -> bool:
-        return self.dialog.get_by_text("Every pair is rated").is_visible()
+        return self.dialog.get_by_text(DONE).is_visible()
 
     def ids(self) -> tuple[str, str]:
         """The ids of the left and the right picture, as the elements have them."""

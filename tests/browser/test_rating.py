@@ -31,13 +31,6 @@ GRAPH = (
 
 
 @pytest.fixture(scope="module")
-def front_end(browser, server):
-    running = FrontEnd(browser, server, nodes_2=is_newest())
-    yield running
-    running.close()
-
-
-@pytest.fixture(scope="module")
 def second_tab(browser, server, front_end):
     """Another page of the same browser, with the same storage."""
     running = FrontEnd(browser, server, nodes_2=True, context=front_end.page.context)
@@ -305,5 +298,9 @@ def test_chinese(rating, screenshots):
         texts = json.loads((ROOT / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))["chatsRating"]
         for key in ("title", "left", "right", "tie", "skip", "back", "guideline", "hint"):
             assert texts[key] in shown
+        with (rating.folder / "candidates.jsonl").open("a", encoding="utf-8") as file:
+            file.write("torn\n")
+        rating.press("ArrowLeft")
+        rating.dialog.locator(".alerts", has_text="跳过了 candidates.jsonl 中不完整或无法识别的行：1。").wait_for()
     finally:
         rating.page.evaluate(setting, "en")

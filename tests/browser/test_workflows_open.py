@@ -8,9 +8,11 @@ import json
 
 import pytest
 import workflow_graph
-from conftest import COMFYUI, is_newest
-from page import FrontEnd
+from conftest import COMFYUI, is_newest, pack_module
+from page import SUCCESS, FrontEnd
+from rating_page import put_rated
 from serving import ROOT
+from test_taste_loop import DRAW, TRAIN
 
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 # Rendered edges are rounded to pixels.
@@ -113,14 +115,28 @@ def inside(inner: list[float], outer: list[float]) -> bool:
     )
 
 
-def test_runs(opened, front_end):
+def test_runs(opened, front_end, server):
     """On models of random weights under the files' names; last, as it changes the graph."""
-    name, _ = opened
+    name, workflow = opened
     if front_end.nodes_2 != (RENDERINGS[-1] == "Nodes 2.0"):
         pytest.skip("what is sent does not depend on how it is drawn; it runs in Nodes 2.0")
+    if name in (DRAW, TRAIN):
+        pytest.skip("test_taste_loop.py runs it")
+    if name == TRAIN.replace("sd15", "sdxl"):
+        pytest.skip("the graph and the stand-ins are those of SD1.5's")
     if name == "chats_sd35_flow":
         # T5 has its real size, and takes minutes; the model samples without it too.
         clips = {"clip_name1": "clip_l.safetensors", "clip_name2": "clip_g.safetensors", "type": "sd3"}
         front_end.replace_node("TripleCLIPLoader", "DualCLIPLoader", **clips)
+    trainings = [node["widgets_values"] for node in workflow["nodes"] if node["type"] == "CHATSTrainLoRAPair"]
+    for dataset, *_ in trainings:
+        put_rated(server, dataset)
+        front_end.set_widgets(rank=2, accumulate=1, resolution=64)
     front_end.set_widgets(steps=2, width=64, height=64, tile_size=64, overlap=16)
-    assert front_end.run() == {"name": "execution_success", "message": None, "node": None}
+    assert front_end.run() == SUCCESS
+    for dataset, pair, *_ in trainings:
+        file = server.base / "models" / "loras" / f"{pair}_preferred.safetensors"
+        metadata = pack_module("chats.pair").read_metadata(file)
+        loader = next(node for node in workflow["nodes"] if node["type"] in ("CheckpointLoaderSimple", "UNETLoader"))
+        assert (metadata.dataset_name, metadata.dataset_pairs) == (dataset, 2)
+        assert metadata.base_file == loader["widgets_values"][0]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+pytest.register_assert_rewrite("training_runs")
 
 
 def find_comfyui() -> Path | None:

@@ -40,7 +40,7 @@ class Answer:
         """The error of a request that is refused: of one of the statuses, and one sentence."""
         assert self.status in statuses, (self.status, self.body[:500])
         sentence = self.content["error"]
-        assert set(self.content) == {"error"}
+        assert set(self.content) == {"error", "key", "values"}
         assert 10 < len(sentence) < 500
         assert "\n" not in sentence
         self.assert_no_traceback()

@@ -4,6 +4,8 @@ The reference knows nothing of the pack: a guider that asks two stock single-mod
 combines them by the formula of Eq. 17 in denoised terms, negative + cfg · (positive − negative).
 """
 
+import functools
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 import torch
 from comfy.controlnet import ControlBase
 from comfy.samplers import KSAMPLER, CFGGuider, sampler_object
+
+HERE = Path(__file__).resolve().parent
 
 
 def predictions(model, conds: dict[str, list], x: torch.Tensor, sigma: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -57,20 +61,34 @@ class FormulaGuider(CFGGuider):
         return negative + self.cfg * (positive - negative)
 
 
-def in_the_trainers_python(script: str, *arguments: str) -> None:
-    """Runs a script of this folder with the trainer's packages, which are not ComfyUI's; skips loudly where none are
-    named."""
-    python = os.environ.get("CHATS_TRAIN_PYTHON")
-    if python is None:
+@functools.cache
+def trainer_process() -> subprocess.Popen:
+    """The trainer's Python with its packages loaded: it runs scripts until this process ends."""
+    here = Path(__file__).resolve().parent
+    path = os.pathsep.join([str(here.parents[1]), str(here.parent / "train")])
+    return subprocess.Popen(
+        [os.environ["CHATS_TRAIN_PYTHON"], str(here / "trainer_process.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def in_the_trainers_python(script: str, folder: Path, *arguments: str) -> None:
+    """Runs a script of this folder with the trainer's packages, which are not ComfyUI's, for files in ``folder``; skips
+    loudly where none are named."""
+    if "CHATS_TRAIN_PYTHON" not in os.environ:
         pytest.skip(
             "CHATS_TRAIN_PYTHON is not set: the trainer's pairs were NOT tried; set it to a Python with the extra "
             "`train`"
         )
-    here = Path(__file__).resolve().parent
-    path = os.pathsep.join([str(here.parents[1]), str(here.parent / "train")])
-    command = [python, str(here / script), *arguments]
-    made = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
-    assert made.returncode == 0, made.stderr[-4000:]
+    log, process = folder / "script.log", trainer_process()
+    request = [str(log), str(Path(__file__).resolve().with_name(script)), str(folder), *arguments]
+    process.stdin.write(json.dumps(request) + "\n")
+    process.stdin.flush()
+    status = process.stdout.readline().strip()
+    assert status == "0", log.read_text() if log.exists() else f"{process.args} ended: {process.poll()}"
 
 
 def guider_of(model, positive, negative, cfg: float) -> CFGGuider:

@@ -154,11 +154,12 @@ def write_base_directory(base: Path, models: bool) -> None:
 
 
 def python_path(scratch: Path) -> str:
-    """A path with the empty folder of templates that older ComfyUIs want (0.3.64 does), whichever templates package is
-    installed."""
+    """A path with a folder of no templates, which older ComfyUIs want (0.3.64 does), whichever templates package is
+    installed. Without the list, their front end opens no other template either."""
     if "legacy_templates_path" not in (COMFYUI / "app" / "frontend_management.py").read_text(encoding="utf-8"):
         package = scratch / "site" / "comfyui_workflow_templates"
         (package / "templates").mkdir(parents=True)
+        (package / "templates" / "index.json").write_text("[]", encoding="utf-8")
         (package / "__init__.py").touch()
     return os.pathsep.join(filter(None, [str(scratch / "site"), os.environ.get("PYTHONPATH")]))
 
@@ -194,11 +195,12 @@ class Server:
             time.sleep(0.25)
         pytest.fail(f"ComfyUI did not start; the end of its log:\n{self.log.read_text(errors='replace')[-4000:]}")
 
-    def post(self, path: str, content: object) -> None:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}", json.dumps(content).encode(), {"Content-Type": "application/json"}
-        )
-        urllib.request.urlopen(request, timeout=30).close()
+    def post(self, path: str, content: object, user: str | None = None) -> bytes:
+        """As a user of a server with several."""
+        headers = {"Content-Type": "application/json"} | ({"Comfy-User": user} if user else {})
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(content).encode(), headers)
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.read()
 
     def queue(self, graph: dict[str, dict]) -> dict:
         """The answer to `POST /prompt`, which has the status 400 when no node can run."""

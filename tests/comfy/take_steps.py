@@ -2,8 +2,8 @@
 trainer on mini bases, and writes what it was given and what came of it.
 
 In a folder for each family: `base.safetensors` as ComfyUI loads it, the pair, and `steps.safetensors` with latents and
-prompts by pair, both members' factors before and after by the names of LoRA files, and the errors of each pair
-afterwards.
+prompts by pair, both members' factors before and after by the names of LoRA files, the noise levels drawn for some
+numbers, and, where the layers of ComfyUI's network are others, the errors and the loss of each pair afterwards.
 """
 
 import json
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from chats.draws import VALIDATION_EPOCH
 from chats.pair import PairMetadata
 from chats_train.encodings.cache import CachedEncodings, fill_cache
+from chats_train.families import Family
 from chats_train.layouts.formats import lora_names
 from chats_train.runs.members import adapter_weights
 from chats_train.runs.opening import open_family, open_pairs
@@ -26,7 +27,10 @@ from chats_train.runs.processes import Processes
 from chats_train.settings.config_file import load_config
 from chats_train.training.trainer import Trainer
 
-STEPS, ACCUMULATE, RANK, BETA, LEARNING_RATE, SEED = 3, 2, 4, 50.0, 1e-3, 7
+# The second step reaches into the second epoch. A loss has the errors' rounding, BETA times.
+PAIRS, STEPS, ACCUMULATE, RANK, BETA, LEARNING_RATE, SEED = 3, 3, 2, 4, 10.0, 1e-3, 7
+# The only family of these whose layers are ComfyUI's.
+ALIKE = "sd15"
 
 
 def settings(family: str, folder: Path) -> dict:
@@ -35,7 +39,7 @@ def settings(family: str, folder: Path) -> dict:
         "family": family,
         "output_dir": str(folder / "run"),
         "pretrained_model": str(train_members.save_base(family, folder / "base")),
-        "data": {"path": str(train_members.save_pairs(folder / "pairs"))},
+        "data": {"path": str(train_members.save_pairs(folder / "pairs", PAIRS))},
         "resolution": train_members.PIXELS[0],
         "mixed_precision": "no",
         "gradient_checkpointing": False,
@@ -62,6 +66,15 @@ def factors(trainer: Trainer, when: str) -> dict[str, torch.Tensor]:
     return found
 
 
+def noise_levels(family: Family, uniform: torch.Tensor) -> torch.Tensor:
+    """What is trained on for numbers from 0 to 1, in ComfyUI's terms: of what is noised, noise over signal for a
+    diffusion model, the share of noise for a flow."""
+    timesteps = family.sample_timesteps(uniform)
+    ones = torch.ones(len(uniform), 1, 1, 1)
+    signal, noise = (family.add_noise(*parts, timesteps).flatten() for parts in ((ones, 0 * ones), (0 * ones, ones)))
+    return noise if family.prediction_type == "flow" else noise / signal
+
+
 def make(family_name: str, folder: Path) -> None:
     folder.mkdir()
     (folder / "run.yaml").write_text(json.dumps(settings(family_name, folder)))
@@ -79,9 +92,12 @@ def make(family_name: str, folder: Path) -> None:
     for _ in range(STEPS):
         trainer.train_step()
     written |= factors(trainer, "after")
-    for sample in dataset.samples:
-        _, metrics = trainer.gradients.measure(trainer._batch([(VALIDATION_EPOCH, sample)]))
+    written["uniform"] = (torch.arange(32) + 0.5) / 32
+    written["sigmas"] = noise_levels(family, written["uniform"])
+    for sample in dataset.samples if family_name != ALIKE else []:
+        loss, metrics = trainer.gradients.measure(trainer._batch([(VALIDATION_EPOCH, sample)]))
         written[f"{sample.id}.errors"] = torch.stack([metrics["error_chosen"], metrics["error_rejected"]])
+        written[f"{sample.id}.loss"] = loss
     save_file({key: value.clone().contiguous() for key, value in written.items()}, folder / "steps.safetensors")
     export_pair(config, family, trainer.weights(), trainer.step, dataset.fingerprint, folder / "run", dtype="fp32")
     base = family.load_denoiser().state_dict()

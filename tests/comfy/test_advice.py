@@ -1,6 +1,7 @@
 """What a run says of settings that contradict the pair, and that it says nothing of those that do not."""
 
 import logging
+from types import SimpleNamespace
 
 import mini
 import pytest
@@ -188,3 +189,31 @@ def test_a_node_that_samples_tile_by_tile_says_it_once_and_takes_it_back(said, t
     assert [node_id for node_id, _ in texts] == ["7"] * 4
     assert ["alpha" in text for _, text in texts] == [True, True, True, False]
     assert texts[-1] == ("7", "")
+
+
+@pytest.mark.parametrize(
+    ("null", "text", "metadata", "lines"),
+    [
+        (
+            "CLIPTextEncode",
+            "ugly, blurry",
+            "encoded_empty",
+            ["null is “ugly, blurry”, but the pair was"],
+        ),
+        ("CLIPTextEncode", "", "encoded_empty", []),
+        ("CLIPTextEncode", ["8", 0], "encoded_empty", []),  # a text that comes by a link is not known
+        ("AnotherEncoder", "ugly", "encoded_empty", []),
+        ("CLIPTextEncode", "ugly", None, []),
+    ],
+)
+def test_a_null_prompt_with_a_text_is_told_from_an_empty_one(pack, null, text, metadata, lines):
+    graph = {
+        "5": {"class_type": "CHATSProxyPrompt", "inputs": {"null": ["7", 0], "alpha": 0.5}},
+        "7": {"class_type": null, "inputs": {"text": text, "clip": ["1", 1]}},
+    }
+    proxy_prompt, advice = (pack_module(f"nodes.{name}") for name in ("sampling.proxy_prompt", "advice"))
+    found = pack_module("nodes.sampling.null_text").null_text(SimpleNamespace(prompt=graph, unique_id="5"))
+    positive, nothing = mini.conditioning("sd15", 3), mini.conditioning("sd15", 4)
+    facts = proxy_prompt.build_negative(positive, nothing, 0.5, "proxy", found)[0][1][advice.PROXY]
+    said = advice.proxy_advice(pack_module("chats.pair").PairMetadata("preferred", null_prompt=metadata), facts)
+    assert [line[: len(start)] for line, start in zip(said, lines, strict=True)] == lines

@@ -85,10 +85,9 @@ def test_lora_names_are_mapped_to_the_right_weights(kind):
 
 @pytest.fixture(scope="module")
 def all_exported(tmp_path_factory) -> Path:
-    """The folder with the exported pairs of all kinds: the trainer's packages take longer to load than a pair to
-    make."""
+    """The folder with the exported pairs of all kinds."""
     folder = tmp_path_factory.mktemp("exported")
-    in_the_trainers_python("make_members.py", str(folder), *KINDS)
+    in_the_trainers_python("make_members.py", folder, *KINDS)
     return folder
 
 
@@ -141,6 +140,8 @@ def test_members_are_detected_whole(exported, pair):
 @pytest.mark.parametrize("run", ["proxy", "exact", "simple"])
 def test_a_pair_samples_as_it_does_headless(exported, pair, nodes, run):
     _, _, expected = exported
+    if run not in expected:
+        pytest.skip("a schedule is the same for all kinds, and SDXL's takes long")
     options = {"scheduler": "simple"} if run == "simple" else {"form": run}
     actual = sample(nodes, pair, expected, **options)
     assert mini.relative_error(actual, expected[run]) < 1e-3

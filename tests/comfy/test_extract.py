@@ -15,7 +15,7 @@ FAMILIES = ["sd15", "sd3", "flux"]
 def extracted(tmp_path_factory):
     """Members and LoRAs of all families, where ComfyUI's loaders find them."""
     folder = tmp_path_factory.mktemp("extracted")
-    in_the_trainers_python("make_extracted.py", str(folder), *FAMILIES)
+    in_the_trainers_python("make_extracted.py", folder, *FAMILIES)
     for kind in ("diffusion_models", "loras"):
         folder_paths.add_model_folder_path(kind, str(folder), is_default=True)
 

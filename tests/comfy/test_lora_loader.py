@@ -5,8 +5,8 @@ import folder_paths
 import mini
 import pytest
 import torch
-from conftest import pack_module
-from running import guider_of, lora, run
+from conftest import newest_only, pack_module
+from running import guider_of, lora, reference_of, run
 
 
 @pytest.fixture
@@ -55,6 +55,18 @@ def test_a_preferred_model_and_a_lora_that_leads_from_it(nodes, files, pairs):
     assert preferred.patches == base.patches
     assert len(dispreferred.patches) > 0
     nodes["CHATSApply"](preferred, dispreferred, 0.0, 1.0)
+
+
+@newest_only
+def test_the_untouched_base_as_the_negative(nodes, files, pairs):
+    """none on the dispreferred side and alpha 0: (1+s) ε⁺(z, c) − s ε_ref(z, ∅), from two single-model runs."""
+    base = pairs("sd15")[0]
+    sides = nodes["CHATSLoRAPairLoader"](base, "preferred.safetensors", "none", 1.0, 1.0)
+    positive, null = mini.conditioning("sd15", 3), mini.conditioning("sd15", 4)
+    negative = nodes["CHATSProxyPrompt"](positive, null, 0.0, "proxy")[0]
+    actual = run(guider_of(nodes["CHATSApply"](*sides, 0.0, 1.0)[0], positive, negative, 6.0), mini.latent("sd15"))
+    expected = run(reference_of(sides[0], base, positive, null, 6.0), mini.latent("sd15"))
+    assert mini.relative_error(actual, expected) < 1e-5
 
 
 def test_a_strength_of_zero_takes_a_lora_out(nodes, files, pairs):

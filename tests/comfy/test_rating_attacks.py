@@ -265,7 +265,10 @@ def test_compressed_bodies_are_refused(anna):
 
 @pytest.mark.usefixtures("nothing_changes")
 def test_broken_chunks_are_refused(anna):
-    anna.post(GUIDELINE, b"zz\r\nno chunk\r\n", transfer_encoding="chunked").assert_no_traceback()
+    """At once where they come with the headers, else when the rest of them is no longer waited for."""
+    answer = anna.post(GUIDELINE, b"zz\r\nno chunk\r\n", transfer_encoding="chunked")
+    assert answer.status in (400, 408)
+    answer.assert_no_traceback()
 
 
 FIELDS = [
@@ -413,6 +416,19 @@ def wait_for(server: Server, prompt_id: str) -> dict:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return entry
+
+
+@pytest.mark.usefixtures("nothing_changes")
+def test_a_name_of_another_case_is_no_other_data_set(anna, vote):
+    """A vote for it would else wait or be dropped without a word of the one that is there."""
+    for answer in (
+        anna.get(f"/chats/My%20Taste/pair?tab={TAB}"),
+        anna.post("/chats/My%20Taste/rating", vote),
+        anna.post("/chats/My%20Taste/guideline", {"guideline": "x"}),
+    ):
+        assert "there is `my taste`, which is the same folder on Windows" in answer.assert_a_sentence(404)
+    assert answer.content["key"] == "otherCase"
+    assert answer.content["values"] == {"name": "My Taste", "other": "my taste"}
 
 
 def test_folders_that_are_no_data_sets_are_not_listed(anna, place):

@@ -111,7 +111,7 @@ def test_a_batch_becomes_candidates_of_one_prompt(save, output, lines):
             assert json.loads(picture.info["workflow"]) == extra["workflow"]
             levels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(24, 16, 3)
         assert torch.equal(levels, (image * 255).to(torch.uint8))
-    assert lines == ["saved 2, 1 pairs wait to be rated"]
+    assert lines == ["saved 2, 1 pair waits to be rated"]
 
 
 def test_the_picture_is_the_one_that_save_image_writes(save, output):
@@ -141,7 +141,7 @@ def test_the_same_picture_again_is_no_other_candidate(save, output, lines):
     save(noise(4))
     save(noise(4))
     assert len(rows(output)) == 1
-    assert lines[-1] == "saved 0, 1 there before, 0 pairs wait to be rated"
+    assert lines[-1].startswith("saved 0, 1 there before, no pair yet: it takes two pictures of a prompt; raise batch_")
     with pytest.raises(
         ValueError, match=r"^picture 1 of 1 is not saved: the picture [0-9a-f]{16} is a candidate for anoth"
     ):
@@ -156,7 +156,7 @@ def test_a_picture_of_no_numbers_is_said_and_the_others_are_saved(save, output, 
     images[1, 3, 3, 0] = float("nan")
     assert len(save(images).ui["images"]) == 2
     assert lines == [
-        "saved 2, 1 pairs wait to be rated",
+        "saved 2, 1 pair waits to be rated",
         "⚠ picture 2 of 3 is not saved: it has NaN, as broken models give",
     ]
     images[:] = float("inf")
@@ -169,7 +169,7 @@ def test_a_picture_of_no_numbers_is_said_and_the_others_are_saved(save, output, 
     ("images", "match"),
     [
         (noise(0, channels=4), "have 4 channels"),
-        (noise(0, channels=1), "have 1 channels"),
+        (noise(0, channels=1), "have 1 channel,"),
         (noise(0)[0], r"shape \[24, 16, 3\]"),
         (noise(0, batch=0), r"shape \[0, 24, 16, 3\]"),
         (noise(0, height=0), "no batch of pictures"),
@@ -196,6 +196,47 @@ def test_what_is_no_data_set_is_refused(save, output, dataset):
     with pytest.raises(ValueError, match=r"^`dataset` is `.*choose "):
         save(noise(0), dataset=dataset)
     assert list(output.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("waiting", "alone", "said"),
+    [
+        (2, 1, "2 pairs wait to be rated"),
+        (1, 1, "1 pair waits to be rated"),
+        (0, 0, "all pairs are rated"),
+        (0, 3, "no pair yet: it takes two pictures of a prompt; raise batch_size, or run again with another seed"),
+    ],
+)
+def test_what_waits_is_said_with_the_way_on(waiting, alone, said):
+    assert pack_module("nodes.rating.save_candidates").waiting_text(waiting, alone) == said
+
+
+def test_a_name_that_differs_by_its_case_is_refused(save, output):
+    """Windows and macOS would write both into one folder."""
+    save(noise(0), dataset="My taste")
+    with pytest.raises(
+        ValueError, match=r"^`dataset` is `my Taste`, and there is `My taste`, .*write it as `My taste`"
+    ):
+        save(noise(1), dataset="my Taste")
+    assert [folder.name for folder in (output / "chats").iterdir()] == ["My taste"]
+    requested_run = pack_module("nodes.training.requested_run")
+    with pytest.raises(ValueError, match="there is `My taste`"):
+        requested_run.run_folder("MY TASTE", "a")
+    assert requested_run.run_folder("My taste", "a") == output / "chats" / "My taste" / "runs" / "a"
+    # Two that are there already, on a disk that tells them apart, are both of use.
+    (output / "chats" / "my taste").mkdir()
+    save(noise(1), dataset="my taste")
+    assert pack_module("nodes.rating.data_sets").names() == ["my taste", "My taste"]
+
+
+def test_refusals_have_a_type_that_reads_well(save):
+    """ComfyUI's error dialog has it for a title, after the path of its module."""
+    from execution import full_type_name
+
+    for dataset, prompt in (("../a", "a cat"), ("a", "")):
+        with pytest.raises(ValueError, match=r"`(dataset|prompt)`") as refused:
+            save(noise(0), prompt, dataset)
+        assert full_type_name(refused.type) == "ValueError"
 
 
 def test_seeds_and_models_are_those_above_the_node():

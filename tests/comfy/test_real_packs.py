@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 
 import comfy.sd
+import folder_paths
 import pytest
 import serving
+import test_training_gradients as gradients
 import torch
+from conftest import pack_module
 from fitting import CFG, assert_shared_weights_fit, assert_two_models_fit, ksampler, lora_pairs, prompts
 from server import PromptServer
 
@@ -160,3 +163,41 @@ def assert_pictures_fit(sample, join, twins):
     preferred, shared, separate = lora_pairs(twins)
     assert difference(join(preferred, shared), join(preferred, separate)) <= 1.01
     assert difference(join(preferred, shared), preferred) > 8
+
+
+def gguf_file(folder: Path, quantization: str) -> Path:
+    """A mini Flux, its blocks' matrices quantised."""
+    import gguf
+    import mini_architectures
+
+    path = folder / f"{quantization}.gguf"
+    writer = gguf.GGUFWriter(path, "flux")
+    for key, value in mini_architectures.model("flux").model.diffusion_model.state_dict().items():
+        quantised = value.ndim == 2 and value.shape[1] % 32 == 0 and "blocks" in key
+        kind = gguf.GGMLQuantizationType[quantization if quantised else "F32"]
+        writer.add_tensor(key, gguf.quants.quantize(value.numpy(), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("quantization", ["Q8_0", "Q4_0"])
+def test_a_gguf_base_is_trained_with_the_right_gradient(quantization, tmp_path, monkeypatch):
+    loader = pack("ComfyUI-GGUF")["UnetLoaderGGUF"]
+    path = gguf_file(tmp_path, quantization)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], {".gguf"}))
+    with torch.inference_mode():
+        model, again = (loader().load_unet(path.name)[0] for _ in range(2))
+    digests = pack_module("nodes.training.digests")
+    before = digests.model_digest(model)
+    assert before == digests.model_digest(again)
+    names = ("adapters", "checkpointing", "errors", "self_check", "steps", "within_comfyui")
+    training = {name: pack_module(f"nodes.training.{name}") for name in names}
+    network = model.model.diffusion_model
+    classes = [type(weight) for weight in network.parameters()]
+    assert any(weight.dtype == torch.uint8 for weight in network.parameters())
+    gradients.assert_gradient_is_right(training, "flux", model)
+    assert [type(weight) for weight in network.parameters()] == classes
+    assert digests.model_digest(model) == before

@@ -15,92 +15,12 @@ import pytest
 import torch
 from comfy.samplers import sampler_object
 from conftest import newest_only
+from networks import ANIMA, COSMOS_1, HIDREAM, LTX_WITH_SOUND, QWEN_IMAGE
 from running import guider_of, run, schedule
 
 pytestmark = newest_only
 CFG = 6.0
-COSMOS = dict(
-    max_img_h=240,
-    max_img_w=240,
-    max_frames=128,
-    in_channels=16,
-    out_channels=16,
-    patch_spatial=2,
-    patch_temporal=1,
-    model_channels=256,
-    concat_padding_mask=True,
-    pos_emb_cls="rope3d",
-    pos_emb_interpolation="crop",
-    use_adaln_lora=True,
-    adaln_lora_dim=32,
-    num_blocks=2,
-    num_heads=2,
-    rope_h_extrapolation_ratio=1.0,
-    rope_w_extrapolation_ratio=1.0,
-    rope_t_extrapolation_ratio=1.0,
-)
-COSMOS_1 = dict(
-    **COSMOS,
-    image_model="cosmos",
-    block_config="FA-CA-MLP",
-    block_x_format="THWBD",
-    pos_emb_learnable=False,
-    affline_emb_norm=True,
-    extra_per_block_abs_pos_emb=True,
-    extra_per_block_abs_pos_emb_type="learnable",
-)
-ANIMA = dict(
-    **COSMOS,
-    image_model="anima",
-    crossattn_emb_channels=1024,
-    pos_emb_learnable=True,
-    min_fps=1,
-    max_fps=30,
-    extra_per_block_abs_pos_emb=False,
-    extra_h_extrapolation_ratio=1.0,
-    extra_w_extrapolation_ratio=1.0,
-    extra_t_extrapolation_ratio=1.0,
-    rope_enable_fps_modulation=False,
-)
-QWEN = dict(
-    image_model="qwen_image",
-    in_channels=64,
-    num_layers=1,
-    attention_head_dim=128,
-    num_attention_heads=2,
-    default_ref_method="index_timestep_zero",
-)
-HIDREAM = dict(
-    image_model="hidream",
-    attention_head_dim=128,
-    axes_dims_rope=[64, 32, 32],
-    caption_channels=[64, 64],
-    max_resolution=[128, 128],
-    in_channels=16,
-    llama_layers=[0, 1, 1],
-    num_attention_heads=2,
-    num_routed_experts=4,
-    num_activated_experts=2,
-    num_layers=1,
-    num_single_layers=1,
-    out_channels=16,
-    patch_size=2,
-    text_emb_dim=128,
-)
-LTX_WITH_SOUND = dict(
-    image_model="ltxav",
-    num_layers=1,
-    attention_head_dim=64,
-    num_attention_heads=2,
-    cross_attention_dim=128,
-    audio_cross_attention_dim=64,
-    audio_attention_head_dim=32,
-    audio_num_attention_heads=2,
-    caption_channels=256,
-    connector_num_attention_heads=2,
-    connector_attention_head_dim=128,
-    connector_num_layers=1,
-)
+QWEN_AT_ZERO = dict(QWEN_IMAGE, default_ref_method="index_timestep_zero")
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +81,7 @@ def qwen(seed):
 # By name: the class in ComfyUI, its configuration, a latent's shape without the batch, and conditioning by seed.
 NETWORKS = {
     "rows last (Cosmos 1)": ("CosmosT2V", COSMOS_1, (16, 4, 4, 4), lambda seed: entry(seed, 1024)),
-    "rows twice (Qwen-Image-Edit)": ("QwenImage", QWEN, (16, 1, 8, 8), qwen),
+    "rows twice (Qwen-Image-Edit)": ("QwenImage", QWEN_AT_ZERO, (16, 1, 8, 8), qwen),
     "rows by expert (HiDream)": ("HiDream", HIDREAM, (16, 8, 8), hidream),
     "outside of the pass (Anima)": ("Anima", ANIMA, (16, 1, 8, 8), anima),
 }

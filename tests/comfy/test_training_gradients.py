@@ -87,13 +87,12 @@ def joint_gradient(training, steps) -> torch.Tensor:
     return gradient(steps)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_gradient_is_that_of_the_joint_loss_and_of_finite_differences(training, family):
+def assert_gradient_is_right(training, family: str, model=None) -> None:
+    """Against autograd on the joint loss, at random weights, and against finite differences, at the base."""
+
     def use(steps):
-        pair = steps.pairs[0]
-        drawn = training["steps"].draw(3, 0, pair.id, pair.chosen.latent.shape[1:])
-        question = steps.errors.question(pair.chosen, pair.prompt, drawn)
         with checkpointed(training, steps):
+            question = first_question(training, steps)
             ratios = training["self_check"].check_gradient(steps, question, half_precision=False)
             leave_the_base(steps)
             for pair in steps.pairs:
@@ -103,10 +102,43 @@ def test_the_gradient_is_that_of_the_joint_loss_and_of_finite_differences(traini
         assert {key.split(".lora_")[0].removesuffix(".alpha") for key in keys} <= places.keys()
         return ratios, gradient(steps), joint_gradient(training, steps)
 
-    ratios, ours, joint = with_steps(training, family, use)
+    ratios, ours, joint = with_steps(training, family, use, model=model)
     assert torch.linalg.vector_norm(joint) > 0
     assert (torch.linalg.vector_norm(ours - joint) / torch.linalg.vector_norm(joint)).item() < 1e-6
     assert ratios == pytest.approx([1, 1, 1, 1], abs=0.01)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gradient_is_that_of_the_joint_loss_and_of_finite_differences(training, family):
+    assert_gradient_is_right(training, family)
+
+
+def scaled_fp8(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The blocks' matrices in fp8, each with a scale, as such files hold them."""
+    found = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    for key, value in weights.items():
+        if value.ndim == 2 and "blocks" in key:
+            scale = value.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            found[key] = (value / scale).to(torch.float8_e4m3fn)
+            found[key.removesuffix("weight") + "scale_weight"] = scale
+        else:
+            found[key] = value
+    return found
+
+
+@pytest.mark.parametrize("scaled", newest(False, True), ids=str)
+def test_the_gradient_of_an_fp8_base_is_right(training, scaled):
+    """Plain: cast at each use; scaled: quantised tensors of ComfyUI's own."""
+    weights = mini.weights("sd3", 1)
+    with torch.inference_mode():
+        if scaled:
+            model = comfy.sd.load_diffusion_model_state_dict(scaled_fp8(weights))
+        else:
+            model = comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": torch.float8_e4m3fn})
+    block = model.model.diffusion_model.joint_blocks[0].x_block.attn.qkv.weight
+    assert type(block.data).__name__ == ("QuantizedTensor" if scaled else "Tensor")
+    assert scaled or block.dtype == torch.float8_e4m3fn
+    assert_gradient_is_right(training, "sd3", model)
 
 
 def first_question(training, steps):

@@ -1,137 +1,25 @@
 """A run of the training node: what it keeps, how it goes on, what it refuses; on a mini SD3 and its real small VAE."""
 
-import hashlib
-import io
+import logging
+import shutil
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.sd
-import comfy.utils
 import folder_paths
 import mini_architectures
+import nodes as comfy_nodes
 import pytest
 import torch
 from conftest import newest_only, pack_module
-from PIL import Image
-from safetensors.torch import load_file
-from serving import vae_weights
+from running import lora
+from training_runs import Clip, assert_equal_pairs, assert_equal_runs, files, rate, state_file, stop_after
 
-SIZE = 64
-
-
-class Encoder(torch.nn.Module):
-    """Stands for a text encoder: embeddings drawn by the text, so that prompts differ in length too."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+pytest_plugins = ["training_runs"]
 
 
-class Clip:
-    def __init__(self):
-        cpu = torch.device("cpu")
-        self.patcher = comfy.model_patcher.ModelPatcher(Encoder(), load_device=cpu, offload_device=cpu)
-        self.encoded = []
-
-    def tokenize(self, text):
-        return text
-
-    def encode_from_tokens_scheduled(self, text):
-        self.encoded.append(text)
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-        return mini_architectures.conditioning("sd3", seed, 4 + len(text) % 5)
-
-
-def png(index: int) -> bytes:
-    levels = torch.rand(SIZE, SIZE, 3, generator=torch.Generator().manual_seed(index))
-    stream = io.BytesIO()
-    Image.frombytes("RGB", (SIZE, SIZE), (levels * 255).byte().numpy().tobytes()).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def rate(folder, prompts: int = 5, first: int = 0) -> None:
-    dataset = pack_module("chats.taste.dataset").TasteDataset(folder)
-    for index in range(first, first + prompts):
-        left, right = (dataset.add_candidate(png(2 * index + side), f"prompt {index}")[0] for side in range(2))
-        assert dataset.vote(f"{index:016x}", left, right, "left", "default")
-
-
-@pytest.fixture(scope="module")
-def models():
-    """MODEL, CLIP and VAE as a loader gives them; never changed."""
-    with torch.inference_mode():
-        vae = comfy.sd.VAE(sd=vae_weights(4, latent_channels=16))
-        return mini_architectures.model("sd3"), Clip(), vae
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """An output folder with a rated data set, and an empty loras folder."""
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path / "loras")], {".safetensors"}))
-    folder_paths.filename_list_cache.pop("loras", None)
-    (tmp_path / "loras").mkdir()
-    rate(tmp_path / "output" / "chats" / "my taste")
-    return tmp_path
-
-
-@pytest.fixture
-def train(pack, models, place):
-    """Runs the node, as ComfyUI does, in inference mode; settings that are not stated are these."""
-    node = pack_module("nodes.training.train_lora_pair").CHATSTrainLoRAPair
-    usual = dict(zip(("model", "clip", "vae"), models, strict=True)) | dict(
-        dataset="my taste",
-        name="pair",
-        rank=2,
-        layers="attention",
-        steps=4,
-        learning_rate=1e-2,
-        accumulate=1,
-        beta=50.0,
-        null_prompt_prob=0.5,
-        resolution=SIZE,
-        seed=1,
-        minutes=0,
-    )
-
-    def run(**settings):
-        with torch.inference_mode():
-            return node.execute(**usual | settings).args
-
-    return run
-
-
-def files(place, name: str = "pair") -> list[bytes]:
-    members = ("preferred", "dispreferred")
-    return [(place / "loras" / f"{name}_{member}.safetensors").read_bytes() for member in members]
-
-
-def assert_equal_pairs(place, name: str, other: str) -> None:
-    """Equal weights and metadata; only the titles differ."""
-    read_metadata = pack_module("chats.pair").read_metadata
-    for member in ("preferred", "dispreferred"):
-        ours, theirs = (place / "loras" / f"{each}_{member}.safetensors" for each in (name, other))
-        assert read_metadata(ours) == read_metadata(theirs)
-        expected = load_file(theirs)
-        assert all(torch.equal(value, expected[key]) for key, value in load_file(ours).items())
-
-
-def state_file(place, name: str = "pair"):
-    return place / "output" / "chats" / "my taste" / "runs" / name / "state.safetensors"
-
-
-def stop_after(step: int, monkeypatch) -> None:
-    """Presses Cancel when the bar of the steps stands at ``step``."""
-
-    def hook(value, total, preview, **_):
-        if preview is not None and value == step:
-            comfy.model_management.interrupt_current_processing(True)
-
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
-    monkeypatch.setattr(pack_module("nodes.training.requested_run"), "SECONDS_BETWEEN_REPORTS", 0.0)
-
-
-def test_a_finished_pair_is_in_loras_and_is_what_the_loader_gives(train, nodes, models, place):
+def test_a_finished_pair_is_in_loras_and_is_what_the_loader_gives(train, nodes, models, place, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(pack_module("nodes.loading.loaders"), "show", lambda text, node_id: said.append(text))
     network = models[0].model.diffusion_model
     before = {key: value.clone() for key, value in network.state_dict().items()}
     preferred, dispreferred, curve = train()
@@ -146,6 +34,7 @@ def test_a_finished_pair_is_in_loras_and_is_what_the_loader_gives(train, nodes, 
         for key, patches in ours.patches.items():
             weights = [patch[0][1].weights[:2] for patch in (patches, theirs.patches[key])]
             assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
+    assert said[0].split("\n")[1] == "trained on 5 rated pairs of my taste, base SD3"
     (metadata, _), _ = pack_module("chats.pair").check_files(*(place / "loras" / name for name in names)), None
     assert (metadata.step, metadata.null_prompt, metadata.prediction_type) == (4, "encoded_empty", "flow")
     assert (metadata.dataset_name, metadata.dataset_pairs, metadata.base_name) == ("my taste", 5, "SD3")
@@ -169,9 +58,7 @@ def test_a_cancelled_run_goes_on_as_if_it_never_stopped(train, place, monkeypatc
             train()
     assert not list((place / "loras").glob("pair_*"))
     train()
-    whole, resumed = (load_file(state_file(place, name)) for name in ("whole", "pair"))
-    assert all(torch.equal(value, whole[key]) for key, value in resumed.items())
-    assert resumed.keys() == whole.keys()
+    assert_equal_runs(place, "pair", "whole")
     assert_equal_pairs(place, "pair", "whole")
 
 
@@ -187,8 +74,7 @@ def test_more_steps_go_on_and_time_ends_a_go(train, place, monkeypatch):
     assert preferred.patches
     train(steps=2)
     train()
-    whole, resumed = (load_file(state_file(place, name)) for name in ("whole", "pair"))
-    assert all(torch.equal(value, whole[key]) for key, value in resumed.items())
+    assert_equal_runs(place, "pair", "whole")
 
 
 @newest_only
@@ -238,6 +124,61 @@ def test_somebody_elses_file_is_not_written_over(train, place):
 
 
 @newest_only
+def test_an_identical_data_set_does_not_write_over_the_files_of_the_first(train, place):
+    train(steps=3)
+    written = files(place)
+    sets = place / "output" / "chats"
+    shutil.copytree(sets / "my taste", sets / "copy", ignore=shutil.ignore_patterns("runs"))
+    with pytest.raises(ValueError, match="made by something else than this run; choose another `name`"):
+        train(dataset="copy", steps=4)
+    # As in another ComfyUI whose `loras` are the same: a data set of that name, without the run.
+    shutil.rmtree(sets / "my taste" / "runs" / "pair")
+    with pytest.raises(ValueError, match=r"pair of step 2, and .*pair_preferred.* is of step 3 .*set `steps` to 3"):
+        train(steps=2)
+    assert files(place) == written
+    train(steps=3)
+    assert files(place) == written
+
+
+@newest_only
+def test_files_that_somebody_made_while_it_trained_stay(train, place, monkeypatch):
+    theirs = place / "loras" / "pair_preferred.safetensors"
+    steps = pack_module("nodes.training.steps").Steps
+    take = steps.take
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(steps, "take", lambda self: (theirs.write_bytes(b"theirs"), take(self))[1])
+        with pytest.raises(ValueError, match="made by something else"):
+            train(steps=1)
+    assert theirs.read_bytes() == b"theirs"
+    theirs.unlink()
+    train(steps=1)
+    assert len(files(place)) == 2
+
+
+@newest_only
+def test_fewer_steps_than_were_taken_give_the_pair_as_it_is_and_say_so(train, place, caplog):
+    train(steps=3)
+    written, state = files(place), state_file(place).read_bytes()
+    with caplog.at_level(logging.WARNING):
+        preferred, *_ = train(steps=2)
+    assert "`steps` is 2, and the run `pair` is at step 3 already: nothing was trained" in caplog.text
+    assert (files(place), state_file(place).read_bytes()) == (written, state)
+    assert preferred.attachments["chats_pair"].step == 3
+
+
+@newest_only
+def test_a_run_is_trained_by_one_at_a_time(train, place):
+    with (
+        pack_module("chats.locks").locked(state_file(place).with_name(".lock")),
+        pytest.raises(ValueError, match=r"`name` is pair, and that run is being trained now.*another `name`"),
+    ):
+        train(steps=1)
+    assert not state_file(place).exists()
+    train(steps=1)
+    assert state_file(place).exists()
+
+
+@newest_only
 def test_a_damaged_state_is_said(train, place):
     train(steps=1)
     content = bytearray(state_file(place).read_bytes())
@@ -266,6 +207,23 @@ def test_an_error_in_a_step_loses_no_step_and_leaves_nothing_on_the_model(train,
     assert not any(module._forward_hooks or "forward" in vars(module) for module in network.modules())
     train()
     assert_equal_pairs(place, "pair", "whole")
+
+
+@newest_only
+@pytest.mark.parametrize("stage", ["picture", "prompt", "check"])
+def test_out_of_memory_names_the_setting_wherever_it_is(train, models, stage, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory: a gradient does not fit")
+
+    if stage == "check":  # which takes torch's other errors for those of a model without gradients
+        monkeypatch.setattr(pack_module("nodes.training.errors").Errors, "error", full)
+    else:
+        encoder, method = {"picture": (models[2], "encode"), "prompt": (models[1], "encode_from_tokens_scheduled")}[
+            stage
+        ]
+        monkeypatch.setattr(encoder, method, full)
+    with pytest.raises(ValueError, match=r"memory does not hold .*Lower `resolution`"):
+        train()
 
 
 @newest_only
@@ -299,7 +257,7 @@ def test_a_full_disk_keeps_what_is_there_and_goes_on_once_there_is_room(train, p
     assert state_file(place).read_bytes() == before
     train()
     assert_equal_pairs(place, "pair", "whole")
-    assert [file.name for file in state_file(place).parent.iterdir()] == ["state.safetensors"]
+    assert sorted(file.name for file in state_file(place).parent.iterdir()) == [".lock", "state.safetensors"]
 
 
 @newest_only
@@ -328,3 +286,39 @@ def test_beta_is_the_papers_by_default_and_the_seed_stays_as_it_is(pack):
     info = pack_module("nodes.training.train_lora_pair").CHATSTrainLoRAPair.GET_NODE_INFO_V1()["input"]["required"]
     assert info["beta"][1]["default"] == pack_module("chats.objective").DEFAULT_BETA
     assert info["seed"][1]["control_after_generate"] is False
+
+
+def drawn(model, clip) -> torch.Tensor:
+    """By the stock KSampler."""
+    node = comfy_nodes.KSampler()
+    prompts = [clip.encode_from_tokens_scheduled(text) for text in ("a prompt", "")]
+    with torch.inference_mode():
+        latent = {"samples": torch.zeros(1, 16, 8, 8)}
+        return node.sample(model, 5, 2, 3.0, "euler", "simple", *prompts, latent)[0]["samples"].clone()
+
+
+def test_the_base_is_afterwards_what_it_was_and_trains_alike(train, place, monkeypatch):
+    model, clip = mini_architectures.model("sd3"), Clip()
+    patched = comfy.sd.load_lora_for_models(model, None, lora(model, 3), 1.0, 0.0)[0]
+    before = [drawn(each, clip) for each in (model, patched)]
+    assert not torch.equal(*before)
+
+    def assert_as_before():
+        for each, expected in zip((model, patched), before, strict=True):
+            assert torch.equal(drawn(each, clip), expected)
+
+    # With the LoRA in the weights when it begins, as a sampler leaves it.
+    train(model=model, steps=2, preview_every=1)
+    assert_as_before()
+    comfy.model_management.unload_all_models()
+    assert_as_before()
+    train(model=model, steps=2, name="again")
+    assert_equal_pairs(place, "again", "pair")
+    with monkeypatch.context() as failing:
+        failing.setattr(pack_module("nodes.training.steps").Steps, "take", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(model=model, steps=2, name="fails")
+    assert_as_before()
+    with torch.inference_mode():
+        train(model=patched, steps=1, name="patched")
+    assert_as_before()

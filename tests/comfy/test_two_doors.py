@@ -1,11 +1,13 @@
 """One method, two doors: given equal latents, prompts, first factors and settings, the training node does what the
 headless trainer does."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import comfy.lora
 import folder_paths
+import mini_architectures
 import pytest
 import torch
 from conftest import pack_module
@@ -14,12 +16,14 @@ from running import in_the_trainers_python
 from safetensors.torch import load_file
 
 MEMBERS = ("preferred", "dispreferred")
+# Families whose layers ComfyUI has fused, so that LoRAs are of other shapes there.
+FUSED = ("sd3", "flux")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("doors")
-    in_the_trainers_python("take_steps.py", str(folder), "sd15", "sd3")
+    in_the_trainers_python("take_steps.py", folder, "sd15", *FUSED)
     return folder
 
 
@@ -109,24 +113,44 @@ def test_the_loras_are_those_of_the_headless_trainer(pack, trained):
     assert moved / torch.linalg.vector_norm(flat[2]) > 1e-3, "training moved nothing"
 
 
-def test_errors_at_equal_weights_are_those_of_the_headless_trainer(pack, trained, nodes):
-    door = Door(trained / "sd3")
+@pytest.mark.parametrize("family", FUSED)
+def test_errors_and_loss_at_equal_weights_are_those_of_the_headless_trainer(pack, trained, nodes, family):
+    door = Door(trained / family)
     names = [f"run_{member}.safetensors" for member in MEMBERS]
-    models = nodes["CHATSLoRAPairLoader"](door.model, *names, 1.0, 1.0)
-    engine = pack_module("nodes.training.steps")
+    members = nodes["CHATSLoRAPairLoader"](door.model, *names, 1.0, 1.0)
+    engine, objective = pack_module("nodes.training.steps"), pack_module("chats.objective")
 
-    def errors_of(side: str):
+    def errors_of(*asked: str):
+        """Of each pair, those of the sides, with what is in force on the model itself."""
+
+        @torch.no_grad()
         def use(steps):
-            found = []
-            for pair in steps.pairs:
-                sides, _ = steps._asked(engine.VALIDATION_EPOCH, pair)
-                steps.adapters.active = None
-                with torch.no_grad():
-                    found.append(steps.errors.error(sides[side].args[1]).item())
-            return found
+            questions = [steps._asked(engine.VALIDATION_EPOCH, pair)[0] for pair in steps.pairs]
+            steps.adapters.active = None
+            return {side: torch.cat([steps.errors.error(each[side].args[1]) for each in questions]) for side in asked}
 
         return use
 
-    for index, (model, side) in enumerate(zip(models, ("chosen", "rejected"), strict=True)):
-        expected = [door.given[f"{name}.errors"].reshape(-1)[index].item() for name in door.names]
-        assert door.within(model, errors_of(side)) == pytest.approx(expected, rel=1e-5)
+    references = door.within(door.model, errors_of("chosen", "rejected"))
+    chosen, rejected = (
+        door.within(model, errors_of(side))[side] for model, side in zip(members, ("chosen", "rejected"), strict=True)
+    )
+    ours = objective.PairErrors(chosen, rejected, references["chosen"], references["rejected"])
+    expected = torch.stack([door.given[f"{name}.errors"].flatten() for name in door.names], dim=1)
+    assert torch.stack([chosen, rejected]).flatten().tolist() == pytest.approx(expected.flatten().tolist(), rel=1e-5)
+    assert (chosen / references["chosen"] - 1).abs().max() > 1e-4, "training moved nothing"
+    for place, name in enumerate(door.names):
+        one = objective.PairErrors(*(getattr(ours, each.name)[place : place + 1] for each in dataclasses.fields(ours)))
+        loss = engine.OBJECTIVE.loss(one, door.settings["beta"])[0].item()
+        assert loss == pytest.approx(door.given[f"{name}.loss"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("family", "kind"), [("sd15", "sd15"), ("sd15", "sdxl"), ("sd3", "sd3"), ("flux", "flux")])
+def test_noise_levels_are_drawn_as_by_the_headless_trainer(pack, trained, family, kind):
+    """SDXL's table is that of SD1.5; SD3's levels are shifted, and Flux's are not."""
+    given = load_file(trained / family / "steps.safetensors")
+    model = Door(trained / family).model if kind == family else mini_architectures.model(kind)
+    sampling = model.get_model_object("model_sampling")
+    errors = pack_module("nodes.training.errors")
+    ours = torch.cat([errors.sigma_of(sampling, number) for number in given["uniform"].tolist()])
+    assert ours.tolist() == pytest.approx(given["sigmas"].tolist(), rel=1e-5)

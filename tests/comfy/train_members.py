@@ -2,12 +2,13 @@
 mini bases, each in a folder of its name.
 
 The base is a diffusers folder whose denoiser and text encoders have the widths that ComfyUI knows the family by. Beside
-the pair that `chats_train train` leaves in `run`, it writes the base's denoiser as ComfyUI loads it, and what the
-headless sampler gives.
+the pair that `chats_train train` leaves in `run`, and the LoRA that is distilled from it, it writes the base's denoiser
+as ComfyUI loads it, and what the headless sampler gives.
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import tiny_pipelines
@@ -17,10 +18,12 @@ from safetensors.torch import save_file
 
 from chats.pair import PairMetadata
 from chats_train.cli import main as chats_train
+from chats_train.distillation.finished_run import open_finished_run
+from chats_train.distillation.student import open_student
 from chats_train.runs.opening import open_family
 from chats_train.runs.pair_files import export_full
 from chats_train.runs.trained import open_trained, trained_members
-from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_pair
+from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_cfg, sample_pair
 from chats_train.settings.config_file import load_config
 
 SEED, STEPS, PIXELS, GUIDANCE_SCALE, ALPHA = 5, 2, (64, 64), 2.0, 0.5
@@ -28,7 +31,7 @@ SEED, STEPS, PIXELS, GUIDANCE_SCALE, ALPHA = 5, 2, (64, 64), 2.0, 0.5
 
 def save_base(family: str, folder: Path) -> Path:
     """A tiny base at ComfyUI's widths."""
-    tiny_pipelines.CLIP_WIDTHS |= {"sd15": (768,), "sd3": (768, 1280)}
+    tiny_pipelines.CLIP_WIDTHS |= {"sd15": (768,), "sd3": (768, 1280), "flux": (768,)}
     tiny_pipelines.T5_WIDTH = 4096
     tiny_pipelines.save_pipeline(family, folder)
     part = "unet" if family == "sd15" else "transformer"
@@ -36,11 +39,11 @@ def save_base(family: str, folder: Path) -> Path:
     return folder
 
 
-def save_pairs(folder: Path) -> Path:
+def save_pairs(folder: Path, count: int = 4) -> Path:
     generator = torch.Generator().manual_seed(0)
     for side in ("chosen", "rejected"):
         (folder / side).mkdir(parents=True)
-        for index in range(4):
+        for index in range(count):
             content = torch.randint(0, 256, (*PIXELS, 3), generator=generator, dtype=torch.uint8).numpy()
             Image.fromarray(content).save(folder / side / f"{index}.png")
             (folder / side / f"{index}.txt").write_text("abcd"[index])
@@ -72,6 +75,10 @@ def make(family_name: str, method: str, folder: Path) -> None:
 
     config = load_config(folder / "run.yaml")
     family = open_family(config, "cpu")
+    distillation = ["--steps", "2", "--batch-size", "2", "--learning-rate", "1e-2", "--rank", "4", "--layers", "all"]
+    teacher = ["--guidance-scale", str(GUIDANCE_SCALE), "--alpha", str(ALPHA), "--form", "proxy"]
+    run = folder / "run"
+    assert chats_train(["distill", str(run), "--method", "lora", "--dtype", "fp32", *distillation, *teacher]) == 0
     base = family.load_denoiser().state_dict()
     export_full(folder / "base.safetensors", family.name, base, PairMetadata("preferred"), title="base")
     members = trained_members(config, family, open_trained(config, "latest"))
@@ -80,6 +87,11 @@ def make(family_name: str, method: str, folder: Path) -> None:
     noise = initial_noise(family, 1, *PIXELS, SEED)
     settings = SamplingSettings(STEPS, "normal", GUIDANCE_SCALE, ALPHA, "proxy")
     results = {"trained": sample_pair(family, *pair, prompt, null, noise, settings)}
+    late = replace(settings, start_percent=0.5)
+    results["interval"] = sample_pair(family, *pair, prompt, null, noise, late)
+    student = open_student(open_finished_run(run, [], "latest"), family, run / "distilled")
+    alone = SamplingSettings(STEPS, "normal", guidance_scale=0.0)
+    results["distilled"] = sample_cfg(family, student, prompt, null, noise, alone)
     untrained = family.load_denoiser()
     results["base"] = sample_pair(family, untrained, untrained, prompt, null, noise, settings)
     prompts = {

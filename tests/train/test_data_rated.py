@@ -82,7 +82,9 @@ def test_a_torn_line_and_a_removed_picture_are_said(open_pairs, dataset):
 
 
 def test_ratings_that_decide_nothing_are_a_sentence(open_pairs, dataset):
-    with pytest.raises(UserError, match=r"make no pair yet \(5 candidates for 2 prompts, none rated\); rate more in"):
+    with pytest.raises(
+        UserError, match=r"make no pair yet \(5 candidates for 2 prompts, none rated\); .* or let a scorer rate \("
+    ):
         open_pairs(dataset.folder)
     vote(dataset, *ids(dataset, "fox")[:2], "tie")
     vote(dataset, *ids(dataset, "boat"), "left", "one")
@@ -90,6 +92,30 @@ def test_ratings_that_decide_nothing_are_a_sentence(open_pairs, dataset):
     vote(dataset, *ids(dataset, "fox")[1:], "skip")
     with pytest.raises(UserError, match="3 pairs rated: 0 decided, 2 tied or rated both ways, 1 skipped"):
         open_pairs(dataset.folder)
+
+
+@pytest.mark.parametrize("part", ["images", "metadata.jsonl", "candidates.jsonl", "ratings.jsonl"])
+def test_a_part_of_a_data_set_names_the_whole(open_pairs, dataset, part):
+    vote(dataset, *ids(dataset, "boat"))
+    dataset.derive()
+    with pytest.raises(UserError) as refused:
+        open_pairs(dataset.folder / part)
+    expected = f"which is a part of the rated data set {dataset.folder}; set it to that"
+    assert str(refused.value) == f"`data.path` is {dataset.folder / part}, {expected}"
+
+
+def test_the_folder_of_all_data_sets_names_them(open_pairs, dataset):
+    draw(dataset.folder.with_name("another"), fox=1)
+    chats = dataset.folder.parent
+    (chats / "empty").mkdir()
+    with pytest.raises(UserError) as refused:
+        open_pairs(chats)
+    expected = f"whose folders are rated data sets; set it to one: {chats / 'another'}, {dataset.folder}"
+    assert str(refused.value) == f"`data.path` is {chats}, {expected}"
+    for number in range(5):
+        draw(chats / f"more {number}", fox=1)
+    with pytest.raises(UserError, match=r"more 3 and 2 more$"):
+        open_pairs(chats)
 
 
 def test_somebodys_own_metadata_is_left_alone(open_pairs, dataset):

@@ -13,22 +13,33 @@ from chats_train import cli
 from chats_train.data import open_dataset
 from chats_train.data.images import pixels
 from chats_train.demo.base_parts import MAX_TOKENS
-from chats_train.demo.demo import BASE, CONFIG, PAIRS, DemoSettings, demo, write_config
-from chats_train.demo.detector import judge, log_likelihoods, read, score
+from chats_train.demo.before_after import (
+    FRAME,
+    RIGHT_COLOUR,
+    SIDE,
+    TILE,
+    WRONG_COLOUR,
+    Half,
+    before_and_after,
+    shares_by_row,
+)
+from chats_train.demo.demo import BASE_NAME, CONFIG, PAIRS, DemoSettings, demo, write_config
+from chats_train.demo.detector import judge, log_likelihoods, read
 from chats_train.demo.make_pairs import draw_pairs
-from chats_train.demo.measure import RIGHT_COLOUR, WRONG_COLOUR, Count, difference, side_by_side, verdict
+from chats_train.demo.measure import Count, best, result_table, verdicts
 from chats_train.demo.samplers import base_sampler, sample_pictures
 from chats_train.demo.taste import tastes
+from chats_train.demo.weak_base import BASE
 from chats_train.demo.world import (
     CATEGORIES,
     Thing,
     all_prompts,
     balanced_prompts,
     draw,
+    prompt_sets,
     random_scene,
     related,
     shows,
-    split_prompts,
 )
 from chats_train.families import load_family
 from chats_train.sampling.sampler import SamplingSettings
@@ -50,12 +61,9 @@ def family():
 # The world.
 
 
-def test_prompts_are_of_six_categories_and_some_of_each_are_held_out():
-    pairs, held_out = split_prompts()
-    assert {prompt.category for prompt in pairs} == {prompt.category for prompt in held_out} == set(CATEGORIES)
-    assert not set(pairs) & set(held_out)
-    assert set(pairs) | set(held_out) == set(all_prompts())
+def test_balanced_prompts_have_each_category_as_often():
     assert len({prompt.text for prompt in all_prompts()}) == len(all_prompts()) == 750
+    held_out = prompt_sets().test
     again = balanced_prompts(held_out, 60, seed=4)
     assert again == balanced_prompts(held_out, 60, seed=4) != balanced_prompts(held_out, 60, seed=5)
     assert [sum(prompt.category == category for prompt in again) for category in CATEGORIES] == [10] * 6
@@ -109,17 +117,6 @@ def test_what_is_no_shape_of_the_world_is_not_recognised():
     assert read(log_likelihoods(picture)[0]) is None
 
 
-def test_scores_rank_pictures():
-    prompts = balanced_prompts(all_prompts(), 120, seed=3)
-    true, blurred = drawn(prompts), drawn(prompts)
-    blurred = torch.nn.functional.avg_pool2d(blurred, 3, stride=1, padding=1, count_include_pad=False)
-    others = drawn(prompts[1:] + prompts[:1])
-    scores = [torch.tensor(score(pictures, prompts)) for pictures in (true, blurred, others)]
-    assert (scores[0] > scores[1]).float().mean() > 0.99
-    assert (scores[0] > scores[2]).float().mean() > 0.97
-    assert len(set(scores[1].tolist())) > 110  # ties are rare
-
-
 # The base.
 
 
@@ -163,17 +160,27 @@ QUICK = DemoSettings(
     train_steps=2,
     train_batch_size=4,
     validation_pairs=2,
-    counted_prompts=12,
+    dev_prompts=4,
+    test_prompts=10,
     guidance_scales=(2.0,),
+    shown_prompts=6,
     sample_steps=4,
 )
 
 
-def test_pairs_are_a_data_set_of_the_trainer(family, tmp_path):
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_pairs_are_a_data_set_of_the_trainer(family, tmp_path, two_threads):
     config = write_config(tmp_path / "run", QUICK)
-    prompts = balanced_prompts(split_prompts()[0], 12, seed=0)
+    prompts = balanced_prompts(prompt_sets().pairs, 12, seed=0)
     sampling = SamplingSettings(steps=4, guidance_scale=2.0)
-    options = {"candidates": 4, "settings": sampling, "seed": 3}
+    options = {"candidates": 4, "settings": sampling, "seed": 3, "workers": 2}
     counts = draw_pairs(family, family.load_denoiser(), prompts, config.data.path, **options)
     dataset = open_dataset(config, progress=False)
     assert dataset.problems == ()
@@ -188,6 +195,9 @@ def test_pairs_are_a_data_set_of_the_trainer(family, tmp_path):
     assert 10 <= counts.pairs <= 12
     assert counts.chosen.right > counts.source.right > counts.rejected.right
     assert counts.chosen.taste > counts.rejected.taste
+    # Pictures do not depend on the cores there are.
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
     draw_pairs(family, family.load_denoiser(), prompts, tmp_path / "again", **options)
     for row in rows:
         assert (config.data.path / row["chosen_file_name"]).read_bytes() == (
@@ -198,21 +208,31 @@ def test_pairs_are_a_data_set_of_the_trainer(family, tmp_path):
 def test_the_demo_from_end_to_end(tmp_path, capsys):
     folder = tmp_path / "show"
     demo(folder, QUICK)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr()
     for line in (
-        "the base draws 48 pictures for 12 prompts",
+        "the base draws 4 pictures for each of 12 prompts",
         "trained 2 steps",
-        "12 pictures a side",
-        "(proxy, alpha 0.5)",
-        "each at its best",
+        "right most often for 4 held-out prompts",
+        "picture of each of 10 other prompts that no pair had",
+        "pair, CHATS (proxy, alpha 0.5)",
+        "right: ",
+        "taste: ",
+        "with your own model",
     ):
-        assert line in said
+        assert line in printed.out
+    # What lasts long shows a bar.
+    assert "drawing: 100%" in printed.err
+    assert printed.err.count("counting: 100%") >= 2
     metadata, warnings = check_files(folder / "show_preferred.safetensors", folder / "show_dispreferred.safetensors")
     assert (metadata.step, metadata.resolution, warnings) == (2, 48, [])
     for name in ("loss.png", "side_by_side.png", "previews/step-00000002.png"):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 192
-    assert load_config(folder / CONFIG).max_train_steps == 2
+    counts = json.loads((folder / "counts.json").read_text())
+    assert [len(counts[part]["prompts"]) for part in ("dev", "test")] == [4, 10]
+    assert len(counts["test"]["pair"][0]["taste"]) == 10
+    config = load_config(folder / CONFIG)
+    assert (config.max_train_steps, config.pretrained_model) == (2, str(folder / BASE_NAME))
     assert len(list((folder / PAIRS / "chosen").iterdir())) == len(
         (folder / PAIRS / "metadata.jsonl").read_text().splitlines()
     )
@@ -226,27 +246,40 @@ def test_the_demo_never_writes_over_anything(tmp_path, capsys):
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
-def test_differences_are_counted_prompt_by_prompt():
-    # 8 prompts: both right on 2, the pair alone on 4, neither on 2. Mean 0.5; deviations ±0.5, so variance 8 · 0.25 /
-    # 7, and the standard error is √(2/7) / √8 = 0.18898.
-    pictures = torch.zeros(8, 3, 48, 48)
-    base, pair = (
-        Count(2.0, pictures, torch.tensor(right)) for right in ([True] * 2 + [False] * 6, [True] * 6 + [False] * 2)
-    )
-    assert difference(base, pair) == pytest.approx((0.5, 0.18898), abs=1e-5)
-    assert "CHATS draws more prompts right" in verdict(base, pair)
-    assert "CHATS draws FEWER prompts right" in verdict(pair, base)
-    assert "no clear difference" in verdict(base, base)
+def counted(scale, right, taste, pictures=None):
+    pictures = torch.full((len(right), 3, 48, 48), 0.9) if pictures is None else pictures
+    return Count.of(scale, pictures, [str(number) for number in range(len(right))], right, taste)
 
 
-def test_frames_say_which_pictures_are_right():
-    prompts = balanced_prompts(all_prompts(), 4, seed=0)
-    base, pair = (
-        Count(2.0, torch.zeros(4, 3, 48, 48), torch.tensor(right))
-        for right in ([False] * 4, [True, True, False, False])
-    )
-    sheet = side_by_side(base, pair, prompts, ("base", "pair"))
-    pixels = [tuple(pixel) for pixel in numpy.asarray(sheet).reshape(-1, 3).tolist()]
-    frame = 200 * 200 - 192 * 192
-    assert pixels.count(ImageColor.getrgb(RIGHT_COLOUR)) == 2 * frame
-    assert pixels.count(ImageColor.getrgb(WRONG_COLOUR)) >= 6 * frame  # the letters' edges have that grey too
+def test_right_and_taste_are_counted_apart_and_prompt_by_prompt():
+    # 16 prompts. Right: the pair alone on 8, both on 4, neither on 4: mean difference 0.5, deviations ±0.5, so variance
+    # 16 · 0.25 / 15, and the standard error √(4 / 15) / √16 = 0.129. Taste: 0.1 less on every one.
+    base = counted(5.0, [1] * 4 + [0] * 12, [0.5] * 16)
+    pair = counted(2.0, [1] * 12 + [0] * 4, [0.4] * 16)
+    table = result_table(base, pair, ("base", "pair"))
+    assert table[1].split() == ["base", "5", "25.0", "±", "11.2", "%", "0.50", "±", "0.00"]
+    assert table[3].split() == ["difference", "+50.0", "±", "12.9", "%", "-0.10", "±", "0.00"]
+    said = verdicts(base, pair)
+    assert said[0].startswith("right: the pair draws what was asked for more often (p = 0.0")
+    assert said[1].startswith("taste: the pair is LESS to the taste (p = 0.000")
+    said = verdicts(pair, base)
+    assert "LESS often" in said[0]
+    assert "is more to the taste" in said[1]
+    assert verdicts(base, base) == ["right: no clear difference (p = 1)", "taste: no clear difference (p = 1)"]
+    assert best([base, pair]) is pair
+
+
+def test_the_picture_frames_what_is_right_and_says_where_things_stand():
+    prompts = balanced_prompts(all_prompts(), 5, seed=0)
+    at_the_foot = torch.stack([draw({(2, column): Thing("ring", "red")}, random.Random(0)) for column in (0, 1, 2, 0)])
+    spread = torch.stack([*at_the_foot, draw({(0, 0): Thing("ring", "red")}, random.Random(0))])
+    base = counted(5.0, [0] * 5, [0.0] * 5)
+    pair = counted(2.0, [1, 1, 0, 0, 1], [1.0] * 5, spread)
+    assert shares_by_row(base) == [0, 0, 0]
+    assert shares_by_row(pair) == pytest.approx([0.2, 0, 0.8])
+    sheet = before_and_after((Half("a", "b", base), Half("c", "d", pair)), prompts, [4, 0, 2], "title")
+    found = [tuple(pixel) for pixel in numpy.asarray(sheet).reshape(-1, 3).tolist()]
+    frame = TILE**2 - SIDE**2
+    assert TILE == SIDE + 2 * FRAME
+    assert found.count(ImageColor.getrgb(RIGHT_COLOUR)) == 2 * frame  # prompts 4 and 0
+    assert found.count(ImageColor.getrgb(WRONG_COLOUR)) >= 4 * frame  # the letters' edges have that grey too

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
+from chats.locks import locked
 from chats_train.cli import main
 from chats_train.evaluation import drawing
 from chats_train.evaluation.conditions import make_conditions
@@ -30,7 +31,6 @@ from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample
 from chats_train.settings.config_file import load_config, parse_config
 from chats_train.support.errors import UserError
 from chats_train.support.jsonl import read_rows
-from chats_train.support.locks import locked
 
 STEPS = 2
 
@@ -109,21 +109,30 @@ def test_pictures_are_the_samplers(run, method):
         for row in read_rows(config.output_dir / "evaluation" / "results.jsonl")
         if row["prompt"] == "a dog"
     }
-    assert list(rows) == ["base, CFG, s=2", "preferred, CFG, s=2", "CHATS proxy α=0.5, s=2", "CHATS exact α=0.5, s=2"]
+    assert list(rows) == [
+        "base, CFG, s=2",
+        "preferred, CFG, s=2",
+        "preferred, base as negative, s=2",
+        "CHATS proxy α=0.5, s=2",
+        "CHATS exact α=0.5, s=2",
+    ]
     prompt, null = family.encode_prompt(["a dog"]), family.null_prompt()
     noise = initial_noise(family, 1, 32, 32, rows["base, CFG, s=2"]["noise_seed"])
     settings = SamplingSettings(steps=STEPS, guidance_scale=2.0)
     pair = [members.denoiser(name) for name in ("preferred", "dispreferred")]
+    # Without α the negative's prompt is the null prompt, and the base answers it.
+    with_base = replace(settings, alpha=0.0)
     expected = [
         sample_cfg(family, members.reference(), prompt, null, noise, settings),
         sample_cfg(family, members.denoiser("preferred"), prompt, null, noise, settings),
+        sample_pair(family, pair[0], members.reference(), prompt, null, noise, with_base),
         *(sample_pair(family, *pair, prompt, null, noise, replace(settings, form=form)) for form in ("proxy", "exact")),
     ]
     found = [levels(config.output_dir / "evaluation" / row["picture"]).astype(int) for row in rows.values()]
     for latents, picture in zip(expected, found, strict=True):
         image = np.asarray(to_images(family.decode_image(latents))[0]).astype(int)
         assert np.abs(image - picture).max() <= 1  # sampled in a batch of two there
-    assert all(np.abs(found[first] - found[second]).max() > 1 for first in range(4) for second in range(first))
+    assert all(np.abs(found[first] - found[second]).max() > 1 for first in range(5) for second in range(first))
 
 
 def test_nothing_is_drawn_or_scored_twice(run, clip, capsys):
@@ -131,7 +140,7 @@ def test_nothing_is_drawn_or_scored_twice(run, clip, capsys):
     folder = path.parent / "run" / "evaluation"
     arguments = ("--alpha", 0, 0.5, "--form", "proxy", "exact", "--scorer", f"pickscore={clip}", f"hpsv2={clip}")
     assert evaluate(path, *arguments) == 0
-    assert drawn(capsys) == (10, 10)
+    assert drawn(capsys) == (12, 12)
     written = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.rglob("pictures/*/*.png")}
     results = read_rows(folder / "results.jsonl")
     scores = (folder / "scores.jsonl").read_bytes()
@@ -139,7 +148,7 @@ def test_nothing_is_drawn_or_scored_twice(run, clip, capsys):
         with Image.open(folder / name) as picture:
             picture.verify()
     assert evaluate(path, *arguments) == 0
-    assert drawn(capsys) == (10, 0)
+    assert drawn(capsys) == (12, 0)
     assert (folder / "scores.jsonl").read_bytes() == scores
     assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.rglob("pictures/*/*.png")} == written
     # A kill: two pictures are not there yet, and the last line of the scores was cut off.
@@ -147,14 +156,14 @@ def test_nothing_is_drawn_or_scored_twice(run, clip, capsys):
         file.unlink()
     (folder / "scores.jsonl").write_bytes(scores[:-9])
     assert evaluate(path, *arguments) == 0
-    assert drawn(capsys) == (10, 2)
+    assert drawn(capsys) == (12, 2)
     assert {file: file.read_bytes() for file in written} == {file: content for file, (content, _) in written.items()}
     for row, before in zip(read_rows(folder / "results.jsonl"), results, strict=True):
         assert row == {
             **before,
             "scores": pytest.approx(before["scores"], abs=1e-4),
         }  # a score in another batch, in its last bits
-    assert len(read_rows(folder / "scores.jsonl")) == 20
+    assert len(read_rows(folder / "scores.jsonl")) == 24
 
 
 def test_an_interrupted_run_goes_on(run, capsys, monkeypatch):
@@ -163,20 +172,21 @@ def test_an_interrupted_run_goes_on(run, capsys, monkeypatch):
 
     def interrupted(*arguments):
         calls.append(arguments[0].name)
-        if len(calls) == 4:
+        if len(calls) == 5:
             raise KeyboardInterrupt
         return sample(*arguments)
 
     monkeypatch.setattr(drawing, "sample_condition", interrupted)
     assert evaluate(path) == 130
     # Prompt by prompt, so that the first is there under every condition.
-    assert calls == ["base, CFG, s=2", "preferred, CFG, s=2", "CHATS proxy α=0.5, s=2", "base, CFG, s=2"]
+    each = ["base, CFG, s=2", "preferred, CFG, s=2", "preferred, base as negative, s=2", "CHATS proxy α=0.5, s=2"]
+    assert calls == [*each, "base, CFG, s=2"]
     assert evaluate(path) == 0
-    assert drawn(capsys) == (6, 3)
+    assert drawn(capsys) == (8, 4)
     # Another pair on the same base: the base's two stay.
     train_a_little(path, step=2)
     assert evaluate(path) == 0
-    assert drawn(capsys) == (6, 4)
+    assert drawn(capsys) == (8, 6)
 
 
 def test_what_a_picture_depends_on_changes_its_key(run):
@@ -192,7 +202,7 @@ def test_what_a_picture_depends_on_changes_its_key(run):
         return {picture.key for picture in plan}
 
     first = keys()
-    assert len(first) == 12
+    assert len(first) == 16
     assert keys(learning_rate=0.5, sample_steps=3, output_dir=path.parent / "other") == first
     assert keys(prompts=prompts[::-1]) == first
     for changed in (
@@ -253,7 +263,7 @@ def test_the_report_without_a_scorer_and_with_one_model(run, capsys):
     report = (path.parent / "run" / "evaluation" / "report.md").read_text()
     assert "1. a cat\n2. a dog\n" in report
     rows = read_rows(path.parent / "run" / "evaluation" / "results.jsonl")
-    assert [row["models"] for row in rows] == ["base", "preferred"] * 2
+    assert [row["models"] for row in rows] == ["base", "preferred", "base_negative"] * 2
     assert all(row["scores"] == {} for row in rows)
     assert evaluate(path, "--probe") == 2
     assert "`--probe` needs a pair and an α other than 0, but `objective` is diffusion_dpo" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import pytest
 
 from chats_train.evaluation.conditions import Condition, make_conditions
 from chats_train.evaluation.drawing import noise_seed
+from chats_train.evaluation.negatives import compare_negatives, negatives_table, negatives_verdicts
 from chats_train.evaluation.plots import GRID_ROWS, grid_prompts
 from chats_train.evaluation.prompts import EvaluationPrompt, read_prompts
 from chats_train.evaluation.report import as_markdown, as_text, compute_figures, group_table, overall_table
@@ -74,6 +75,8 @@ def test_every_method_gets_every_guidance_scale():
         "base, CFG, s=7.5",
         "preferred, CFG, s=5",
         "preferred, CFG, s=7.5",
+        "preferred, base as negative, s=5",
+        "preferred, base as negative, s=7.5",
         "CHATS α=0, s=5",
         "CHATS α=0, s=7.5",
         "CHATS proxy α=0.5, s=5",
@@ -82,9 +85,10 @@ def test_every_method_gets_every_guidance_scale():
         "CHATS exact α=0.5, s=7.5",
     ]
     # α = 0 at s = 7.5 is compared with α = 0.5 at s = 5.
-    assert [condition.total_scale for condition in conditions[4:8]] == [5, 7.5, 7.5, 11.25]
+    assert [condition.total_scale for condition in conditions[6:10]] == [5, 7.5, 7.5, 11.25]
     assert len({condition.folder for condition in conditions}) == len(conditions)
-    assert [each.models for each in make_conditions(False, [5], [0.5], ["proxy"])] == ["base", "preferred"]
+    alone = [each.models for each in make_conditions(False, [5], [0.5], ["proxy"])]
+    assert alone == ["base", "preferred", "base_negative"]
     with pytest.raises(UserError, match="`--guidance-scale` is -1"):
         make_conditions(True, [-1], [0.5], ["proxy"])
 
@@ -156,6 +160,46 @@ def test_figures_and_tables():
     written = json.loads(json.dumps(figures[1].as_json(), allow_nan=False))
     assert written["groups"]["z"] == {"mean": 5.0, "standard_error": None, "prompts": 1, "pictures": 1}
     assert (written["total_scale"], written["condition"]["form"]) == (7.5, "exact")
+
+
+def by_prompt(*values):
+    return {(str(prompt), 0): value for prompt, value in enumerate(values)}
+
+
+def test_which_negative_is_better():
+    base, other = Condition("base_negative", 2.0), Condition("base_negative", 4.0)
+    chats, exact = Condition("pair", 2.0, 0.0, "proxy"), Condition("pair", 4.0, 0.5, "exact")
+    lone, still = Condition("pair", 7.0, 0.5, "proxy"), Condition("pair", 0.0, 0.5, "proxy")
+    low, high, mixed = by_prompt(*[1.0] * 12), by_prompt(*[2.0] * 12), by_prompt(*[2.0, 0.0] * 6)
+    # At s = 7 there is no base to compare with, and at s = 0 a negative has no weight.
+    scores = {"up": {base: low, other: low, chats: high, exact: mixed, lone: high, still: high}}
+    scores["up"][Condition("base_negative", 0.0)] = low
+    scores["down"] = {base: high, chats: low}
+    scores["both"] = {base: low, other: high, chats: high, exact: low}
+    scores["few"] = {base: by_prompt(1.0, 1.0), chats: by_prompt(2.0, 2.0)}
+    found = {(each.scorer, each.condition): each for each in compare_negatives(scores)}
+    assert list(found) == [
+        *(("up", each) for each in (chats, exact)),
+        ("down", chats),
+        *(("both", each) for each in (chats, exact)),
+        ("few", chats),
+    ]
+    # Twelve like signs: 2 of 2¹² settings are as far. Two comparisons double that, one does not.
+    assert found["up", chats].p_value == pytest.approx(2 * 2 / 2**12, abs=1e-3)
+    assert found["down", chats].p_value == pytest.approx(2 / 2**12, abs=1e-3)
+    assert (found["up", chats].better, found["up", chats].difference.mean) == ("dispreferred", 1.0)
+    assert (found["down", chats].better, found["down", chats].difference.mean) == ("base", -1.0)
+    # Two prompts can show nothing, however far apart: half of all signs are as far.
+    assert found["up", exact].better is found["few", chats].better is None
+    assert negatives_verdicts(list(found.values())) == [
+        "up: the dispreferred model is the better negative for this pair (1 of 2 comparisons)",
+        "down: the untouched base is the better negative for this pair (1 of 1 comparisons)",
+        "both: which negative is better depends on the settings",
+        "few: no difference between the dispreferred model and the untouched base as the negative",
+    ]
+    rows = negatives_table(list(found.values()))
+    assert rows[2] == ["up: CHATS exact α=0.5", "4", "+0.000 ± 0.302", "1", "no difference"]
+    assert rows[3][-1] == "the untouched base"
 
 
 def test_every_group_is_in_the_grid():

@@ -247,11 +247,13 @@ def test_sizes_and_parts(tmp_path):
 
 
 def test_a_member_of_a_pair(tmp_path):
-    metadata = pair.PairMetadata("dispreferred", pair_id="abc", alpha=0.5, guidance_scale=5.0, step=7)
+    rated = dict(dataset_name="my taste", dataset_pairs=40, base_name="SDXL", held_out_accuracy=0.75)
+    metadata = pair.PairMetadata("dispreferred", pair_id="abc", alpha=0.5, guidance_scale=5.0, step=7, **rated)
     pair.write_member(tmp_path / "d.safetensors", {"weight": torch.zeros(1)}, metadata)
     lines = inspection.describe(tmp_path / "d.safetensors")
     assert "  the dispreferred member of the pair abc" in lines
     assert "  sample it with cfg 6 (s = 5), alpha 0.5" in lines
+    assert "  trained on 40 rated pairs of my taste, base SDXL, held-out pairs told right: 75%" in lines
     assert "  chats.step: 7" in lines
 
 

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
+from chats.locks import locked
 from chats_train.support.errors import UserError
-from chats_train.support.locks import locked
 
 HOLDER = """
 import pathlib, sys, time
-from chats_train.support.locks import locked
+from chats.locks import locked
 with locked(pathlib.Path(sys.argv[1])) as free:
     print(free, flush=True)
     time.sleep(600)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from rated import draw, ids, vote
 
+from chats.locks import locked
 from chats.taste.dataset import TasteDataset
 from chats.taste.records import Vote, pair_of
 from chats_train import cli
@@ -17,7 +18,6 @@ from chats_train.rating.agreement import agreement, agreement_text
 from chats_train.rating.comparisons import choice, comparisons
 from chats_train.rating.rate import LOCK
 from chats_train.support.jsonl import read_rows
-from chats_train.support.locks import locked
 
 RATER = "scorer:pickscore"
 
@@ -234,6 +234,9 @@ def test_what_cannot_be_rated_is_a_sentence(dataset, clip, tmp_path, capsys):
     assert "`--margin` is -1.0; give 0 or more" in refused(dataset.folder, "--margin=-1")
     assert "`--margin` is nan" in refused(dataset.folder, "--margin", "nan")
     assert "did you mean pickscore" in refused(dataset.folder, scorer=f"pickscor={clip}")
+    assert "is `pickscore=`, which names no weights; give pickscore=FOLDER" in refused(
+        dataset.folder, scorer="pickscore="
+    )
     assert "`--scorer` hpsv2 is `/nowhere/at/all`, which is" in refused(dataset.folder, scorer="hpsv2=/nowhere/at/all")
     with locked(dataset.folder / LOCK):
         assert "another scorer is at work now" in refused(dataset.folder)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chats_train.families.schedule import DiffusionSchedule, FlowSchedule
-from chats_train.sampling.sampler import noise_levels
+from chats_train.sampling.sampler import guided_levels, noise_levels
 
 LATENTS = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
 NOISE = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(1))
@@ -98,3 +98,18 @@ def test_the_tables_ends_are_the_published_ones():
     sigmas = DiffusionSchedule("epsilon").sigmas
     assert math.isclose(sigmas[0], 0.0292, abs_tol=5e-5)
     assert math.isclose(sigmas[-1], 14.6146, abs_tol=5e-5)
+
+
+def test_shares_of_the_schedule_are_comfyuis():
+    """Of diffusion: σ at position (1 − percent) · 999. Of a flow: s·t / (1 + (s−1)·t) at t = 1 − percent."""
+    table = SCHEDULES["epsilon"].sigmas
+    # (1 − 0.25) · 999 = 749.25, a quarter of the way in log σ.
+    expected = math.exp(0.75 * math.log(table[749]) + 0.25 * math.log(table[750]))
+    assert SCHEDULES["epsilon"].percent_to_sigma(0.25) == pytest.approx(expected, rel=1e-5)
+    assert SCHEDULES["flow"].percent_to_sigma(0.25) == pytest.approx(3 * 0.75 / (1 + 2 * 0.75))
+    for schedule in SCHEDULES.values():
+        open_ended, middle = guided_levels(schedule, 0.0, 1.0), guided_levels(schedule, 0.25, 0.75)
+        ends = torch.tensor([schedule.percent_to_sigma(share) for share in (0.25, 0.75)], dtype=torch.float64)
+        assert open_ended(torch.tensor([1e9, 0.0])).all()
+        levels = torch.stack([ends[0] * 1.001, ends[0], ends[1], ends[1] * 0.999])
+        assert middle(levels).tolist() == [False, True, True, False]

@@ -1,10 +1,11 @@
 // The rating dialog: shows a session and turns keys, buttons and fingers into presses.
 
 import { captureKeys } from "./keys.js";
-import { datasets, onNodeRun, writeGuideline } from "./server.js";
+import { datasets, onNodeRun, saidBy, writeGuideline } from "./server.js";
 import { Session } from "./session.js";
+import { onTaps } from "./taps.js";
 import { loadTexts } from "./texts.js";
-import { buildDialog, make } from "./view.js";
+import { buildDialog, fitHeight, make } from "./view.js";
 import { Zoom } from "./zoom.js";
 
 const CHOICES = {
@@ -41,8 +42,8 @@ class RatingDialog {
         /** @type {string | undefined} a data set that is not there yet */
         this.wanted = undefined;
         this.guidelineKept = "";
-        this.guidelineError = "";
-        this.listError = "";
+        /** @type {import("./server.js").Said | null} */
+        this.guidelineError = this.listError = null;
         this.view = buildDialog(t);
         this.zoom = new Zoom(this.view.panes, (scale) =>
             this.view.buttons.zoom.setAttribute("aria-pressed", String(scale > 1)));
@@ -56,16 +57,20 @@ class RatingDialog {
         const { dialog, close, select, guideline, stage, buttons } = this.view;
         this.endKeys = captureKeys((event) => this.key(event));
         this.endRuns = onNodeRun(() => this.lookAgain());
-        this.timer = setInterval(() => this.session || this.lookAgain(), LOOK_AGAIN_MILLISECONDS);
+        this.timer = setInterval(() => this.lookAgain(), LOOK_AGAIN_MILLISECONDS);
         for (const name of OWN_EVENTS) dialog.addEventListener(name, (event) => event.stopPropagation());
         for (const name of ["dragover", "drop"]) dialog.addEventListener(name, (event) => event.preventDefault());
         dialog.addEventListener("close", () => this.closed());
         close.addEventListener("click", () => dialog.close());
         select.addEventListener("change", () => this.start(select.value));
         guideline.addEventListener("input", () => fitHeight(guideline));
+        // A larger window has larger letters.
+        new ResizeObserver(() => fitHeight(guideline)).observe(dialog);
         guideline.addEventListener("blur", () => this.keepGuideline());
         for (const [name, button] of Object.entries(buttons))
             button.addEventListener("click", () => (name === "zoom" ? this.zoom.toggle() : this.session?.press(name)));
+        // Enlarged pictures are looked at and moved.
+        onTaps(this.view.panes, (index) => this.zoom.scale > 1 || this.session?.press(index ? "right" : "left"));
         // After a click the keys are the pictures' again: Space would press the button once more.
         dialog.addEventListener("click", (event) => {
             if (event.detail > 0 && event.target.closest("button")) stage.focus({ preventScroll: true });
@@ -88,20 +93,20 @@ class RatingDialog {
         await this.lookAgain();
     }
 
-    /** Asks for the data sets until there is one to rate, and then for pairs. */
+    /** Asks for pairs, and for the data sets: more may have come, or the one that is to be rated. */
     async lookAgain() {
-        if (this.session && this.wanted === undefined) return this.session.fill();
+        this.session?.fill();
         let sets;
         try {
             sets = await datasets();
-            this.listError = "";
+            this.listError = null;
         } catch (error) {
-            this.listError = error.message;
+            this.listError = saidBy(error);
             return this.show();
         }
         const names = sets.map((set) => set.name);
-        if (!names.includes(this.view.select.value) || this.view.select.length !== names.length)
-            this.view.select.replaceChildren(...names.map((name) => make("option", { value: name }, name)));
+        this.list(names);
+        if (this.session && this.wanted === undefined) return;
         const name = this.wanted ?? names[0];
         if (names.includes(name)) {
             if (this.session?.dataset !== name) this.start(name);
@@ -111,6 +116,17 @@ class RatingDialog {
         }
         if (!this.session) this.view.select.value = "";
         this.show();
+    }
+
+    /** Brings the list to these names, and leaves it alone where it has them: it may be open. @param {string[]} names */
+    list(names) {
+        const { select } = this.view, chosen = this.session?.dataset;
+        // What is being rated stays in it, though its folder be moved away for now.
+        const wanted = chosen && !names.includes(chosen) ? [...names, chosen] : names;
+        const listed = new Set(Array.from(select.options, (option) => option.value));
+        if (listed.size === wanted.length && wanted.every((name) => listed.has(name))) return;
+        select.replaceChildren(...wanted.map((name) => make("option", { value: name }, name)));
+        if (chosen) select.value = chosen;
     }
 
     /** @param {string} name */
@@ -224,17 +240,17 @@ class RatingDialog {
         const { outbox } = session, found = [];
         if (outbox.error) found.push(t("unsent", { count: outbox.waiting.length, error: outbox.error }));
         if (outbox.unkept && outbox.waiting.length) found.push(t("unkept"));
-        if (session.error && session.error !== outbox.error) found.push(t("noAnswer", { error: session.error }));
+        if (session.error && session.error.text !== outbox.error?.text) found.push(t("noAnswer", { error: session.error }));
         if (session.message) found.push(t(...session.message));
         if (this.guidelineError) found.push(t("guidelineUnsent", { error: this.guidelineError }));
-        return [...found, ...session.notes.map((note) => note[0].toUpperCase() + note.slice(1))];
+        return [...found, ...session.notes.map(t.said).map((note) => note[0].toUpperCase() + note.slice(1))];
     }
 
     showNotice() {
         const { t, session, view } = this;
         let text = "";
         if (!session) text = this.wanted === undefined ? t("noDataSets") : t("noDataSet", { name: this.wanted });
-        else if (session.nothingLeft) text = t("nothingLeft");
+        else if (session.nothingLeft) text = this.nothingLeftText(session);
         else if (session.current?.broken) text = t("pictureMissing");
         else if (!session.current?.pictures.every((picture) => picture.complete)) text = t("loading");
         if (view.notice.dataset.text === text) return;
@@ -247,6 +263,13 @@ class RatingDialog {
         view.notice.append(again);
     }
 
+    /** What is missing, where nothing is left to rate. @param {Session} session */
+    nothingLeftText({ dataset, progress, alone }) {
+        const { t } = this;
+        if (progress.rated) return alone ? `${t("nothingLeft")} ${t("alone", { alone })}` : t("nothingLeft");
+        return alone ? `${t("nonePaired")} ${t("alone", { alone })}` : t("noDataSet", { name: dataset });
+    }
+
     /** Sends the guideline where it was changed; it stays in its field until the server has it. */
     async keepGuideline() {
         const { session, view } = this, text = view.guideline.value.replace(/\s+/g, " ").trim();
@@ -255,9 +278,9 @@ class RatingDialog {
             const kept = await writeGuideline(session.dataset, text);
             session.guideline = kept;
             if (session === this.session) this.guidelineKept = view.guideline.value = kept;
-            this.guidelineError = "";
+            this.guidelineError = null;
         } catch (error) {
-            this.guidelineError = error.message;
+            this.guidelineError = saidBy(error);
         }
         this.show();
     }
@@ -269,10 +292,4 @@ const ended = (sentence) => (/[.!?。！？…]$/.test(sentence) ? sentence : `$
 /** Without touching what is right already: a live region speaks whenever it is written to. */
 function setText(element, text) {
     if (element.textContent !== text) element.textContent = text;
-}
-
-/** As many lines as the text has; the style says how many at most. @param {HTMLTextAreaElement} field */
-function fitHeight(field) {
-    field.style.height = "auto";
-    field.style.height = `${field.scrollHeight + field.offsetHeight - field.clientHeight}px`;
 }

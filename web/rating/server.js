@@ -5,9 +5,12 @@ import { api } from "../../../scripts/api.js";
 const PATIENCE_MILLISECONDS = 60000;
 
 /**
+ * @typedef {{text: string, key?: string, values?: Record<string, string | number>}} Said a sentence in English and,
+ *     where the texts have it in other languages, its key there
  * @typedef {{left: string, right: string, prompt: string, repeat: boolean}} Pair two pictures by their ids
  * @typedef {{rated: number, waiting: number, pairs: number, agreement: [number, number]}} Progress
- * @typedef {{pair: Pair | null, progress: Progress, guideline: string, last: string | null, notes: string[]}} Next
+ * @typedef {{pair: Pair | null, progress: Progress, alone: number, guideline: string, last: string | null,
+ *     notes: Said[]}} Next `alone`: how many prompts have one picture only
  * @typedef {{name: string, candidates: number, prompts: number, pairs: number, rated: number, waiting: number}} Counts
  * @typedef {"left" | "right" | "tie" | "skip"} Choice
  * @typedef {{rating: string, choice: Choice, seconds: number | null} & Omit<Pair, "prompt">} Vote
@@ -17,12 +20,13 @@ const PATIENCE_MILLISECONDS = 60000;
 /** A request that got no usable answer. */
 export class ServerError extends Error {
     /**
-     * @param {string} message
+     * @param {Said} said
      * @param {boolean} final whether the server refused what it was asked, and would refuse it again
      * @param {number} [status] of its answer
      */
-    constructor(message, final, status) {
-        super(message);
+    constructor(said, final, status) {
+        super(said.text);
+        this.said = said;
         this.final = final;
         this.status = status;
     }
@@ -51,14 +55,17 @@ async function ask(path, body) {
         response = await api.fetchApi(path, options);
         answer = await response.json();
     } catch (error) {
-        const said = response ? `${response.status} ${response.statusText}` : String(error.message ?? error);
-        throw new ServerError(said, false);
+        const text = response ? `${response.status} ${response.statusText}` : String(error.message ?? error);
+        throw new ServerError({ text }, false);
     }
     if (response.ok) return answer;
-    const own = typeof answer?.error === "string";
-    throw new ServerError(own ? answer.error : `${response.status} ${response.statusText}`,
+    const { error, key, values } = answer ?? {}, own = typeof error === "string";
+    throw new ServerError(own ? { text: error, key, values } : { text: `${response.status} ${response.statusText}` },
         own && FINAL_STATUSES.has(response.status), response.status);
 }
+
+/** What an error says, whosever it is. @param {Error} error @returns {Said} */
+export const saidBy = (error) => (error instanceof ServerError ? error.said : { text: String(error.message) });
 
 /** @param {string} dataset */
 const folder = (dataset) => `/chats/${encodeURIComponent(dataset)}`;

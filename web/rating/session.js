@@ -1,6 +1,6 @@
 // One sitting of rating a data set: which pair is on the screen, which follow, and presses in the order they came.
 
-import { newName, nextPair, pictureAddress, rate } from "./server.js";
+import { newName, nextPair, pictureAddress, rate, saidBy } from "./server.js";
 import { outboxOf } from "./votes.js";
 
 /** @typedef {import("./server.js").Pair} Pair */
@@ -8,7 +8,7 @@ import { outboxOf } from "./votes.js";
 /** @typedef {{choice: Choice | "back", time: number}} Press */
 
 // As many pairs as an address can name, of those the server takes.
-const HELD_PAIRS = 3, MOST_AVOIDED = 150, LOOK_AGAIN_MILLISECONDS = 4000;
+const HELD_PAIRS = 3, MOST_AVOIDED = 150;
 
 /** This page's name: the server gives a pair to one page at a time. */
 const TAB = newName();
@@ -59,12 +59,14 @@ export class Session extends EventTarget {
         this.presses = [];
         /** @type {import("./server.js").Progress | null} */
         this.progress = null;
+        // How many prompts have one picture only.
+        this.alone = 0;
         this.guideline = "";
-        /** @type {string[]} */
+        /** @type {import("./server.js").Said[]} */
         this.notes = [];
-        /** @type {string | null} why the server gives no pair */
+        /** @type {import("./server.js").Said | null} why the server gives no pair */
         this.error = null;
-        /** @type {[string, Record<string, string>] | null} */
+        /** @type {[string, import("./texts.js").Values] | null} */
         this.message = null;
         // Whether the server's last word was that nothing is left.
         this.exhausted = false;
@@ -75,14 +77,12 @@ export class Session extends EventTarget {
         this.outbox.addEventListener("taken", this.onTaken);
         this.outbox.addEventListener("refused", this.onRefused);
         this.outbox.addEventListener("changed", this.onChanged);
-        this.timer = setInterval(() => this.fill(), LOOK_AGAIN_MILLISECONDS);
         this.outbox.send();
         this.fill();
     }
 
     close() {
         this.closed = true;
-        clearInterval(this.timer);
         this.outbox.removeEventListener("taken", this.onTaken);
         this.outbox.removeEventListener("refused", this.onRefused);
         this.outbox.removeEventListener("changed", this.onChanged);
@@ -153,7 +153,7 @@ export class Session extends EventTarget {
             this.took(undone);
             this.putBack(undone.pair);
         } catch (error) {
-            this.say("backFailed", { error: error.message });
+            this.say("backFailed", { error: saidBy(error) });
         } finally {
             this.goingBack = false;
             this.work();
@@ -186,7 +186,8 @@ export class Session extends EventTarget {
         this.show();
     }
 
-    /** Holds some pairs more than the one on the screen, so that the next is there at once. */
+    /** Holds some pairs more than the one on the screen, so that the next is there at once; whoever shows the session
+     * asks for it again from time to time, as pictures are drawn. */
     async fill() {
         if (this.filling || this.closed) return;
         this.filling = true;
@@ -197,7 +198,7 @@ export class Session extends EventTarget {
                 if (!this.take(next)) break;
             }
         } catch (error) {
-            this.error = error.message;
+            this.error = saidBy(error);
         } finally {
             this.filling = false;
             this.work();
@@ -208,8 +209,8 @@ export class Session extends EventTarget {
      * @param {import("./server.js").Next} next
      * @returns {boolean} whether it brought a pair
      */
-    take({ pair, progress, guideline, notes }) {
-        Object.assign(this, { progress, guideline, notes: notes ?? [] });
+    take({ pair, progress, alone, guideline, notes }) {
+        Object.assign(this, { progress, alone, guideline, notes: notes ?? [] });
         this.exhausted = !pair || this.avoided().some((known) => same(known, pair));
         if (this.exhausted) return false;
         this.held.push(new HeldPair(this.dataset, pair));
@@ -238,7 +239,7 @@ export class Session extends EventTarget {
             "rating" in body && pair && !undone.has(body.rating) ? [{ rating: body.rating, pair }] : []);
     }
 
-    /** @param {string} key @param {Record<string, string>} [values] */
+    /** @param {string} key @param {import("./texts.js").Values} [values] */
     say(key, values = {}) {
         this.message = [key, values];
         this.tell("changed");

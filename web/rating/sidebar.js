@@ -1,7 +1,7 @@
 // The sidebar's list of data sets, each with its counts and a button that opens the dialog.
 
 import { openRating } from "./dialog.js";
-import { datasets, onNodeRun } from "./server.js";
+import { datasets, onNodeRun, saidBy } from "./server.js";
 import { loadTexts } from "./texts.js";
 import { make } from "./view.js";
 
@@ -22,7 +22,7 @@ export async function renderSidebar(element) {
             says.textContent = sets.length ? "" : t("noDataSets");
             list.replaceChildren(...sets.map((set) => row(set, t)));
         } catch (error) {
-            says.textContent = t("noAnswer", { error: error.message });
+            says.textContent = t("noAnswer", { error: saidBy(error) });
         }
     };
     const timer = setInterval(refresh, LOOK_AGAIN_MILLISECONDS), endRuns = onNodeRun(refresh);

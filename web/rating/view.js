@@ -48,7 +48,7 @@ export function buildDialog(t) {
     const buttons = Object.fromEntries(BUTTONS.map(([name, key, sign]) => [name, make("button", {
         type: "button", class: name, "aria-keyshortcuts": key,
     }, make("kbd", { "aria-hidden": "true" }, sign), make("span", {}, t(name)))]));
-    const hint = make("p", { class: "hint" }, t("hint"));
+    const hint = make("p", { class: "hint" }, matchMedia("(pointer: coarse)").matches ? t("touchHint") : t("hint"));
     const alerts = make("p", { class: "alerts", role: "alert" });
     const dialog = make("dialog", { class: "chats-rate", tabindex: "-1", "aria-label": t("title") },
         make("header", {}, make("h2", {}, t("title")), select, bar, counts, close),
@@ -59,4 +59,10 @@ export function buildDialog(t) {
         make("div", { class: "choices" }, ...Object.values(buttons)),
         make("footer", {}, hint, alerts));
     return { dialog, close, select, bar, counts, guideline, prompt, panes, notice, stage, buttons, hint, alerts };
+}
+
+/** As many lines as the text has; the style says how many at most. @param {HTMLTextAreaElement} field */
+export function fitHeight(field) {
+    field.style.height = "auto";
+    field.style.height = `${field.scrollHeight + field.offsetHeight - field.clientHeight}px`;
 }

@@ -1,6 +1,6 @@
 // Votes on their way: each stays in the browser's storage until the server has taken it, whatever happens between.
 
-import { datasets, rate, ServerError, user } from "./server.js";
+import { datasets, rate, saidBy, ServerError, user } from "./server.js";
 
 /** @typedef {import("./server.js").Vote} Vote */
 /** @typedef {import("./server.js").Undo} Undo */
@@ -25,7 +25,7 @@ class Outbox extends EventTarget {
         this.items = new Map();
         /** @type {Set<string>} items that the server may know already */
         this.tried = new Set();
-        /** @type {string | null} why the oldest is not sent */
+        /** @type {import("./server.js").Said | null} why the oldest is not sent */
         this.error = null;
         /** @type {Set<string>} items whose pictures the server does not have now; their data set may come back */
         this.away = new Set();
@@ -100,7 +100,7 @@ class Outbox extends EventTarget {
         try {
             for (let item = next(); item; item = next()) reason = (await this.sendOne(item)) ?? reason;
         } catch (error) {
-            reason = error.message;
+            reason = saidBy(error);
         }
         this.error = this.away.size ? (reason ?? this.error) : reason;
         if (!this.error) return;
@@ -113,7 +113,7 @@ class Outbox extends EventTarget {
 
     /**
      * @param {Item} item
-     * @returns {Promise<string | void>} why it has to wait while others go on
+     * @returns {Promise<import("./server.js").Said | void>} why it has to wait while others go on
      */
     async sendOne(item) {
         const key = keyOf(this.dataset, item.body);
@@ -128,13 +128,13 @@ class Outbox extends EventTarget {
             if (!(error instanceof ServerError && error.final) || (await this.isAway(error))) throw error;
             if (error.status === 404 && this.isElsewhere(item.body)) {
                 this.away.add(key);
-                return error.message;
+                return error.said;
             }
             this.remove(key);
             // An undo of what the server never took has nothing left to do.
             if ("undo" in item.body) return;
             console.warn(`CHATS: a rating in "${this.dataset}" was refused: ${error.message}`);
-            this.tell("refused", error.message);
+            this.tell("refused", error.said);
         }
     }
 

@@ -13,6 +13,7 @@ export class Zoom {
         this.changed = changed;
         /** @type {Map<number, {x: number, y: number}>} what touches the panes, in pixels of the window */
         this.pointers = new Map();
+        this.touched = false;
         this.reset();
         for (const pane of panes) this.listen(pane);
     }
@@ -85,8 +86,10 @@ export class Zoom {
             this.at = place(pane, event.clientX, event.clientY);
             this.by((-event.deltaY * unit) / WHEEL_PIXELS_PER_STEP);
         }, { passive: false });
-        pane.addEventListener("dblclick", () => this.toggle());
+        // A finger's taps choose.
+        pane.addEventListener("dblclick", () => this.touched || this.toggle());
         pane.addEventListener("pointerdown", (event) => {
+            this.touched = event.pointerType === "touch";
             if (event.button !== 0) return;
             pane.setPointerCapture(event.pointerId);
             this.pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });

@@ -11,18 +11,22 @@ from filelock import FileLock, Timeout
 
 # What a disk answers that has no locks: some network file systems, some containers.
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+POLL_SECONDS = 0.002
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Whether the lock on a file was free; it is then held until the block ends.
+def locked(path: Path, seconds: float = 0.0) -> Iterator[bool]:
+    """Whether the lock on a file was free, or became so within some seconds; it is then held until the block ends.
 
     A disk that has no locks counts as free. The file is made where it is missing, and is empty.
+
+    Raises:
+        OSError: where the file cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=seconds, poll_interval=POLL_SECONDS)
     except Timeout:
         yield False
         return

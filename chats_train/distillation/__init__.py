@@ -1,0 +1,1 @@
+"""A finished pair, with its guidance, as one model that is sampled at cfg 1."""
