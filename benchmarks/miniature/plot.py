@@ -32,7 +32,7 @@ TITLES = {
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
-    """A panel a regime and one of α, of dev, where all scales were counted; one of fewer pairs where they were tried."""
+    """A panel a regime and one of α, of dev, where all scales were counted; one of fewer pairs if they were tried."""
     from matplotlib.figure import Figure
 
     measured = Measured(results)
