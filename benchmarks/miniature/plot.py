@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,29 @@ TITLES = {
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
-    """Six panels; all but the last are of dev, where every scale was counted."""
+    """A panel a regime and one of α, of dev, where all scales were counted; one of fewer pairs if they were tried."""
     from matplotlib.figure import Figure
 
     measured = Measured(results)
-    figure = Figure(figsize=(16, 9.5), layout="constrained")
-    panels = figure.subplots(2, 3).flatten()
-    for axes, regime in zip(panels, measured.regimes, strict=False):
-        draw_regime(axes, measured, regime)
-    draw_alpha(panels[4], measured)
-    draw_sizes(panels[5], measured)
-    for axes in panels:
+    panels = [partial(draw_regime, regime=regime) for regime in measured.regimes]
+    panels.append(draw_alpha)
+    if len(pair_counts(measured)) > 1:
+        panels.append(draw_sizes)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.6 * columns, 5 * rows), layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, panel in zip(places, panels, strict=False):
+        panel(axes, measured)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="x-small") if axes.lines else axes.set_visible(False)
+        axes.legend(fontsize="x-small", framealpha=0.5)
+    for axes in places[len(panels) :]:
+        axes.set_visible(False)
     figure.savefig(path, dpi=80)
+
+
+def pair_counts(measured: Measured) -> list[int]:
+    return sorted({entry.method.pairs for entry in measured.settings})
 
 
 def draw_regime(axes: Any, measured: Measured, regime: str) -> None:
@@ -109,7 +119,7 @@ def draw_alpha(axes: Any, measured: Measured) -> None:
 def draw_sizes(axes: Any, measured: Measured) -> None:
     """Test over the number of pairs, with standard errors."""
     find = finder(measured, "makers")
-    counts = sorted({entry.method.pairs for entry in measured.settings})
+    counts = pair_counts(measured)
     curves: tuple[tuple[Method, Condition], ...] = ((CHATS, "proxy"), (DPO, "cfg"), (SUPERVISED, "cfg"))
     for number, (method, condition) in enumerate(curves):
         found = {count: find(replace(method, pairs=count), condition) for count in counts}
