@@ -70,8 +70,8 @@ def check_gradient(steps: Steps, question: Question, half_precision: bool) -> li
 
 
 def settle(steps: Steps, question: Question) -> None:
-    """One pass there and back whose gradient is thrown away, before a run begins or goes on: the first of a session may add in
-    another order than those after it, and the check goes another way."""
+    """One pass there and back whose gradient is thrown away, before a run begins or goes on: the first of a session may
+    add in another order than those after it, and the check goes another way."""
     steps.adapters.active = PREFERRED
     try:
         _differentiate(steps, question)
