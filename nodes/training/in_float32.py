@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 CASTS = "comfy_cast_weights"
+# The second: layers that would multiply in eight bits.
+FLAGS = (CASTS, "_full_precision_mm")
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -22,31 +24,47 @@ def in_float32(model: Any) -> Iterator[None]:
     Args:
         model: ComfyUI's BaseModel.
     """
-    dtype, products = model.manual_cast_dtype, torch.backends.cuda.matmul.allow_tf32
-    convolutions = torch.backends.cudnn.allow_tf32
-    modules = list(model.diffusion_model.modules())
-    casting = [(module, vars(module).get(CASTS)) for module in modules if hasattr(module, CASTS)]
+    dtype, modules = model.manual_cast_dtype, list(model.diffusion_model.modules())
+    flags = [(module, flag, vars(module).get(flag)) for module in modules for flag in FLAGS if hasattr(module, flag)]
     replaced: list[tuple[dict[str, Any], str, Any]] = []
     try:
         model.manual_cast_dtype = torch.float32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        for module, _ in casting:
-            setattr(module, CASTS, True)
+        for module, flag, _ in flags:
+            setattr(module, flag, True)
         for module in modules:
             held = [module._buffers] if hasattr(module, CASTS) else [module._buffers, module._parameters]
             for tensors in held:
                 replaced += _in_float32(tensors)
-        yield
+        with _whole_products():
+            yield
     finally:
         for tensors, name, value in replaced:
             tensors[name] = value
-        for module, before in casting:
+        for module, flag, before in flags:
             if before is None:
-                delattr(module, CASTS)
+                delattr(module, flag)
             else:
-                setattr(module, CASTS, before)
+                setattr(module, flag, before)
         model.manual_cast_dtype = dtype
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
+
+
+@contextmanager
+def _whole_products() -> Iterator[None]:
+    """Without TF32, which rounds as half precision does. Where it was set in torch's newer way it stays: torch refuses
+    the older one then."""
+    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    try:
+        before = [kind.allow_tf32 for kind in kinds]
+        for kind in kinds:
+            kind.allow_tf32 = False
+    except RuntimeError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        for kind, allowed in zip(kinds, before, strict=True):
+            kind.allow_tf32 = allowed
 
 
 def _in_float32(tensors: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, Any]]:

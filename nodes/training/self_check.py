@@ -125,12 +125,14 @@ def _moved(
 ) -> list[float]:
     """The error with the weights, which are zero, moved there and back."""
     values = []
-    for sign in (1, -1):
-        for up, way in zip(part, direction, strict=True):
-            up.copy_(sign * length * way)
-        values.append(steps.errors.error(question).double().item())
-    for up in part:
-        up.zero_()
+    try:
+        for sign in (1, -1):
+            for up, way in zip(part, direction, strict=True):
+                up.copy_(sign * length * way)
+            values.append(steps.errors.error(question).double().item())
+    finally:
+        for up in part:
+            up.zero_()
     return values
 
 

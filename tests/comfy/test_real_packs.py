@@ -193,7 +193,7 @@ def test_a_gguf_base_is_trained_with_the_right_gradient(quantization, tmp_path, 
     digests = pack_module("nodes.training.digests")
     before = digests.model_digest(model)
     assert before == digests.model_digest(again)
-    names = ("adapters", "checkpointing", "errors", "self_check", "steps", "within_comfyui")
+    names = ("adapters", "checkpointing", "errors", "in_float32", "self_check", "steps", "within_comfyui")
     training = {name: pack_module(f"nodes.training.{name}") for name in names}
     network = model.model.diffusion_model
     classes = [type(weight) for weight in network.parameters()]

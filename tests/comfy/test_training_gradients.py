@@ -93,7 +93,8 @@ def assert_gradient_is_right(training, family: str, model=None) -> None:
     def use(steps):
         with checkpointed(training, steps):
             question = first_question(training, steps)
-            ratios = training["self_check"].check_gradient(steps, question, half_precision=False)
+            with training["in_float32"].in_float32(steps.errors.model):
+                ratios = training["self_check"].check_gradient(steps, question, half_precision=False)
             leave_the_base(steps)
             for pair in steps.pairs:
                 steps.backward(0, pair, 1 / PAIRS)
