@@ -106,3 +106,19 @@ def test_a_model_is_told_to_be_the_same_before_and_after_dynamic_vram_loads_it(p
         assert digest(vae.patcher) == before
         next(iter(network.parameters())).data += 1
         assert digest(vae.patcher) != before
+
+
+def test_weights_are_brought_to_what_the_network_computes_in(pack):
+    """As ComfyUI leaves them where it started with dynamic VRAM and the MODEL is a clone without: as their file has
+    them, beside what they were to become."""
+    names = ("computed", "cast", "eight_bits")
+    network = torch.nn.ModuleDict({name: torch.nn.Linear(3, 3, bias=False, dtype=torch.bfloat16) for name in names})
+    network["cast"].comfy_cast_weights = True
+    network["eight_bits"].weight = torch.nn.Parameter(torch.ones(3, 3).to(torch.float8_e4m3fn), requires_grad=False)
+    before = {name: layer.weight for name, layer in network.items()}
+    for layer in network.values():
+        layer.weight_comfy_model_dtype = torch.float16
+    pack_module("nodes.training.ordinary").make_ordinary(network, torch.device("cpu"))
+    assert network["computed"].weight.dtype == torch.float16
+    assert torch.equal(network["computed"].weight, before["computed"].half())
+    assert all(network[name].weight is before[name] for name in ("cast", "eight_bits"))
