@@ -135,7 +135,7 @@ def test_tf32_is_off_where_torch_lets_it_and_as_before_afterwards(pack, newer):
     other.allow_tf32 = True
     owner.fp32_precision = "ieee" if newer == "cudnn.conv" else "tf32"
     try:
-        with pytest.raises(RuntimeError, match="(?i)tf32"):
+        with pytest.raises(RuntimeError, match=r"(?i)tf32"):
             _ = refusing.allow_tf32
         with pack_module("nodes.training.in_float32")._whole_products():
             assert not other.allow_tf32
