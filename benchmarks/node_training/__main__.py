@@ -25,8 +25,6 @@ from typing import Any
 
 # Seconds that a process gets, of which a CPU needs more, and that all get.
 PROCESS, ON_CPU, ALL = 200, 1200, 560
-# Pixels of a side on the CPU: where the gradient is checked, on as many latents as on a card, and of a run.
-CHECKED, RUN = 512, 256
 
 
 def tasks(kinds: list[str], free: dict[str, tuple[float, ...]], **settings: Any) -> list[dict[str, Any]]:
@@ -45,8 +43,8 @@ def tasks_on_cpu(**settings: Any) -> list[dict[str, Any]]:
     made = []
     for kind in ("sdxl", "z_image_short"):
         shared = {"kind": kind, **settings, "alike": False}
-        made += [{**shared, "parts": [part], "pixels": CHECKED} for part in ("make", "gradient", "lost paths")]
-        made += [{**shared, "parts": parts, "pixels": RUN} for parts in (["unbroken", "first half"], ["second half"])]
+        made += [{**shared, "parts": [part]} for part in ("make", "gradient", "lost paths")]
+        made += [{**shared, "parts": parts, "check": False} for parts in (["unbroken", "first half"], ["second half"])]
     return made
 
 
@@ -58,7 +56,7 @@ def planned(asked: argparse.Namespace, scratch: str) -> list[dict[str, Any]]:
         free = {"z_image_short": (4.0,)}
         return tasks(["mini_sdxl", "z_image_short"], free, pixels=512, steps=4, sampled=3, **shared)
     if asked.cpu:
-        return tasks_on_cpu(steps=2, sampled=2, **shared)
+        return tasks_on_cpu(pixels=asked.pixels, steps=2, sampled=2, **shared)
     free = {"sdxl": (7.0, 4.0), "z_image": (15.0, 11.0)}
     return tasks(["sdxl", "z_image"], free, pixels=1024, steps=asked.steps, sampled=8, **shared)
 
@@ -106,6 +104,7 @@ def main() -> None:
     parser.add_argument("--size", choices=["real", "mini"], default="real")
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--precision", choices=["bf16", "fp16", "fp8"], default="bf16", help="of the weights")
+    parser.add_argument("--pixels", type=int, default=256, help="of a side of the pictures, on the CPU")
     parser.add_argument("--steps", type=int, default=16, help="of a whole run")
     parser.add_argument("--seconds", type=float, default=ALL, help="after which nothing more is begun")
     parser.add_argument("--scratch", help="folder for models and runs, 20 GB; else the system's")

@@ -47,6 +47,7 @@ class Task:
         free_gib: what is left free on the graphics card, for all of ComfyUI; None for all that there is.
         precision: of the weights, see :mod:`.models`.
         alike: whether each training begins with passes that are compared.
+        check: whether each run checks the gradient.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class Task:
     free_gib: float | None = None
     precision: str = "bf16"
     alike: bool = True
+    check: bool = True
 
 
 class Bench:
@@ -92,10 +94,10 @@ class Bench:
         self.write({"kind": self.task.kind, "part": part, "precision": self.task.precision, **free, **told})
 
     def train(
-        self, name: str, steps: int, passes: bool = False, repeatable: bool = True, check_alone: bool = False
+        self, name: str, steps: int, passes: bool = False, repeatable: bool = True, check: bool | str = True
     ) -> tuple[dict[str, Any], tuple]:
         """A go of the node: what was seen of it, and its outputs."""
-        watch, given = Watch(self.memory, self.task.alike, passes, check_alone), self.models()
+        watch, given = Watch(self.memory, self.task.alike, passes, self.task.check and check), self.models()
         settings = dict(rank=16, layers="attention", steps=steps, learning_rate=1e-4, accumulate=1, beta=1000.0)
         settings |= dict(null_prompt_prob=0.5, resolution=self.task.pixels, seed=1, minutes=0, preview_every=0)
         self.memory.begin()
@@ -182,7 +184,7 @@ def unbroken(bench: Bench) -> None:
 
 def gradient(bench: Bench) -> None:
     """The check of the gradient alone."""
-    bench.row("gradient", pixels=bench.task.pixels, **bench.train("gradient", 1, check_alone=True)[0])
+    bench.row("gradient", pixels=bench.task.pixels, **bench.train("gradient", 1, check="alone")[0])
 
 
 def lost_paths(bench: Bench) -> None:
@@ -194,7 +196,7 @@ def lost_paths(bench: Bench) -> None:
         assert found
         hooks = [module.register_forward_pre_hook(_detached) for module in found]
         try:
-            told, _ = bench.train(f"lost {what}", 1, check_alone=True)
+            told, _ = bench.train(f"lost {what}", 1, check="alone")
         finally:
             for hook in hooks:
                 hook.remove()

@@ -66,8 +66,8 @@ def check_gradient(steps: Steps, question: Question, half_precision: bool) -> li
     if not all(_apart(ratio) <= tolerance for ratio in ratios):
         shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
         raise GradientIsWrong(
-            f"ComfyUI's gradients of this model are wrong (finite differences are {shown} of them, where 1 is right: in "
-            "layers without any, then from the first to the last), so nothing was trained; connect `model` without "
+            f"ComfyUI's gradients of this model are wrong (finite differences are {shown} of them, where 1 is right: "
+            "in layers without any, then from the first to the last), so nothing was trained; connect `model` without "
             "nodes that patch it, update ComfyUI, or connect another model"
         )
     return ratios
