@@ -61,7 +61,8 @@ class PairMetadata:
     ``resolution`` is in pixels, ``step`` the optimizer steps trained, the ``*_sha256`` are hexadecimal digests,
     ``proxy_*`` what :mod:`.probe` measured of the dispreferred member at ``alpha``; ``dataset_*`` are the name of the
     rated pairs and their number, ``held_out_accuracy`` the share of those not trained on that the pair tells right;
-    ``base_file`` is the base's file in ComfyUI, where ``base_name`` is the architecture.
+    ``base_file`` is the base's file in ComfyUI, where ``base_name`` is the architecture; such a pair has no
+    ``base_sha256``, which is of a file's denoiser: what a MODEL computes with need not be what its file holds.
     """
 
     member: Member
