@@ -68,7 +68,10 @@ def report(results: Mapping[str, Any], plot: str) -> str:
 
 def heading(measured: Measured) -> str:
     plan, results = measured.plan, measured.results
-    rates = "; ".join(f"{method}: {listed(rates)}" for method, rates in plan.rates.items())
+    rates, betas = (
+        "; ".join(f"{method}: {listed(values)}" for method, values in searched.items())
+        for searched in (plan.rates, plan.betas)
+    )
     left = [f"{entry.regime} {entry.method.name}" for entry in plan.entries if entry not in measured.settings]
     sentences = (
         f"`python -m benchmarks.miniature --plan {plan.name}`, {results['date']}, on "
@@ -83,7 +86,7 @@ def heading(measured: Measured) -> str:
         "\n\nChosen on dev, by one rule for all rows: the most taste among what is right at least as often as the base "
         f"at its best guidance, less {100 * TOLERANCE:g} points; where nothing is, the most right.",
         f"Searched for every method with the first seed, at s = {listed(plan.searched_scales)}: learning rates "
-        f"({rates}), and where there is one β ({listed(plan.betas)}); Diffusion-DPO is also stopped early, after "
+        f"({rates}), and where there is one β ({betas}); Diffusion-DPO is also stopped early, after "
         f"{listed(plan.stops)} of its steps.",
         "A pair's settings are chosen by α = 0 and the proxy form; its other rows, and *the base as the negative* of "
         "every method, are counted at these settings. s is then chosen for each row, over all seeds.",

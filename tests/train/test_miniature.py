@@ -8,7 +8,18 @@ import pytest
 
 from benchmarks.miniature.choices import TOLERANCE, Counted, Records, chosen_settings, floor, worth
 from benchmarks.miniature.measured import Measured, holm
-from benchmarks.miniature.plan import FULL_PLAN, LOW, MAKERS, OWN, PLANS, QUICK_PLAN, REGIMES, TINY_PLAN, search
+from benchmarks.miniature.plan import (
+    DEFAULT_BETA,
+    FULL_PLAN,
+    LOW,
+    MAKERS,
+    OWN,
+    PLANS,
+    QUICK_PLAN,
+    REGIMES,
+    TINY_PLAN,
+    search,
+)
 from benchmarks.miniature.report import report
 from benchmarks.miniature.schedule import budget, cost, made_up, next_units
 from benchmarks.miniature.tables import short_table
@@ -64,7 +75,8 @@ def test_every_method_is_searched_by_the_same_rates(plan):
         tried = search(plan, entry.method)
         assert {settings.rate for settings in tried} == set(plan.rates[entry.method.training_method])
         has_beta = entry.method.objective in ("chats", "diffusion_dpo")
-        assert len({settings.beta for settings in tried}) == (len(plan.betas) if has_beta else 1)
+        betas = plan.betas[entry.method.training_method] if has_beta else (DEFAULT_BETA,)
+        assert {settings.beta for settings in tried} == set(betas)
     assert plan.dev_prompts == 96
     assert plan.test_prompts == 240
 
