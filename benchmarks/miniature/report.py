@@ -9,7 +9,8 @@ from typing import Any
 from .choices import TOLERANCE
 from .measured import FLIPS, Difference, Measured
 from .mechanism_tables import mechanism_table, weights_table
-from .plan import ALL_IMAGES, CHATS, DPO, MATCHED, PAIR, SUPERVISED
+from .plan import ALL_IMAGES, CHATS, DPO, MATCHED, PAIR, REGIMES, SUPERVISED
+from .search_table import search_table
 from .tables import (
     category_table,
     difference_table,
@@ -50,6 +51,7 @@ def report(results: Mapping[str, Any], plot: str) -> str:
             as_markdown(difference_table(measured, differences)),
             "What was chosen on dev:",
             as_markdown(settings_table(measured, regime)),
+            *searched(measured, regime),
             "How the members moved:",
             as_markdown(mechanism_table(measured, regime)),
             as_markdown(weights_table(measured, regime)),
@@ -64,6 +66,14 @@ def report(results: Mapping[str, Any], plot: str) -> str:
             as_markdown(difference_table(measured, further)),
         ]
     return "\n\n".join(parts)
+
+
+def searched(measured: Measured, regime: str) -> list[str]:
+    """What the search saw, in a regime that has one."""
+    if REGIMES[regime].settings_of is not None:
+        return []
+    said = "Searched, without the early stops: means over the conditions and scales of the search, with the first seed:"
+    return [said, as_markdown(search_table(measured, regime))]
 
 
 def heading(measured: Measured) -> str:
