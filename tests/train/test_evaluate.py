@@ -166,6 +166,10 @@ def test_nothing_is_drawn_or_scored_twice(run, clip, capsys):
             "scores": pytest.approx(before["scores"], abs=1e-4),
         }  # a score in another batch, in its last bits
     assert len(read_rows(folder / "scores.jsonl")) == 24
+    # Two prompts can show nothing, and that is kept as well, for these weights.
+    own = open_trained(load_config(path), "latest").weights_sha256
+    verdict = json.loads((folder.parent / "better_negative.json").read_text())
+    assert verdict == {"weights_sha256": own, "negative": None}
 
 
 def test_an_interrupted_run_goes_on(run, capsys, monkeypatch):
