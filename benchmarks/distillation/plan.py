@@ -1,0 +1,150 @@
+"""What the study of distillation compares: pairs, students, and how much of everything. Names are keys of the
+records."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from ..miniature.measured import Measured, Row
+from ..miniature.plan import CHATS, FULL_PLAN, Training
+from ..miniature.plan import PLANS as MINIATURES
+from ..miniature.plan import Plan as Miniature
+
+MINIATURE_RESULTS = Path(__file__).parents[1] / "miniature" / "results.json"
+REGIMES = ("makers", "own")
+# What a student is asked about: noised latents of the pairs' chosen pictures; of those that the teacher draws of the
+# pairs' prompts; or the points of the paths on which it draws them.
+Data = Literal["pairs", "own pictures", "own paths"]
+
+
+@dataclass(frozen=True)
+class Student:
+    """A distillation of a pair at a guidance scale (the paper's s) into a LoRA, or (rank 0) a whole model."""
+
+    scale: float
+    rate: float
+    rank: int = 16
+    data: Data = "pairs"
+
+    @property
+    def method(self) -> Literal["lora", "full"]:
+        return "lora" if self.rank else "full"
+
+    @property
+    def name(self) -> str:
+        kind = f"lora-{self.rank}" if self.rank else "full"
+        return "-".join([kind, f"rate{self.rate:g}", self.data.replace(" ", "_"), f"s{self.scale:g}"])
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work: a regime's pairs of pictures; the base, or a trained pair, counted at one scale; a student,
+    counted after each of ``marks`` steps. On test too, or (``with_test`` false) on dev alone."""
+
+    kind: Literal["pictures", "base", "pair", "student"]
+    regime: str
+    seed: int = 0
+    scale: float = 0.0
+    student: Student | None = None
+    marks: tuple[int, ...] = ()
+    with_test: bool = True
+
+    @property
+    def name(self) -> str:
+        if self.kind == "pictures":
+            return f"{self.kind} {self.regime}"
+        what = self.student.name if self.student else f"s{self.scale:g}"
+        return " ".join([self.kind, self.regime, f"seed{self.seed}", what, *([] if self.with_test else ["on dev"])])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything. The learning rates of LoRAs are searched at ``rank`` with the first seed, on dev."""
+
+    name: str
+    miniature: str = "full"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    batch_size: int = 16
+    marks: tuple[int, ...] = (20, 40, 80, 160)
+    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
+    full_rate: float = 3e-4
+    rank: int = 16
+    other_ranks: tuple[int, ...] = (4, 8, 32)
+    other_scales: tuple[float, ...] = (2.107, 10.667)
+
+    @property
+    def steps(self) -> int:
+        """Of each distillation."""
+        return max(self.marks)
+
+    @property
+    def world(self) -> Miniature:
+        return MINIATURES[self.miniature]
+
+
+PLANS = {
+    plan.name: plan
+    for plan in (
+        Plan("full"),
+        Plan("tiny", "tiny", (0, 1), 4, (1, 2), (1e-3, 2e-3), other_ranks=(4,), other_scales=(2.107,)),
+    )
+}
+
+
+@cache
+def chosen(regime: str, condition: Literal["proxy", "cfg"]) -> Row:
+    """What the miniature's record chose on dev: CHATS in the proxy form, or the base under CFG."""
+    measured = Measured(json.loads(MINIATURE_RESULTS.read_text(encoding="utf-8")))
+    return measured.rows[regime, CHATS.name if condition == "proxy" else "base", condition]
+
+
+def pair_training(regime: str, seed: int, plan: Plan) -> Training:
+    """The training of a pair as the miniature chose it; in a smaller plan on fewer pairs, for fewer steps."""
+    settings = chosen(regime, "proxy").trainings[0].settings
+    if plan.world != FULL_PLAN:
+        settings = replace(settings, steps=plan.world.train_steps, stop=plan.world.train_steps)
+    return Training(regime, replace(CHATS, pairs=plan.world.pairs), settings, seed)
+
+
+def units(plan: Plan, rate: float | None) -> list[Unit]:
+    """All units in their order, what matters most first; without a rate those alone from which it is chosen."""
+    found = [Unit("pictures", regime) for regime in REGIMES]
+    for regime in REGIMES:
+        base, pair = chosen(regime, "cfg").scale, chosen(regime, "proxy").scale
+        found += [Unit("base", regime, seed, base) for seed in plan.seeds]
+        found += [Unit("pair", regime, seed, pair) for seed in plan.seeds]
+    for regime in REGIMES:
+        searched = [Student(chosen(regime, "proxy").scale, each, plan.rank) for each in plan.rates]
+        seed = plan.seeds[0]
+        found += [Unit("student", regime, seed, student=each, marks=(plan.steps,), with_test=False) for each in searched]
+    if rate is None:
+        return found
+    for students, marks, seeds in rows(plan, rate):
+        for regime, student in students.items():
+            for seed in seeds:
+                if student.scale != chosen(regime, "proxy").scale:
+                    found.append(Unit("pair", regime, seed, student.scale))
+                found.append(Unit("student", regime, seed, student=student, marks=marks))
+    return found
+
+
+def rows(plan: Plan, rate: float) -> list[tuple[dict[str, Student], tuple[int, ...], tuple[int, ...]]]:
+    """Students by regime, the steps after which they are counted, and their seeds."""
+    last, first = plan.marks[-1:], plan.seeds[:1]
+
+    def student(**changes: float | int | str) -> dict[str, Student]:
+        base = {"rate": rate, "rank": plan.rank}
+        return {regime: Student(**{"scale": chosen(regime, "proxy").scale, **base, **changes}) for regime in REGIMES}
+
+    return [
+        (student(), plan.marks, plan.seeds),
+        *((student(rank=rank), last, plan.seeds) for rank in plan.other_ranks),
+        (student(rank=0, rate=plan.full_rate), plan.marks, plan.seeds),
+        (student(data="own paths"), plan.marks, plan.seeds),
+        (student(data="own pictures"), plan.marks, plan.seeds),
+        *((student(scale=scale), last, first) for scale in plan.other_scales),
+    ]
