@@ -5,8 +5,8 @@
 
 World, pairs, texts, noise, detector and taste are those of `python -m benchmarks.miniature`, which also chose how the
 pairs are trained and sampled; the distillation is that of `python -m chats_train distill`. The LoRA's learning rate is
-chosen on dev, for all rows alike; the texts of test are counted once. A study that was stopped goes on: what is done are
-lines of FOLDER/results.jsonl.
+chosen on dev, for all rows alike; the texts of test are counted once. A study that was stopped goes on: what is done
+are lines of FOLDER/results.jsonl.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from dataclasses import asdict
 from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 from chats.files import write_text
 from chats_train.support.jsonl import read_rows
@@ -28,7 +27,9 @@ from chats_train.support.jsonl import read_rows
 from ..miniature.__main__ import end_line
 from ..miniature.units import one_thread
 from .choices import chosen_rate
-from .plan import PLANS, Plan, Unit, units
+from .plan import PLANS, Plan, units
+from .plot import draw
+from .report import filled, report
 from .units import run
 
 RECORDS, LOG, RESULTS = "results.jsonl", "study.log", "results.json"
@@ -43,11 +44,50 @@ def main() -> None:
         help="the study's folder (default: %(default)s)",
     )
     parser.add_argument("--plan", choices=PLANS, default="full", help="tiny proves that all of it runs")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no unit later, to go on another time")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="start no unit later, to go on another time"
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        help="write tables and plot of this file of results, of the committed one those of the docs too",
+    )
     options = parser.parse_args()
+    if options.report:
+        write(options.report)
+        return
     # No bars of single trainings, one core, no GPU, whose sums differ from run to run.
     os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    study(options.output, PLANS[options.plan], time.monotonic() + 60 * options.minutes)
+    plan = PLANS[options.plan]
+    if study(options.output, plan, time.monotonic() + 60 * options.minutes):
+        write(finish(options.output, plan))
+
+
+def finish(folder: Path, plan: Plan) -> Path:
+    """Writes the file of results out of the records; returns it."""
+    rows = list({row["unit"]: row for row in read_rows(folder / RECORDS)}.values())
+    facts = {
+        "plan": plan.name,
+        "date": date.today().isoformat(),
+        "machines": sorted({row["machine"] for row in rows}),
+        "minutes": round(sum(row["seconds"] for row in rows) / 60),
+        "settings": asdict(plan),
+    }
+    lines = [json.dumps({name: value for name, value in row.items() if name != "machine"}) for row in rows]
+    # A line for each unit, so that a change of one is seen as one.
+    write_text(folder / RESULTS, json.dumps(facts)[:-1] + ', "units": [\n' + ",\n".join(lines) + "\n]}\n")
+    return folder / RESULTS
+
+
+def write(path: Path) -> None:
+    """Writes tables and plot beside a file of results; of the committed one also the tables of the page that shows
+    them."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    write_text(path.with_suffix(".md"), report(results, path.with_suffix(".png").name) + "\n")
+    draw(results, path.with_suffix(".png"))
+    if path.resolve().parent == Path(__file__).resolve().parent:
+        page = Path(__file__).parents[2] / "docs" / "evidence.md"
+        write_text(page, filled(page.read_text(encoding="utf-8"), results))
 
 
 def study(folder: Path, plan: Plan, end: float) -> bool:

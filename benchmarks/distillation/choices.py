@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .plan import Plan, units
+from .plan import REGIMES, Plan, units
+
+
+def rate_distances(plan: Plan, rows: Mapping[str, Mapping[str, Any]]) -> dict[float, float]:
+    """By rate the distance after the last step, in the mean over the regimes; of rates that are counted in all."""
+    found: dict[float, list[float]] = {rate: [] for rate in plan.rates}
+    for unit in units(plan, None):
+        if unit.student and unit.name in rows:
+            found[unit.student.rate].append(rows[unit.name]["points"][str(plan.steps)]["dev"]["distance"])
+    return {rate: sum(each) / len(each) for rate, each in found.items() if len(each) == len(REGIMES)}
 
 
 def chosen_rate(plan: Plan, rows: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """By the distance of the last step, in the mean over the regimes; None while something is not counted yet."""
-    searched = [unit for unit in units(plan, None) if unit.kind == "student"]
-    if any(unit.name not in rows for unit in searched):
-        return None
-    sums = dict.fromkeys(plan.rates, 0.0)
-    for unit in searched:
-        assert unit.student is not None
-        sums[unit.student.rate] += rows[unit.name]["points"][str(plan.steps)]["dev"]["distance"]
-    return min(sums, key=lambda rate: sums[rate])
+    """None while something is not counted yet."""
+    distances = rate_distances(plan, rows)
+    return min(distances, key=lambda rate: distances[rate]) if len(distances) == len(plan.rates) else None

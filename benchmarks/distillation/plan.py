@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..miniature.measured import Measured, Row
 from ..miniature.plan import CHATS, FULL_PLAN, Training
@@ -120,7 +120,9 @@ def units(plan: Plan, rate: float | None) -> list[Unit]:
     for regime in REGIMES:
         searched = [Student(chosen(regime, "proxy").scale, each, plan.rank) for each in plan.rates]
         seed = plan.seeds[0]
-        found += [Unit("student", regime, seed, student=each, marks=(plan.steps,), with_test=False) for each in searched]
+        found += [
+            Unit("student", regime, seed, student=each, marks=(plan.steps,), with_test=False) for each in searched
+        ]
     if rate is None:
         return found
     for students, marks, seeds in rows(plan, rate):
@@ -136,15 +138,15 @@ def rows(plan: Plan, rate: float) -> list[tuple[dict[str, Student], tuple[int, .
     """Students by regime, the steps after which they are counted, and their seeds."""
     last, first = plan.marks[-1:], plan.seeds[:1]
 
-    def student(**changes: float | int | str) -> dict[str, Student]:
-        base = {"rate": rate, "rank": plan.rank}
-        return {regime: Student(**{"scale": chosen(regime, "proxy").scale, **base, **changes}) for regime in REGIMES}
+    def students(**changes: Any) -> dict[str, Student]:
+        found = {regime: Student(chosen(regime, "proxy").scale, rate, plan.rank) for regime in REGIMES}
+        return {regime: replace(student, **changes) for regime, student in found.items()}
 
     return [
-        (student(), plan.marks, plan.seeds),
-        *((student(rank=rank), last, plan.seeds) for rank in plan.other_ranks),
-        (student(rank=0, rate=plan.full_rate), plan.marks, plan.seeds),
-        (student(data="own paths"), plan.marks, plan.seeds),
-        (student(data="own pictures"), plan.marks, plan.seeds),
-        *((student(scale=scale), last, first) for scale in plan.other_scales),
+        (students(), plan.marks, plan.seeds),
+        *((students(rank=rank), last, plan.seeds) for rank in plan.other_ranks),
+        (students(rank=0, rate=plan.full_rate), plan.marks, plan.seeds),
+        (students(data="own paths"), plan.marks, plan.seeds),
+        (students(data="own pictures"), plan.marks, plan.seeds),
+        *((students(scale=scale), last, first) for scale in plan.other_scales),
     ]

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,7 +23,6 @@ from chats_train.distillation.settings import DistillSettings, student_config
 from chats_train.distillation.student import STUDENT
 from chats_train.encodings.cache import CachedEncodings
 from chats_train.families import Family
-from chats_train.runs.folder import CHECKPOINTS
 from chats_train.runs.members import DISPREFERRED, PREFERRED
 from chats_train.runs.processes import Processes
 from chats_train.runs.trained import trained_members
@@ -177,11 +175,11 @@ class Judge:
             prompts = miniature.prompts_of(name, self.plan.world)
             pictures = sample_pictures(self.family, sampler, prompts, seed + self.unit.seed)
             right, liked = judge(pictures, prompts), tastes(pictures, WORLDS[self.unit.regime].taste)
-            found[name] = (
-                {"right": sum(right) / len(right), "taste": sum(liked) / len(liked)}
-                if name == "dev"
-                else {"right": "".join(str(int(each)) for each in right), "taste": [round(1000 * each) for each in liked]}
-            )
+            if name == "dev":
+                found[name] = {"right": sum(right) / len(right), "taste": sum(liked) / len(liked)}
+            else:
+                bits = "".join(str(int(each)) for each in right)
+                found[name] = {"right": bits, "taste": [round(1000 * each) for each in liked]}
             if keep:
                 self.keep(name, pictures)
             elif self.unit.kind != "base":

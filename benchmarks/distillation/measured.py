@@ -1,0 +1,117 @@
+"""What a file of results holds: rows (the base, a pair, a student after some steps) over the training seeds, what they
+came to on test, and how two of them differ picture by picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from chats_train.evaluation.statistics import Estimate, PictureValues, estimate, paired_difference
+
+from ..miniature.measured import Quantity
+from .choices import chosen_rate
+from .plan import PLANS, Plan, Student, Unit, chosen, rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """Units of one kind, a seed each, and which of their points; ``title`` names it in a table."""
+
+    title: str
+    units: tuple[Unit, ...]
+    point: str
+
+
+@dataclass
+class Measured:
+    """A file of results, with the learning rate chosen anew."""
+
+    results: Mapping[str, Any]
+
+    @cached_property
+    def records(self) -> dict[str, Mapping[str, Any]]:
+        return {row["unit"]: row for row in self.results["units"]}
+
+    @property
+    def plan(self) -> Plan:
+        return PLANS[self.results["plan"]]
+
+    @cached_property
+    def rate(self) -> float:
+        found = chosen_rate(self.plan, self.records)
+        assert found is not None, "only a study that chose its rate is reported"
+        return found
+
+    def base(self, regime: str) -> Row:
+        units = [Unit("base", regime, seed, chosen(regime, "cfg").scale) for seed in self.plan.seeds]
+        return Row("base, CFG", tuple(units), "base")
+
+    def pair(self, regime: str) -> Row:
+        return self.of_pair(regime, chosen(regime, "proxy").scale, self.plan.seeds)
+
+    def of_pair(self, regime: str, scale: float, seeds: tuple[int, ...]) -> Row:
+        return Row("pair, CHATS", tuple(Unit("pair", regime, seed, scale) for seed in seeds), "pair")
+
+    def preferred(self, regime: str) -> Row:
+        return Row("its preferred model alone", self.pair(regime).units, "preferred")
+
+    def students(self, regime: str) -> list[Row]:
+        """At the pair's own scale, each after every number of steps that it was counted at."""
+        found = []
+        for students, marks, seeds in rows(self.plan, self.rate):
+            student = students[regime]
+            if student.scale == chosen(regime, "proxy").scale:
+                found += [self.of_student(regime, student, step, marks, seeds) for step in marks]
+        return [row for row in found if self.is_counted(row)]
+
+    def at_scales(self, regime: str) -> list[tuple[float, Row, Row]]:
+        """Of the first seed: a scale, the pair at it, and its student after the last step."""
+        plan, found = self.plan, []
+        for students, marks, _ in rows(plan, self.rate):
+            student, first = students[regime], plan.seeds[:1]
+            if student.data == "pairs" and student.rank == plan.rank:
+                seeds_row = self.of_student(regime, student, plan.steps, marks, first)
+                found.append((student.scale, self.of_pair(regime, student.scale, first), seeds_row))
+        return sorted((each for each in found if self.is_counted(each[2])), key=lambda each: each[0])
+
+    def of_student(
+        self, regime: str, student: Student, step: int, marks: tuple[int, ...], seeds: tuple[int, ...]
+    ) -> Row:
+        units = tuple(Unit("student", regime, seed, student=student, marks=marks) for seed in seeds)
+        kind = f"LoRA, rank {student.rank}" if student.rank else "whole model"
+        data = {"pairs": "", "own pictures": ", on the pair's pictures", "own paths": ", on the pair's paths"}
+        return Row(f"{kind}{data[student.data]}, {step} steps", units, str(step))
+
+    def is_counted(self, row: Row) -> bool:
+        return all(unit.name in self.records for unit in row.units)
+
+    def points(self, row: Row) -> list[tuple[int, Mapping[str, Any]]]:
+        """By training seed."""
+        return [(unit.seed, self.records[unit.name]["points"][row.point]) for unit in row.units]
+
+    def values(self, row: Row, quantity: Quantity) -> PictureValues:
+        """Of test, by text and seed."""
+        found: dict[tuple[str, int], float] = {}
+        for seed, point in self.points(row):
+            each = point["test"][quantity]
+            values = [int(bit) for bit in each] if quantity == "right" else [value / 1000 for value in each]
+            found |= {(str(place), seed): float(value) for place, value in enumerate(values)}
+        return found
+
+    def estimate(self, row: Row, quantity: Quantity) -> Estimate:
+        return estimate(self.values(row, quantity))
+
+    def difference(self, left: Row, right: Row, quantity: Quantity) -> Estimate:
+        return paired_difference(self.values(left, quantity), self.values(right, quantity))
+
+    def mean(self, row: Row, *keys: str) -> float | None:
+        """Of a number of a point, such as `dev`, `right`, over the seeds; None where it has none."""
+        found = []
+        for _, point in self.points(row):
+            value: Any = point
+            for key in keys:
+                value = value.get(key) if value is not None else None
+            found.append(value)
+        return None if None in found else sum(found) / len(found)
