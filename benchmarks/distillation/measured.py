@@ -4,7 +4,7 @@ came to on test, and how two of them differ picture by picture."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from chats_train.evaluation.statistics import Estimate, PictureValues, estimate,
 
 from ..miniature.measured import Quantity
 from .choices import chosen_rate
-from .plan import PLANS, Plan, Student, Unit, chosen, rows
+from .plan import PLANS, REGIMES, Kind, Plan, Student, Unit, chosen, kinds
 
 
 @dataclass(frozen=True)
@@ -57,35 +57,49 @@ class Measured:
     def preferred(self, regime: str) -> Row:
         return Row("its preferred model alone", self.pair(regime).units, "preferred")
 
+    @cached_property
+    def counted(self) -> list[Kind]:
+        """The kinds of students that are counted, with the seeds with which they are in both regimes, in the order of
+        the tables."""
+        found: dict[str, Kind] = {}
+        for kind in kinds(self.plan, self.rate):
+            seeds = tuple(seed for seed in kind.seeds if all(self.has(kind, regime, seed) for regime in REGIMES))
+            name = " ".join(student.name for student in kind.students.values())
+            before = found[name].seeds if name in found else ()
+            found[name] = replace(kind, seeds=before + seeds)
+        return sorted(
+            (kind for kind in found.values() if kind.seeds), key=lambda kind: place(kind.students[REGIMES[0]])
+        )
+
+    def has(self, kind: Kind, regime: str, seed: int) -> bool:
+        return Unit("student", regime, seed, student=kind.students[regime]).name in self.records
+
     def students(self, regime: str) -> list[Row]:
         """At the pair's own scale, each after every number of steps that it was counted at."""
-        found = []
-        for students, marks, seeds in rows(self.plan, self.rate):
-            student = students[regime]
-            if student.scale == chosen(regime, "proxy").scale:
-                found += [self.of_student(regime, student, step, marks, seeds) for step in marks]
-        return [row for row in found if self.is_counted(row)]
+        return [
+            self.of_student(kind, regime, step, kind.seeds)
+            for kind in self.counted
+            if kind.students[regime].scale == chosen(regime, "proxy").scale
+            for step in kind.marks
+        ]
 
     def at_scales(self, regime: str) -> list[tuple[float, Row, Row]]:
         """Of the first seed: a scale, the pair at it, and its student after the last step."""
         plan, found = self.plan, []
-        for students, marks, _ in rows(plan, self.rate):
-            student, first = students[regime], plan.seeds[:1]
+        for kind in self.counted:
+            student, first = kind.students[regime], plan.seeds[:1]
             if student.data == "pairs" and student.rank == plan.rank:
-                seeds_row = self.of_student(regime, student, plan.steps, marks, first)
-                found.append((student.scale, self.of_pair(regime, student.scale, first), seeds_row))
-        return sorted((each for each in found if self.is_counted(each[2])), key=lambda each: each[0])
+                pair = self.of_pair(regime, student.scale, first)
+                found.append((student.scale, pair, self.of_student(kind, regime, plan.steps, first)))
+        return found
 
-    def of_student(
-        self, regime: str, student: Student, step: int, marks: tuple[int, ...], seeds: tuple[int, ...]
-    ) -> Row:
-        units = tuple(Unit("student", regime, seed, student=student, marks=marks) for seed in seeds)
-        kind = f"LoRA, rank {student.rank}" if student.rank else "whole model"
+    def of_student(self, kind: Kind, regime: str, step: int, seeds: tuple[int, ...]) -> Row:
+        student = kind.students[regime]
+        units = tuple(Unit("student", regime, seed, student=student, marks=kind.marks) for seed in seeds)
+        size = f"LoRA, rank {student.rank}" if student.rank else "whole model"
         data = {"pairs": "", "own pictures": ", on the pair's pictures", "own paths": ", on the pair's paths"}
-        return Row(f"{kind}{data[student.data]}, {step} steps", units, str(step))
-
-    def is_counted(self, row: Row) -> bool:
-        return all(unit.name in self.records for unit in row.units)
+        fewer = f" ({len(seeds)} seed{'s' if len(seeds) > 1 else ''})" if len(seeds) < len(self.plan.seeds) else ""
+        return Row(f"{size}{data[student.data]}{fewer}, {step} steps", units, str(step))
 
     def points(self, row: Row) -> list[tuple[int, Mapping[str, Any]]]:
         """By training seed."""
@@ -115,3 +129,8 @@ class Measured:
                 value = value.get(key) if value is not None else None
             found.append(value)
         return None if None in found else sum(found) / len(found)
+
+
+def place(student: Student) -> tuple[bool, bool, int, float]:
+    """Where a student stands in tables: on pairs by rank, whole models, on other data; at one scale after another."""
+    return student.data == "own pictures", student.data == "own paths", student.rank or 1_000, student.scale

@@ -4,12 +4,13 @@ records."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from ..miniature.measured import Measured, Row
+from ..miniature import measured as miniature
 from ..miniature.plan import CHATS, FULL_PLAN, Training
 from ..miniature.plan import PLANS as MINIATURES
 from ..miniature.plan import Plan as Miniature
@@ -96,9 +97,9 @@ PLANS = {
 
 
 @cache
-def chosen(regime: str, condition: Literal["proxy", "cfg"]) -> Row:
+def chosen(regime: str, condition: Literal["proxy", "cfg"]) -> miniature.Row:
     """What the miniature's record chose on dev: CHATS in the proxy form, or the base under CFG."""
-    measured = Measured(json.loads(MINIATURE_RESULTS.read_text(encoding="utf-8")))
+    measured = miniature.Measured(json.loads(MINIATURE_RESULTS.read_text(encoding="utf-8")))
     return measured.rows[regime, CHATS.name if condition == "proxy" else "base", condition]
 
 
@@ -125,28 +126,38 @@ def units(plan: Plan, rate: float | None) -> list[Unit]:
         ]
     if rate is None:
         return found
-    for students, marks, seeds in rows(plan, rate):
-        for regime, student in students.items():
-            for seed in seeds:
+    for kind in kinds(plan, rate):
+        for regime, student in kind.students.items():
+            for seed in kind.seeds:
                 if student.scale != chosen(regime, "proxy").scale:
                     found.append(Unit("pair", regime, seed, student.scale))
-                found.append(Unit("student", regime, seed, student=student, marks=marks))
+                found.append(Unit("student", regime, seed, student=student, marks=kind.marks))
     return found
 
 
-def rows(plan: Plan, rate: float) -> list[tuple[dict[str, Student], tuple[int, ...], tuple[int, ...]]]:
-    """Students by regime, the steps after which they are counted, and their seeds."""
-    last, first = plan.marks[-1:], plan.seeds[:1]
+@dataclass(frozen=True)
+class Kind:
+    """One kind of student in each regime: after which steps it is counted, and with which seeds."""
+
+    students: Mapping[str, Student]
+    marks: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+def kinds(plan: Plan, rate: float) -> list[Kind]:
+    """What is worth most first; a kind whose seeds are far apart in worth comes twice."""
+    last, first, others = plan.marks[-1:], plan.seeds[:1], plan.seeds[1:]
 
     def students(**changes: Any) -> dict[str, Student]:
         found = {regime: Student(chosen(regime, "proxy").scale, rate, plan.rank) for regime in REGIMES}
         return {regime: replace(student, **changes) for regime, student in found.items()}
 
     return [
-        (students(), plan.marks, plan.seeds),
-        *((students(rank=rank), last, plan.seeds) for rank in plan.other_ranks),
-        (students(rank=0, rate=plan.full_rate), plan.marks, plan.seeds),
-        (students(data="own paths"), plan.marks, plan.seeds),
-        (students(data="own pictures"), plan.marks, plan.seeds),
-        *((students(scale=scale), last, first) for scale in plan.other_scales),
+        Kind(students(), plan.marks, plan.seeds),
+        *(Kind(students(rank=rank), last, first) for rank in plan.other_ranks),
+        Kind(students(data="own paths"), plan.marks, first),
+        Kind(students(rank=0, rate=plan.full_rate), plan.marks, first),
+        *(Kind(students(rank=rank), last, others) for rank in plan.other_ranks),
+        Kind(students(data="own pictures"), plan.marks, first),
+        *(Kind(students(scale=scale), last, first) for scale in plan.other_scales),
     ]

@@ -58,6 +58,8 @@ def heading(measured: Measured) -> str:
         "its rank allows. *On the pair's pictures*: noised latents of a picture that the pair drew of each of the "
         "pairs' prompts, in place of the chosen images. *On the pair's paths*: the points at which its sampler asked "
         "for those; noise levels differ within a batch, and are those of the sampler that the student is counted with.",
+        "\n\nCut, for lack of time: other ranks are counted after the last step alone, and rows that say so have fewer "
+        "training seeds; their differences are from the pair and the base of those.",
         f"\n\nChosen, on dev alone: the learning rate of all LoRAs, at rank {plan.rank} with the first seed in both "
         f"regimes, by the mean squared distance of the student's pictures from the pair's: {rates}. Whole models take "
         f"{plan.full_rate:g}, which was not searched.",
@@ -105,7 +107,7 @@ def seed_table(measured: Measured, regime: str) -> Table:
             factor, digits = (100, 1) if name == "right" else (1, 3)
             found = [
                 measured.difference(Row("", (unit,), row.point), Row("", (of_pair,), "pair"), name).mean
-                for unit, of_pair in zip(row.units, pair.units, strict=True)
+                for unit, of_pair in zip(row.units, pair.units[: len(row.units)], strict=True)
             ]
             cells.append(", ".join(f"{factor * each:+.{digits}f}" for each in found))
         table.append([row.title, *cells])
