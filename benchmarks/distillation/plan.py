@@ -17,6 +17,8 @@ from ..miniature.plan import Plan as Miniature
 
 MINIATURE_RESULTS = Path(__file__).parents[1] / "miniature" / "results.json"
 REGIMES = ("makers", "own")
+# Where the learning rate is chosen.
+SEARCHED = "makers"
 # What a student is asked about: noised latents of the pairs' chosen pictures; of those that the teacher draws of the
 # pairs' prompts; or the points of the paths on which it draws them.
 Data = Literal["pairs", "own pictures", "own paths"]
@@ -64,7 +66,8 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything. The learning rates of LoRAs are searched at ``rank`` with the first seed, on dev."""
+    """How much of everything. The learning rates of LoRAs are searched at ``rank`` with the first seed of one regime,
+    on dev."""
 
     name: str
     miniature: str = "full"
@@ -118,12 +121,9 @@ def units(plan: Plan, rate: float | None) -> list[Unit]:
         base, pair = chosen(regime, "cfg").scale, chosen(regime, "proxy").scale
         found += [Unit("base", regime, seed, base) for seed in plan.seeds]
         found += [Unit("pair", regime, seed, pair) for seed in plan.seeds]
-    for regime in REGIMES:
-        searched = [Student(chosen(regime, "proxy").scale, each, plan.rank) for each in plan.rates]
-        seed = plan.seeds[0]
-        found += [
-            Unit("student", regime, seed, student=each, marks=(plan.steps,), with_test=False) for each in searched
-        ]
+    searched = [Student(chosen(SEARCHED, "proxy").scale, each, plan.rank) for each in plan.rates]
+    last, seed = plan.marks[-1:], plan.seeds[0]
+    found += [Unit("student", SEARCHED, seed, student=each, marks=last, with_test=False) for each in searched]
     if rate is None:
         return found
     for kind in kinds(plan, rate):

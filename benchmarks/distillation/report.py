@@ -11,7 +11,7 @@ from ..miniature.tables import Table, shown
 from ..miniature.titles import as_markdown
 from .choices import rate_distances
 from .measured import Measured, Row
-from .plan import REGIMES, pair_training
+from .plan import REGIMES, SEARCHED, pair_training
 
 PAIRED = ["right − pair's", "taste − pair's", "right − base's", "taste − base's"]
 
@@ -60,9 +60,9 @@ def heading(measured: Measured) -> str:
         "for those; noise levels differ within a batch, and are those of the sampler that the student is counted with.",
         "\n\nCut, for lack of time: other ranks are counted after the last step alone, and rows that say so have fewer "
         "training seeds; their differences are from the pair and the base of those.",
-        f"\n\nChosen, on dev alone: the learning rate of all LoRAs, at rank {plan.rank} with the first seed in both "
-        f"regimes, by the mean squared distance of the student's pictures from the pair's: {rates}. Whole models take "
-        f"{plan.full_rate:g}, which was not searched.",
+        f"\n\nChosen, on dev alone: the learning rate of all LoRAs, at rank {plan.rank} with the first seed of "
+        f"*{SEARCHED}*, by the mean squared distance of the student's pictures from the pair's: {rates}. Whole "
+        f"models take {plan.full_rate:g}, which was not searched.",
     )
     return " ".join(sentences).replace(" \n\n", "\n\n")
 

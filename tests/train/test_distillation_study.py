@@ -20,15 +20,11 @@ def results():
     return json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
 
 
-def test_the_rate_is_chosen_on_dev_alone_by_the_mean_over_the_regimes():
-    """Made-up distances: the second rate is nearest in neither regime, and in their mean."""
-    distances = {"makers": (0.1, 0.2, 0.6), "own": (0.6, 0.2, 0.1)}
+def test_the_rate_is_chosen_on_dev_alone_by_the_distance_from_the_pairs_pictures():
+    distances = dict(zip(FULL.rates, (0.3, 0.1, 0.2), strict=True))
     searched = [unit for unit in units(FULL, None) if unit.student]
     assert not any(unit.with_test for unit in searched)
-    rows = {}
-    for unit in searched:
-        distance = distances[unit.regime][FULL.rates.index(unit.student.rate)]
-        rows[unit.name] = {"points": {"160": {"dev": {"distance": distance}}}}
+    rows = {unit.name: {"points": {"160": {"dev": {"distance": distances[unit.student.rate]}}}} for unit in searched}
     assert chosen_rate(FULL, rows) == FULL.rates[1]
     assert chosen_rate(FULL, dict(list(rows.items())[:-1])) is None
     counted = [unit for unit in units(FULL, FULL.rates[1]) if unit.student and unit.with_test and unit.student.rank]
