@@ -4,9 +4,9 @@
     python -m benchmarks.distillation --report RESULTS   # tables and plot, and the tables of docs/evidence.md
 
 World, pairs, texts, noise, detector and taste are those of `python -m benchmarks.miniature`, which also chose how the
-pairs are trained and sampled; the distillation is that of `python -m chats_train distill`. The LoRA's learning rate is
-chosen on dev, for all rows alike; the texts of test are counted once. A study that was stopped goes on: what is done
-are lines of FOLDER/results.jsonl.
+pairs are trained and sampled; the distillation is that of `python -m chats_train distill`, at its defaults where
+nothing else is said. Nothing is chosen on the texts of test. A study that was stopped goes on: what is done are lines
+of FOLDER/results.jsonl.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from chats_train.support.jsonl import read_rows
 
 from ..miniature.__main__ import end_line
 from ..miniature.units import one_thread
-from .choices import chosen_rate
 from .plan import PLANS, Plan, units
 from .plot import draw
 from .report import filled, report
@@ -65,7 +64,8 @@ def main() -> None:
 
 def finish(folder: Path, plan: Plan) -> Path:
     """Writes the file of results out of the records; returns it."""
-    rows = list({row["unit"]: row for row in read_rows(folder / RECORDS)}.values())
+    done = {row["unit"]: row for row in read_rows(folder / RECORDS)}
+    rows = [done[unit.name] for unit in units(plan) if unit.name in done]
     facts = {
         "plan": plan.name,
         "date": date.today().isoformat(),
@@ -97,7 +97,7 @@ def study(folder: Path, plan: Plan, end: float) -> bool:
     done = {row["unit"]: row for row in read_rows(folder / RECORDS)}
     started = time.monotonic()
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=one_thread) as pool:
-        while unit := next((each for each in units(plan, chosen_rate(plan, done)) if each.name not in done), None):
+        while unit := next((each for each in units(plan) if each.name not in done), None):
             if time.monotonic() > end:
                 return False
             row = done[unit.name] = pool.submit(run, unit, plan, folder).result()

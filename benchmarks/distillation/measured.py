@@ -11,7 +11,6 @@ from typing import Any
 from chats_train.evaluation.statistics import Estimate, PictureValues, estimate, paired_difference
 
 from ..miniature.measured import Quantity
-from .choices import chosen_rate
 from .plan import PLANS, REGIMES, Kind, Plan, Student, Unit, chosen, kinds
 
 
@@ -26,7 +25,7 @@ class Row:
 
 @dataclass
 class Measured:
-    """A file of results, with the learning rate chosen anew."""
+    """A file of results."""
 
     results: Mapping[str, Any]
 
@@ -37,12 +36,6 @@ class Measured:
     @property
     def plan(self) -> Plan:
         return PLANS[self.results["plan"]]
-
-    @cached_property
-    def rate(self) -> float:
-        found = chosen_rate(self.plan, self.records)
-        assert found is not None, "only a study that chose its rate is reported"
-        return found
 
     def base(self, regime: str) -> Row:
         units = [Unit("base", regime, seed, chosen(regime, "cfg").scale) for seed in self.plan.seeds]
@@ -62,7 +55,7 @@ class Measured:
         """The kinds of students that are counted, with the seeds with which they are in both regimes, in the order of
         the tables."""
         found: dict[str, Kind] = {}
-        for kind in kinds(self.plan, self.rate):
+        for kind in kinds(self.plan):
             seeds = tuple(seed for seed in kind.seeds if all(self.has(kind, regime, seed) for regime in REGIMES))
             name = " ".join(student.name for student in kind.students.values())
             before = found[name].seeds if name in found else ()

@@ -17,7 +17,7 @@ from ..miniature.plan import Plan as Miniature
 
 MINIATURE_RESULTS = Path(__file__).parents[1] / "miniature" / "results.json"
 REGIMES = ("makers", "own")
-# Where the learning rate is chosen.
+# Where other learning rates are tried.
 SEARCHED = "makers"
 # What a student is asked about: noised latents of the pairs' chosen pictures; of those that the teacher draws of the
 # pairs' prompts; or the points of the paths on which it draws them.
@@ -66,15 +66,16 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything. The learning rates of LoRAs are searched at ``rank`` with the first seed of one regime,
-    on dev."""
+    """How much of everything. ``rate``, ``rank`` and ``full_rate`` are the trainer's defaults; other learning rates
+    are tried at this rank with the first seed of one regime, on dev alone."""
 
     name: str
     miniature: str = "full"
     seeds: tuple[int, ...] = (0, 1, 2)
     batch_size: int = 16
     marks: tuple[int, ...] = (20, 40, 80, 160)
-    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
+    rate: float = 2e-3
+    other_rates: tuple[float, ...] = (1e-3, 4e-3, 8e-3)
     full_rate: float = 3e-4
     rank: int = 16
     other_ranks: tuple[int, ...] = (4, 8, 32)
@@ -94,7 +95,7 @@ PLANS = {
     plan.name: plan
     for plan in (
         Plan("full"),
-        Plan("tiny", "tiny", (0, 1), 4, (1, 2), (1e-3, 2e-3), other_ranks=(4,), other_scales=(2.107,)),
+        Plan("tiny", "tiny", (0, 1), 4, (1, 2), other_rates=(1e-3,), other_ranks=(4,), other_scales=(2.107,)),
     )
 }
 
@@ -114,25 +115,27 @@ def pair_training(regime: str, seed: int, plan: Plan) -> Training:
     return Training(regime, replace(CHATS, pairs=plan.world.pairs), settings, seed)
 
 
-def units(plan: Plan, rate: float | None) -> list[Unit]:
-    """All units in their order, what matters most first; without a rate those alone from which it is chosen."""
+def units(plan: Plan) -> list[Unit]:
+    """All units in their order, what matters most first."""
     found = [Unit("pictures", regime) for regime in REGIMES]
     for regime in REGIMES:
         base, pair = chosen(regime, "cfg").scale, chosen(regime, "proxy").scale
         found += [Unit("base", regime, seed, base) for seed in plan.seeds]
         found += [Unit("pair", regime, seed, pair) for seed in plan.seeds]
-    searched = [Student(chosen(SEARCHED, "proxy").scale, each, plan.rank) for each in plan.rates]
-    last, seed = plan.marks[-1:], plan.seeds[0]
-    found += [Unit("student", SEARCHED, seed, student=each, marks=last, with_test=False) for each in searched]
-    if rate is None:
-        return found
-    for kind in kinds(plan, rate):
-        for regime, student in kind.students.items():
-            for seed in kind.seeds:
+    found += [rate_unit(plan, rate) for rate in plan.other_rates]
+    for kind in kinds(plan):
+        for seed in kind.seeds:
+            for regime, student in kind.students.items():
                 if student.scale != chosen(regime, "proxy").scale:
                     found.append(Unit("pair", regime, seed, student.scale))
                 found.append(Unit("student", regime, seed, student=student, marks=kind.marks))
     return found
+
+
+def rate_unit(plan: Plan, rate: float) -> Unit:
+    """Another learning rate, on dev alone."""
+    student = Student(chosen(SEARCHED, "proxy").scale, rate, plan.rank)
+    return Unit("student", SEARCHED, plan.seeds[0], student=student, marks=plan.marks[-1:], with_test=False)
 
 
 @dataclass(frozen=True)
@@ -144,12 +147,12 @@ class Kind:
     seeds: tuple[int, ...]
 
 
-def kinds(plan: Plan, rate: float) -> list[Kind]:
+def kinds(plan: Plan) -> list[Kind]:
     """What is worth most first; a kind whose seeds are far apart in worth comes twice."""
     last, first, others = plan.marks[-1:], plan.seeds[:1], plan.seeds[1:]
 
     def students(**changes: Any) -> dict[str, Student]:
-        found = {regime: Student(chosen(regime, "proxy").scale, rate, plan.rank) for regime in REGIMES}
+        found = {regime: Student(chosen(regime, "proxy").scale, plan.rate, plan.rank) for regime in REGIMES}
         return {regime: replace(student, **changes) for regime, student in found.items()}
 
     return [

@@ -9,9 +9,8 @@ from ..miniature.measured import QUANTITIES
 from ..miniature.plan import ALPHA
 from ..miniature.tables import Table, shown
 from ..miniature.titles import as_markdown
-from .choices import rate_distances
 from .measured import Measured, Row
-from .plan import REGIMES, SEARCHED, pair_training
+from .plan import REGIMES, SEARCHED, pair_training, rate_unit
 
 PAIRED = ["right − pair's", "taste − pair's", "right − base's", "taste − base's"]
 
@@ -19,7 +18,12 @@ PAIRED = ["right − pair's", "taste − pair's", "right − base's", "taste −
 def report(results: Mapping[str, Any], plot: str) -> str:
     """The whole report; ``plot`` is the plot's file name."""
     measured = Measured(results)
-    parts = ["# One LoRA instead of the pair", heading(measured), f"![What is lost by steps]({plot})"]
+    parts = [
+        "# One LoRA instead of the pair",
+        heading(measured),
+        as_markdown(rate_table(measured)),
+        f"![What is lost by steps]({plot})",
+    ]
     for regime in REGIMES:
         rows = [measured.base(regime), measured.pair(regime), measured.preferred(regime), *measured.students(regime)]
         parts += [
@@ -38,8 +42,6 @@ def report(results: Mapping[str, Any], plot: str) -> str:
 
 def heading(measured: Measured) -> str:
     plan, results = measured.plan, measured.results
-    distances = rate_distances(plan, measured.records)
-    rates = ", ".join(f"{rate:g} ({distance:.4f})" for rate, distance in distances.items())
     sentences = (
         f"`python -m benchmarks.distillation --plan {plan.name}`, {results['date']}, on "
         f"{' and '.join(results['machines'])}: {results['minutes']} minutes of one core, in all.",
@@ -60,9 +62,8 @@ def heading(measured: Measured) -> str:
         "for those; noise levels differ within a batch, and are those of the sampler that the student is counted with.",
         "\n\nCut, for lack of time: other ranks are counted after the last step alone, and rows that say so have fewer "
         "training seeds; their differences are from the pair and the base of those.",
-        f"\n\nChosen, on dev alone: the learning rate of all LoRAs, at rank {plan.rank} with the first seed of "
-        f"*{SEARCHED}*, by the mean squared distance of the student's pictures from the pair's: {rates}. Whole "
-        f"models take {plan.full_rate:g}, which was not searched.",
+        f"\n\nNothing is chosen here: LoRAs train at {plan.rate:g} and whole models at {plan.full_rate:g}, the "
+        f"defaults of `distill`. Other rates were tried on dev, at rank {plan.rank} with the first seed of *{SEARCHED}*:",
     )
     return " ".join(sentences).replace(" \n\n", "\n\n")
 
@@ -111,6 +112,25 @@ def seed_table(measured: Measured, regime: str) -> Table:
             ]
             cells.append(", ".join(f"{factor * each:+.{digits}f}" for each in found))
         table.append([row.title, *cells])
+    return table
+
+
+def rate_table(measured: Measured) -> Table:
+    """Of the first seed, after the last step; the pair at the end."""
+    plan = measured.plan
+    point = str(plan.steps)
+    found = {rate: Row("", (rate_unit(plan, rate),), point) for rate in plan.other_rates}
+    own = next(row for row in measured.students(SEARCHED) if row.point == point and f"rank {plan.rank}" in row.title)
+    found[plan.rate] = Row("", own.units[:1], point)
+    rows = {f"{rate:g}": row for rate, row in sorted(found.items())}
+    rows["the pair"] = Row("", measured.pair(SEARCHED).units[:1], "pair")
+    table = [["learning rate", "% right, dev", "taste, dev", "distance, dev"]]
+    for name, row in rows.items():
+        right, taste, distance = (measured.mean(row, "dev", key) for key in ("right", "taste", "distance"))
+        assert right is not None
+        assert taste is not None
+        far = "" if distance is None else f"{distance:.4f}"
+        table.append([name, f"{100 * right:.1f}", f"{taste:.3f}", far])
     return table
 
 
