@@ -18,12 +18,8 @@ PAIRED = ["right − pair's", "taste − pair's", "right − base's", "taste −
 def report(results: Mapping[str, Any], plot: str) -> str:
     """The whole report; ``plot`` is the plot's file name."""
     measured = Measured(results)
-    parts = [
-        "# One LoRA instead of the pair",
-        heading(measured),
-        as_markdown(rate_table(measured)),
-        f"![What is lost by steps]({plot})",
-    ]
+    rates, picture = as_markdown(rate_table(measured)), f"![What is lost by steps]({plot})"
+    parts = ["# One LoRA instead of the pair", heading(measured), rates, picture]
     for regime in REGIMES:
         rows = [measured.base(regime), measured.pair(regime), measured.preferred(regime), *measured.students(regime)]
         parts += [
@@ -63,7 +59,8 @@ def heading(measured: Measured) -> str:
         "\n\nCut, for lack of time: other ranks are counted after the last step alone, and rows that say so have fewer "
         "training seeds; their differences are from the pair and the base of those.",
         f"\n\nNothing is chosen here: LoRAs train at {plan.rate:g} and whole models at {plan.full_rate:g}, the "
-        f"defaults of `distill`. Other rates were tried on dev, at rank {plan.rank} with the first seed of *{SEARCHED}*:",
+        f"defaults of `distill`. Other rates were tried on dev, at rank {plan.rank} with the first seed of "
+        f"*{SEARCHED}*:",
     )
     return " ".join(sentences).replace(" \n\n", "\n\n")
 
