@@ -78,7 +78,7 @@ class Plan:
     other_rates: tuple[float, ...] = (1e-3, 4e-3, 8e-3)
     full_rate: float = 3e-4
     rank: int = 16
-    other_ranks: tuple[int, ...] = (4, 8, 32)
+    other_ranks: tuple[int, ...] = (4, 32, 8)
     other_scales: tuple[float, ...] = (2.107, 10.667)
 
     @property
@@ -158,9 +158,9 @@ def kinds(plan: Plan) -> list[Kind]:
     return [
         Kind(students(), plan.marks, plan.seeds),
         *(Kind(students(rank=rank), last, first) for rank in plan.other_ranks),
-        Kind(students(data="own paths"), plan.marks, first),
-        Kind(students(rank=0, rate=plan.full_rate), plan.marks, first),
+        Kind(students(data="own paths"), last, first),
+        Kind(students(rank=0, rate=plan.full_rate), last, first),
+        Kind(students(data="own pictures"), last, first),
         *(Kind(students(rank=rank), last, others) for rank in plan.other_ranks),
-        Kind(students(data="own pictures"), plan.marks, first),
         *(Kind(students(scale=scale), last, first) for scale in plan.other_scales),
     ]

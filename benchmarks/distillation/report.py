@@ -21,7 +21,7 @@ def report(results: Mapping[str, Any], plot: str) -> str:
     rates, picture = as_markdown(rate_table(measured)), f"![What is lost by steps]({plot})"
     parts = ["# One LoRA instead of the pair", heading(measured), rates, picture]
     for regime in REGIMES:
-        rows = [measured.base(regime), measured.pair(regime), measured.preferred(regime), *measured.students(regime)]
+        rows = all_rows(measured, regime)
         parts += [
             f"## {regime.capitalize()}",
             pair_text(measured, regime),
@@ -56,8 +56,8 @@ def heading(measured: Measured) -> str:
         "its rank allows. *On the pair's pictures*: noised latents of a picture that the pair drew of each of the "
         "pairs' prompts, in place of the chosen images. *On the pair's paths*: the points at which its sampler asked "
         "for those; noise levels differ within a batch, and are those of the sampler that the student is counted with.",
-        "\n\nCut, for lack of time: other ranks are counted after the last step alone, and rows that say so have fewer "
-        "training seeds; their differences are from the pair and the base of those.",
+        f"\n\nCut, for lack of time: all but LoRAs of rank {plan.rank} on the pairs are counted after the last step "
+        "alone, and rows that say so have fewer training seeds; their differences are from the pair and the base of those.",
         f"\n\nNothing is chosen here: LoRAs train at {plan.rate:g} and whole models at {plan.full_rate:g}, the "
         f"defaults of `distill`. Other rates were tried on dev, at rank {plan.rank} with the first seed of "
         f"*{SEARCHED}*:",
@@ -158,11 +158,12 @@ def scale_table(measured: Measured, regime: str) -> Table:
 
 
 def short_table(measured: Measured, regime: str) -> str:
-    """A regime's table as the docs have it: students on the pair's own data after their last step alone."""
-    last = str(measured.plan.steps)
-    students = [row for row in measured.students(regime) if "pair's" not in row.title or row.point == last]
-    rows = [measured.base(regime), measured.pair(regime), measured.preferred(regime), *students]
-    return as_markdown(main_table(measured, regime, rows))
+    """A regime's table as the docs have it."""
+    return as_markdown(main_table(measured, regime, all_rows(measured, regime)))
+
+
+def all_rows(measured: Measured, regime: str) -> list[Row]:
+    return [measured.base(regime), measured.pair(regime), measured.preferred(regime), *measured.students(regime)]
 
 
 def filled(page: str, results: Mapping[str, Any]) -> str:
