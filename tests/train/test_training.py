@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -358,6 +359,27 @@ def test_adamw_takes_its_settings(config):
         corrected = m / (1 - beta1**step), v / (1 - beta2**step)
         p = (1 - rate * decay) * p - rate * corrected[0] / (corrected[1].sqrt() + epsilon)
     torch.testing.assert_close(stepped(settings, gradients), p)
+
+
+def test_a_state_of_the_plain_adamw_goes_on_in_the_fused_one(config):
+    """What version 0.1.0 kept is of torch's loop over parameters; the second step from it is as that loop's."""
+    settings = config(learning_rate=0.01, weight_decay=0.1)
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(1000, generator=generator) for _ in range(2)]
+    plain = torch.nn.Parameter(torch.ones(1000))
+    before = torch.optim.AdamW([plain], lr=0.01, eps=settings.adam_epsilon, weight_decay=0.1, foreach=False)
+    plain.grad = gradients[0].clone()
+    before.step()
+
+    parameter = torch.nn.Parameter(plain.detach().clone())
+    fused = make_optimizer(settings, [parameter])
+    assert fused.param_groups[0]["fused"]
+    kept = flatten_optimizer(deepcopy(before.state_dict()))
+    fused.load_state_dict(unflatten_optimizer(*kept, fused.state_dict()["param_groups"]))
+    for optimizer, each in ((before, plain), (fused, parameter)):
+        each.grad = gradients[1].clone()
+        optimizer.step()
+    torch.testing.assert_close(parameter, plain, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "adafactor"])
