@@ -170,8 +170,8 @@ def test_each_call_is_of_its_own_model(method, config):
 
 
 def test_the_reference_is_the_base_for_both_methods(config):
-    """At the first step both members equal the reference: Δ = 0, z = 0, loss = log 2. Whole members see one side each, the
-    reference both at once, which is summed in another order."""
+    """At the first step both members equal the reference: Δ = 0, z = 0, loss = log 2. Whole members see one side each,
+    the reference both at once, which is summed in another order."""
     for method, rounding in (("full", 1e-6), ("lora", 0.0)):
         trainer = trainer_of(config(training_method=method, output=method))
         losses, metrics = trainer.gradients.measure(batch_of(trainer))
