@@ -35,9 +35,9 @@ def pair_id(prompt: str, chosen_sha256: str, rejected_sha256: str) -> str:
     return hashlib.sha256(f"{chosen_sha256}{rejected_sha256}{prompt}".encode()).hexdigest()
 
 
-def fingerprint(samples: Iterable[Identified]) -> str:
+def fingerprint(ids: Iterable[str]) -> str:
     """Digest of the pairs' contents, whatever their order: ``chats.dataset_fingerprint`` of a pair's metadata."""
-    return hashlib.sha256("\n".join(sorted(sample.id for sample in samples)).encode()).hexdigest()
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

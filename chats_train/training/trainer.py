@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from chats.draws import VALIDATION_EPOCH, Order, draw, held_out
+from chats.draws import VALIDATION_EPOCH, Order, draw, held_out_rows
 
 from ..data import PairDataset
 from ..data.pairs import PairSample
@@ -63,8 +63,9 @@ class Trainer:
         self.config, self.family, self.encodings, self.processes = config, family, encodings, processes
         self.device = processes.device
         self.dataset_fingerprint = dataset.fingerprint
-        self.samples, self.validation = held_out(dataset.samples, config.seed, config.validation_pairs)
-        self.order = Order([sample.id for sample in self.samples], config.seed)
+        trained, measured = held_out_rows(dataset.samples.ids, config.seed, config.validation_pairs)
+        self.samples, self.validation = dataset.samples.take(trained), list(dataset.samples.take(measured))
+        self.order = Order(self.samples.ids, config.seed)
         self.gradients = gradients or run_gradients(config, family, self.device)
         self.members = self.gradients.members
         self.parameters = self.members.named_parameters()
