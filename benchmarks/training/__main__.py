@@ -62,7 +62,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.training", description=__doc__.splitlines()[0])
     parser.add_argument("--layout", choices=("tiny", "sd15"), default="tiny")
     parser.add_argument("--pixels", type=int, default=256, help="side of the square pictures")
-    parser.add_argument("--rounds", type=int, default=3, help="timed steps of each side, after one that is not timed")
+    parser.add_argument("--rounds", type=int, default=3, help="timed steps of each side")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
     parser.add_argument(
         "--folder",

@@ -83,7 +83,7 @@ def prepare(setting: Setting) -> dict[str, Any]:
     torch.set_num_threads(setting.threads)
     if not (setting.base / "model_index.json").exists():
         tiny_pipelines.save_pipeline("sd15", setting.base) if setting.layout == "tiny" else save_sd15(setting.base)
-    names = string.ascii_lowercase[: setting.rounds + 1]  # a pair for each step, as far as letters go
+    names = string.ascii_lowercase[: setting.rounds]  # a pair for each step, as far as letters go
     pictures.write_folders(setting.pairs, names, (setting.pixels, setting.pixels))
     config, family, dataset = opened(setting, {})
     shutil.rmtree(config.cache_dir, ignore_errors=True)
@@ -128,8 +128,8 @@ def opened(setting: Setting, settings: dict[str, Any]) -> tuple[RunConfig, Famil
 
 
 def measure(setting: Setting, rounds: int, keep: Callable[[dict[str, Any]], None]) -> None:
-    """Every side a step at a time, in turn, so that what else the machine does falls on all alike; what each step took is
-    kept as it is known. The steps of the first round are not timed."""
+    """Every side a step at a time, in turn, so that what else the machine does falls on all alike; what each step took
+    is kept as it is known. One step, of the first side, is not timed: it readies torch."""
     torch.set_num_threads(setting.threads)
     config, family, dataset = opened(setting, {})
     if setting.layout != "tiny":
@@ -142,7 +142,8 @@ def measure(setting: Setting, rounds: int, keep: Callable[[dict[str, Any]], None
         if setting.layout != "tiny" and config.training_method == "full":
             for parameter in parameters:
                 parameter.register_post_accumulate_grad_hook(drop_gradient)
-    for number in range(rounds + 1):
+    next(iter(steps.values()))(0)
+    for number in range(rounds):
         for name, step in steps.items():
             give_back()
             weights = memory("VmRSS")
@@ -150,9 +151,8 @@ def measure(setting: Setting, rounds: int, keep: Callable[[dict[str, Any]], None
             before = time.perf_counter(), time.process_time()
             step(number)
             after = time.perf_counter(), time.process_time()
-            if number:
-                took = {"wall": after[0] - before[0], "cpu": after[1] - before[1]}
-                keep({"side": name, **took, "step": memory("VmHWM") - weights})
+            took = {"wall": after[0] - before[0], "cpu": after[1] - before[1]}
+            keep({"side": name, **took, "step": memory("VmHWM") - weights})
 
 
 def counted(setting: Setting) -> dict[str, int]:
