@@ -33,6 +33,8 @@ RESERVED_KEYS = frozenset({"config", "_quantization_metadata"})
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 
 Member = Literal["preferred", "dispreferred"]
+# The model that leads the preferred one: the pair's own other member, or the base that both started from.
+Negative = Literal["dispreferred", "base"]
 PredictionType = Literal["epsilon", "v_prediction", "flow"]
 NullPrompt = Literal["encoded_empty", "zeros"]
 
@@ -61,7 +63,9 @@ class PairMetadata:
     ``resolution`` is in pixels, ``step`` the optimizer steps trained, the ``*_sha256`` are hexadecimal digests,
     ``proxy_*`` what :mod:`.probe` measured of the dispreferred member at ``alpha``; ``dataset_*`` are the name of the
     rated pairs and their number, ``held_out_accuracy`` the share of those not trained on that the pair tells right;
-    ``base_file`` is the base's file in ComfyUI, where ``base_name`` is the architecture.
+    ``base_file`` is the base's file in ComfyUI, where ``base_name`` is the architecture; such a pair has no
+    ``base_sha256``, which is of a file's denoiser: what a MODEL computes with need not be what its file holds.
+    ``negative`` is the better one beside the preferred member, where an evaluation of these weights found a difference.
     """
 
     member: Member
@@ -85,6 +89,7 @@ class PairMetadata:
     dataset_pairs: int | None = None
     held_out_accuracy: float | None = None
     base_file: str | None = None
+    negative: Negative | None = None
 
     def to_header(self) -> dict[str, str]:
         """The metadata as header entries ``chats.<field>`` → string; what is None is left out."""
@@ -126,6 +131,8 @@ class PairMetadata:
             parts.append(f"null prompt: {NULL_PROMPT_WORDS[self.null_prompt]}")
         if self.resolution is not None:
             parts.append(f"{self.resolution} px")
+        if self.negative is not None:
+            parts.append(f"better negative: {NEGATIVE_WORDS[self.negative]}")
         return ", ".join(parts)
 
     def origin(self) -> str:
@@ -141,6 +148,10 @@ class PairMetadata:
 
 
 NULL_PROMPT_WORDS = {"encoded_empty": "an empty prompt", "zeros": "zeros (ConditioningZeroOut)"}
+NEGATIVE_WORDS: dict[Negative, str] = {
+    "dispreferred": "the dispreferred model",
+    "base": "the untouched base, at alpha 0",
+}
 
 
 def header_entries(metadata: Any, prefix: str) -> dict[str, str]:

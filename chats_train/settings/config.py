@@ -66,6 +66,10 @@ class DataConfig(Section):
         default_factory=Columns, description="names of the columns, where they are not the usual ones"
     )
     max_pairs: Count | None = Field(None, description="read only the first pairs; null reads all")
+    checksum: bool = Field(
+        False,
+        description="read and hash every image again at each start; false trusts files of unchanged size and time",
+    )
     strict: bool = Field(
         False, description="stop at broken images, missing captions or sizes that differ; false lists them and goes on"
     )

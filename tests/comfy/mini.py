@@ -17,17 +17,17 @@ SD15 = dict(
     in_channels=4,
     model_channels=320,
     out_channels=4,
-    num_res_blocks=[1, 1],
-    channel_mult=[1, 1],
+    num_res_blocks=[1],
+    channel_mult=[1],
     num_heads=8,
     use_spatial_transformer=True,
-    transformer_depth=[1, 1],
-    transformer_depth_output=[1, 1, 1, 1],
+    transformer_depth=[1],
+    transformer_depth_output=[1, 1],
     transformer_depth_middle=1,
     context_dim=768,
     legacy=False,
 )
-# SDXL's depths, which ComfyUI knows it by, at a quarter of its widths.
+# SDXL's depths on the way down, which ComfyUI knows it by, at a quarter of its widths.
 SDXL = dict(
     image_size=32,
     in_channels=4,
@@ -39,8 +39,8 @@ SDXL = dict(
     use_spatial_transformer=True,
     use_linear_in_transformer=True,
     transformer_depth=[0, 0, 2, 2, 10, 10],
-    transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
-    transformer_depth_middle=10,
+    transformer_depth_output=[0, 0, 0, 1, 1, 1, 1, 1, 1],
+    transformer_depth_middle=1,
     context_dim=2048,
     num_classes="sequential",
     adm_in_channels=2816,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from copy import deepcopy
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 import tiny_runs
 import torch
+from loaded_process import start
 from safetensors.torch import load_file
-from tiny_runs import trainer_of
+from tiny_runs import first_step, trainer_of
 
 from chats.draws import draw, step_pairs
 from chats.objective import OBJECTIVES
@@ -198,20 +200,6 @@ def test_every_objective_trains(objective, config):
     assert len(trainer.members.names) == OBJECTIVES[objective].models
 
 
-WORKER = """
-import json, sys
-sys.path[:0] = [{root!r}, {here!r}]
-from tiny_runs import trainer_of
-from chats_train.settings.config_file import parse_config
-trainer = trainer_of(parse_config(json.loads(sys.argv[1])))
-report = trainer.train_step()
-if trainer.processes.is_main:
-    from safetensors.torch import save_file
-    save_file({{name: p.grad for name, p in trainer.parameters.items() if p.grad is not None}}, sys.argv[2])
-    print(json.dumps(report.metrics))
-"""
-
-
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
 # What was registered first is done last, before the interpreter ends: by then torch's threads must be gone, since one
 # that wants the interpreter when it ends aborts the process, seldom and under load only.
@@ -254,19 +242,25 @@ def test_two_processes_have_the_gradients_of_one(method, config, tmp_path):
     report = alone.train_step()
     expected = {name: parameter.grad for name, parameter in alone.parameters.items() if parameter.grad is not None}
 
-    root = str(Path(__file__).resolve().parents[2])
-    (tmp_path / "worker.py").write_text(WORKER.format(root=root, here=str(Path(__file__).parent)))
-    run = config(training_method=method, gradient_accumulation_steps=2, max_grad_norm=0.0).model_dump(mode="json")
-    command = [*LAUNCH, tmp_path / "worker.py", json.dumps(run), tmp_path / "gradients.safetensors"]
-    result = subprocess.run(
-        command, capture_output=True, text=True, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run = config(training_method=method, gradient_accumulation_steps=2, max_grad_norm=0.0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # What torchrun sets.
+    joined = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    logs = [tmp_path / f"log-{rank}" for rank in range(2)]
+    processes = [
+        start(log, first_step, run, tmp_path, **joined, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank, log in enumerate(logs)
+    ]
+    for process, log in zip(processes, logs, strict=True):
+        process.join(timeout=120)
+        assert process.exitcode == 0, log.read_text()[-3000:]
     actual = load_file(tmp_path / "gradients.safetensors")
     assert set(actual) == set(expected)
     vectors = [torch.cat([gradients[name].flatten() for name in sorted(expected)]) for gradients in (expected, actual)]
     assert torch.linalg.vector_norm(vectors[0] - vectors[1]) / torch.linalg.vector_norm(vectors[0]) < 1e-6
-    assert json.loads(result.stdout.strip().splitlines()[-1]) == pytest.approx(report.metrics, rel=1e-5)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == pytest.approx(report.metrics, rel=1e-5)
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])

@@ -140,7 +140,7 @@ def _sd15(comfy: bool) -> torch.nn.Module:
 
 
 def _sdxl(comfy: bool) -> torch.nn.Module:
-    """ComfyUI knows SDXL by its depths 1, 2, 10 and its widths; a quarter of the channels will do."""
+    """ComfyUI knows SDXL by its depths 1, 2, 10 on the way down and its widths; a quarter of the channels will do."""
     channels, pooled = (320, 320, 320) if comfy else (16, 32, 32), 1280 if comfy else CLIP_WIDTHS["sdxl"][1]
     return UNet2DConditionModel(
         block_out_channels=channels,
@@ -149,6 +149,7 @@ def _sdxl(comfy: bool) -> torch.nn.Module:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=2048 if comfy else sum(CLIP_WIDTHS["sdxl"]),
         transformer_layers_per_block=[1, 2, 10] if comfy else [1, 1, 2],
+        reverse_transformer_layers_per_block=[1, 1, 1] if comfy else None,
         attention_head_dim=[channel // (64 if comfy else 8) for channel in channels],
         use_linear_projection=True,
         addition_embed_type="text_time",
