@@ -57,6 +57,11 @@ class Members(ABC):
     def succeed(self, name: str, config: RunConfig) -> None:
         """Freezes what trains now and puts one more model, equal to the base, to train in its place."""
 
+    def compile(self) -> None:
+        """Has every model's blocks compiled, the reference's too, each when it is first called."""
+        for module in self.modules:
+            compile_blocks(module)
+
     @property
     @abstractmethod
     def modules(self) -> list[nn.Module]:
@@ -111,6 +116,11 @@ class FullMembers(Members):
             return self._by_name[name]
         assert self._reference is not None, "the members were made without a reference"
         return self._reference
+
+    def compile(self) -> None:
+        super().compile()
+        if self._reference is not None:
+            compile_blocks(self._reference)
 
     def succeed(self, name: str, config: RunConfig) -> None:
         for module in self._by_name.values():
@@ -229,6 +239,17 @@ def make_members(config: RunConfig, family: Family, models: int, with_reference:
     if config.training_method == "lora":
         return LoRAMembers(config, family, names, device)
     return FullMembers(config, family, names, device, with_reference)
+
+
+def compile_blocks(module: Any) -> None:
+    """torch.compile of a model's repeated blocks, one at a time and in place: blocks of one shape share what is
+    compiled."""
+    # Shapes of blocks times those of buckets, with and without a graph; beyond the limit torch stops compiling.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    kinds = module._repeated_blocks or module._no_split_modules
+    for block in module.modules():
+        if type(block).__name__ in kinds:
+            block.compile()
 
 
 Weight = TypeVar("Weight", bound=Tensor)

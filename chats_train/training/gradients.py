@@ -150,6 +150,8 @@ def run_gradients(config: RunConfig, family: Family, device: torch.device) -> Gr
     objective = OBJECTIVES[config.objective]
     with_reference = objective.needs_reference or config.sample_every > 0  # previews show the base too
     members = make_members(config, family, objective.models, with_reference, device)
+    if config.compile:
+        members.compile()
     return Gradients(family, members, objective, config.beta, device, mixed_precision=config.mixed_precision)
 
 
