@@ -164,9 +164,18 @@ def test_every_objective_trains(objective, config):
 WORKER = """
 import json, sys
 sys.path[:0] = [{root!r}, {here!r}]
-from tiny_runs import trainer_of
+import contextlib
+from tiny_runs import PAIRS, trainer_of
+from chats_train.runs.processes import Processes
 from chats_train.settings.config_file import parse_config
-trainer = trainer_of(parse_config(json.loads(sys.argv[1])))
+from chats_train.training.train import open_data
+config, processes = parse_config(json.loads(sys.argv[1])), Processes()
+with contextlib.redirect_stdout(sys.stderr):
+    dataset = open_data(config, processes)
+processes.wait()
+assert (len(dataset.samples), [*config.cache_dir.glob(".pairs*")]) == (PAIRS, [])
+assert dataset.samples[0].chosen.read()
+trainer = trainer_of(config)
 report = trainer.train_step()
 if trainer.processes.is_main:
     from safetensors.torch import save_file
