@@ -20,9 +20,13 @@ import tempfile
 import time
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from chats_train.data.pair_columns import PairColumns
 
 PAIRS, ROWS_OF_A_FILE, SIDE = 851_293, 50_000, 8
-PAIRS_A_STEP, STEPS = 128, 1000
+PAIRS_A_STEP, STEPS = 128, 100
 # Pick-a-Pic v2 has some 14 pairs a prompt.
 PAIRS_OF_A_PROMPT = 14
 
@@ -81,19 +85,21 @@ def start(folder: Path) -> dict[str, float]:
     print("\n".join(dataset.report()), file=sys.stderr)
     found = {"pairs": len(dataset.samples), "fingerprint": int(dataset.fingerprint[:12], 16)}
     found |= {"seconds": time.perf_counter() - clock, "processor": time.process_time() - processor}
-    return {**found, **order(dataset.samples.ids), "gigabytes": peak_bytes() / 1e9}
+    return {**found, **order(dataset.samples), "gigabytes": peak_bytes() / 1e9}
 
 
-def order(ids) -> dict[str, float]:
-    """Milliseconds of processor time for the pairs of an epoch's first step, and of each of the next thousand."""
+def order(samples: PairColumns) -> dict[str, float]:
+    """Milliseconds of processor time for the pairs of an epoch's first step, and of each of the next ones, the pairs
+    themselves included."""
     from chats.draws import Order
 
-    order, marks = Order(ids, 0), [time.process_time()]
+    order, marks = Order(samples.ids, 0), [time.process_time()]
     for step in range(STEPS + 1):
-        order.step(step, PAIRS_A_STEP)
+        for _, row in order.step(step, PAIRS_A_STEP):
+            samples[row]
         marks.append(time.process_time())
     first, later = marks[1] - marks[0], (marks[-1] - marks[1]) / STEPS
-    steps = max(1, len(ids) // PAIRS_A_STEP)
+    steps = max(1, len(samples) // PAIRS_A_STEP)
     return {"first_step": 1e3 * first, "later_step": 1e3 * later, "mean_step": 1e3 * (later + first / steps)}
 
 
