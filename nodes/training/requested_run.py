@@ -86,7 +86,7 @@ def train_pair(
     with enough_memory_for(ENCODING):
         null, null_kind = _null_prompt(connected.null, encoder)
     facts = asdict(settings) | {
-        "dataset": fingerprint(rated),
+        "dataset": fingerprint(pair.id for pair in rated),
         "model": model_digest(connected.model),
         "clip": clip_digest,
         "vae": vae_digest,
