@@ -5,7 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .loading import loaders, lora_loader
 from .rating import prompt_lines, routes, save_candidates
 from .sampling import apply, guider, ksampler, proxy_prompt
-from .training import train_lora_pair
+from .training import distill_pair, train_lora_pair
 
 routes.register()
 
@@ -22,6 +22,7 @@ class CHATSExtension(ComfyExtension):
             *prompt_lines.NODES,
             *save_candidates.NODES,
             *train_lora_pair.NODES,
+            *distill_pair.NODES,
         ]
 
 
