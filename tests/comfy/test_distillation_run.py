@@ -9,7 +9,7 @@ import mini_architectures
 import nodes as comfy_nodes
 import pytest
 import torch
-from conftest import newest_only, pack_module
+from conftest import pack_module
 from running import guider_of, lora, run
 from safetensors.torch import load_file, save_file
 from training_runs import SIZE, stop_after
