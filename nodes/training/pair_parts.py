@@ -92,8 +92,9 @@ def begin_with(more: Mapping[str, LowRank], adapters: Adapters) -> None:
 def _alone(model: ModelPatcher) -> ModelPatcher:
     """A clone that samples as one model."""
     alone = saying_nothing(model.clone())
-    for kind in list(alone.wrappers):
-        alone.remove_wrappers_with_key(kind, KEY)
+    others = {kind: {key: each for key, each in keyed.items() if key != KEY} for kind, keyed in alone.wrappers.items()}
+    # None is left empty: a model that never was a pair has none of a kind that nobody added.
+    alone.wrappers = {kind: keyed for kind, keyed in others.items() if keyed}
     for name in (ATTACHMENT, DISTILLED):
         alone.remove_attachments(name)
     return alone
