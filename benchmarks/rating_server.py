@@ -5,7 +5,8 @@
 A real `main.py --cpu` with this pack alone, asked over HTTP by one client, each request on a connection of its own.
 Each server is new to the data set when the dialog is opened. Every tenth vote comes right after a picture that a graph
 saved. Times by the clock are the client's; those of a core are all that the server's threads ran meanwhile, deriving
-metadata.jsonl included.
+metadata.jsonl included. ComfyUI collects Python's garbage after a graph, at most every ten seconds, and does nothing
+else then: what met that is in a line of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +28,19 @@ from benchmarks.rating_kills import call, prepare, running  # noqa: E402
 DATASET, TAB = "large", "0123456789abcdef"
 PAIR, RATING = f"/chats/{DATASET}/pair?tab={TAB}", f"/chats/{DATASET}/rating"
 OPENINGS, VOTES_A_PICTURE = 3, 10
-Times = dict[str, list[tuple[float, float]]]
+COLLECTING = "any of these, met by ComfyUI's collecting of garbage"
+# A pack that notes when all of Python's garbage was collected, in seconds since 1970.
+COLLECTIONS = """
+import gc, time
+def note(phase, info):
+    if info["generation"] == 2:
+        with open({path!r}, "a") as file:
+            file.write(f"{{time.time()}}\\n")
+gc.callbacks.append(note)
+NODE_CLASS_MAPPINGS = {{}}
+"""
+# By the clock and of a core; and until when, in seconds since 1970.
+Times = dict[str, list[tuple[float, float, float]]]
 
 
 def main() -> None:
@@ -41,6 +54,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch)
         prepare(base)
+        noted = base / "collections.txt"
+        (base / "custom_nodes" / "collections_noted.py").write_text(COLLECTIONS.format(path=str(noted)))
         folder = base / "output" / "chats" / DATASET
         write_candidates(folder, args.candidates, args.prompts)
         answer_half(folder)
@@ -52,6 +67,7 @@ def main() -> None:
                 timed(times, process.pid, "opening: the data sets, the first pair", lambda port=port: opened(port))
                 if opening == OPENINGS:
                     rate(times, port, process.pid, args.votes)
+        times = apart(times, noted)
     text = "\n".join([heading(args, "rating_server.py"), "", *table(times)]) + "\n"
     print(text)
     if args.markdown:
@@ -92,8 +108,21 @@ def draw(port: int, number: int) -> None:
 def timed(times: Times, pid: int, what: str, do: Callable[[], Any]) -> Any:
     wall, core = time.perf_counter(), core_seconds(pid)
     result = do()
-    times.setdefault(what, []).append((time.perf_counter() - wall, core_seconds(pid) - core))
+    times.setdefault(what, []).append((time.perf_counter() - wall, core_seconds(pid) - core, time.time()))
     return result
+
+
+def apart(times: Times, noted: Path) -> dict[str, list[tuple[float, float]]]:
+    """The same, and in a line of its own what was met by a collection: from one time that was noted to the next."""
+    moments = [float(line) for line in noted.read_text().split()] if noted.exists() else []
+    pauses = list(zip(moments[::2], moments[1::2], strict=False))
+    found: dict[str, list[tuple[float, float]]] = {}
+    for what, tries in times.items():
+        for wall, core, end in tries:
+            met = any(start < end and end - wall < stop for start, stop in pauses)
+            found.setdefault(COLLECTING if met and not what.startswith("opening") else what, []).append((wall, core))
+    found |= {COLLECTING: found.pop(COLLECTING)} if COLLECTING in found else {}  # the last line
+    return found
 
 
 def core_seconds(pid: int) -> float:

@@ -35,9 +35,9 @@ def pair_id(prompt: str, chosen_sha256: str, rejected_sha256: str) -> str:
     return hashlib.sha256(f"{chosen_sha256}{rejected_sha256}{prompt}".encode()).hexdigest()
 
 
-def fingerprint(samples: Iterable[Identified]) -> str:
+def fingerprint(ids: Iterable[str]) -> str:
     """Digest of the pairs' contents, whatever their order: ``chats.dataset_fingerprint`` of a pair's metadata."""
-    return hashlib.sha256("\n".join(sorted(sample.id for sample in samples)).encode()).hexdigest()
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -68,45 +68,92 @@ def draw(seed: int, epoch: int, pair_id: str, shape: torch.Size) -> Draw:
     return Draw(torch.randn(shape, generator=generator), timestep, coin)
 
 
-def step_pairs(samples: Sequence[Pair], seed: int, step: int, size: int) -> list[tuple[int, Pair]]:
-    """The pairs of one optimizer step with their epochs.
-
-    The epochs follow each other without a gap, each in an order of its own, so that a step's pairs follow from its
-    number alone.
+class Order:
+    """Which pairs a step has. The order of an epoch is made once, when a step first asks for it, and kept until a later
+    one is asked for.
 
     Args:
-        samples: the pairs to train on, in any order.
+        ids: of the pairs to train on, in any order.
         seed: the run's.
-        step: counted from 0.
-        size: pairs in a step, over all processes.
-
-    Returns:
-        ``size`` times an epoch, counted from 0, and a pair; a step may reach into the next epoch.
     """
-    picked = []
-    orders: dict[int, list[Pair]] = {}
-    for position in range(step * size, (step + 1) * size):
-        epoch, index = divmod(position, len(samples))
-        if epoch not in orders:
-            orders[epoch] = shuffled(samples, seed, epoch)
-        picked.append((epoch, orders[epoch][index]))
-    return picked
+
+    def __init__(self, ids: Sequence[str], seed: int):
+        self._ids, self._seed = ids, seed
+        self._epochs: dict[int, list[int]] = {}
+
+    def step(self, step: int, size: int) -> list[tuple[int, int]]:
+        """The pairs of one optimizer step with their epochs.
+
+        The epochs follow each other without a gap, each in an order of its own, so that a step's pairs follow from its
+        number alone.
+
+        Args:
+            step: counted from 0.
+            size: pairs in a step, over all processes.
+
+        Returns:
+            ``size`` times an epoch, counted from 0, and a pair's place in ``ids``; a step may reach into the next
+            epoch.
+        """
+        count = len(self._ids)
+        first = step * size // count
+        self._epochs = {epoch: rows for epoch, rows in self._epochs.items() if epoch >= first}
+        positions = (divmod(position, count) for position in range(step * size, (step + 1) * size))
+        return [(epoch, self._rows(epoch)[index]) for epoch, index in positions]
+
+    def _rows(self, epoch: int) -> list[int]:
+        if epoch not in self._epochs:
+            self._epochs[epoch] = shuffled_rows(self._ids, self._seed, epoch)
+        return self._epochs[epoch]
+
+
+def step_pairs(samples: Sequence[Pair], seed: int, step: int, size: int) -> list[tuple[int, Pair]]:
+    """The pairs of one optimizer step with their epochs, as :meth:`Order.step` has them; sorts them all."""
+    picked = Order([sample.id for sample in samples], seed).step(step, size)
+    return [(epoch, samples[row]) for epoch, row in picked]
+
+
+def shuffled_rows(ids: Sequence[str], seed: int, epoch: int) -> list[int]:
+    """The order of one epoch, as places in ``ids``. It follows from the seed, the epoch and the ids, not from the order
+    in which they come: by the hash of (seed, epoch, id), and of two with one hash by the id."""
+    # Of its parts, the hash's last alone differs from pair to pair.
+    begun = hashlib.sha256(_text(seed, epoch, "order", ""))
+    by_id = sorted(range(len(ids)), key=ids.__getitem__)
+    numbers = []
+    for row in by_id:
+        each = begun.copy()
+        each.update(ids[row].encode())
+        numbers.append(_leading(each.digest()))
+    ordered = torch.tensor(numbers, dtype=torch.int64).argsort(stable=True).tolist()
+    return [by_id[place] for place in ordered]
 
 
 def shuffled(samples: Sequence[Pair], seed: int, epoch: int) -> list[Pair]:
-    """The pairs in the order of one epoch, which follows from the seed, the epoch and the pairs, not from the order in
-    which they come."""
-    return sorted(samples, key=lambda sample: (_number(seed, epoch, "order", sample.id), sample.id))
+    """The pairs in the order of one epoch (:func:`shuffled_rows`)."""
+    return [samples[row] for row in shuffled_rows([sample.id for sample in samples], seed, epoch)]
 
 
-def held_out(samples: Sequence[Pair], seed: int, count: int) -> tuple[list[Pair], list[Pair]]:
-    """The pairs to train on and those to measure on: ``count`` of them, at most half of all."""
-    order = shuffled(samples, seed, VALIDATION_EPOCH)
+def held_out_rows(ids: Sequence[str], seed: int, count: int) -> tuple[list[int], list[int]]:
+    """The pairs to train on and those to measure on, as places in ``ids``: ``count`` of them, at most half of all."""
+    order = shuffled_rows(ids, seed, VALIDATION_EPOCH)
     count = min(count, len(order) // 2)
     return order[count:], order[:count]
 
 
+def held_out(samples: Sequence[Pair], seed: int, count: int) -> tuple[list[Pair], list[Pair]]:
+    """The pairs to train on and those to measure on (:func:`held_out_rows`)."""
+    kept, held = held_out_rows([sample.id for sample in samples], seed, count)
+    return [samples[row] for row in kept], [samples[row] for row in held]
+
+
 def _number(*parts: object) -> int:
     """A whole number of 63 bits from the hash of the parts."""
-    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return _leading(hashlib.sha256(_text(*parts)).digest())
+
+
+def _text(*parts: object) -> bytes:
+    return "\0".join(map(str, parts)).encode()
+
+
+def _leading(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "big") >> 1

@@ -158,7 +158,7 @@ def preference_metrics(errors: PairErrors, z: Tensor) -> Metrics:
     Δ⁺ and Δ⁻, ``z``, ``gate`` = σ(−z), and ``implicit_accuracy``.
 
     The gate is the share of the gradient that a pair still gets. The implicit accuracy is 1 where σ(z) > ½, that is
-    where the models beat the reference on this pair, and ½ where they equal it, as at the first step.
+    where the models beat the reference on this pair, and ½ where they equal it.
     """
     z = z.detach()
     delta_chosen, delta_rejected = _deltas(errors)

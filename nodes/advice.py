@@ -24,6 +24,8 @@ SAMPLING = "chats_sampling"
 # The attachment of a MODEL that was loaded as a member from a file that was distilled from a pair, and of the pair that
 # it is in: the lines on that.
 DISTILLED = "chats_distilled"
+# The attachment of a pair's MODEL whose metadata recommend another negative than the one it has.
+OTHER_NEGATIVE = "chats_other_negative"
 # The option of a conditioning entry that holds the ProxyFacts it was made with.
 PROXY = "chats_proxy"
 # ComfyUI's classes that interpret a network's output, each with the metadata's word for that kind of prediction.
@@ -118,6 +120,7 @@ def advise_on_run(
     metadata = model.attachments.get(ATTACHMENT)
     facts = dict.fromkeys(entry[PROXY] for entry in negative if PROXY in entry)
     lines = [prediction_advice(metadata, model), sampling_advice(model), cfg_advice(metadata, cfg)]
+    lines.append(model.attachments.get(OTHER_NEGATIVE))
     lines += [line for each in facts for line in proxy_advice(metadata, each)]
     lines += model.attachments.get(DISTILLED, ())
     found = [line for line in [*lines, *further] if line]

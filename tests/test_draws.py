@@ -1,11 +1,13 @@
 """The random numbers of a step follow from seed, epoch and pair alone."""
 
+import hashlib
 from dataclasses import dataclass
 
 import pytest
 import torch
 
-from chats.draws import VALIDATION_EPOCH, draw, held_out, shuffled, step_pairs
+from chats import draws
+from chats.draws import VALIDATION_EPOCH, Order, draw, held_out, shuffled, shuffled_rows, step_pairs
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,48 @@ def test_parts_of_a_seed_do_not_run_into_each_other():
     # Joined without anything in between, (1, 12) and (11, 2) would be one text and one draw.
     shape = torch.Size((1,))
     assert draw(1, 12, "a", shape).coin != draw(11, 2, "a", shape).coin
+
+
+def sorted_at_every_step(ids, seed, epoch):
+    """The order by its formula, as version 0.1.0 sorted."""
+
+    def number(*parts):
+        return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
+
+    return sorted(range(len(ids)), key=lambda row: (number(seed, epoch, "order", ids[row]), ids[row]))
+
+
+def test_the_order_of_an_epoch_is_that_of_the_formula():
+    ids = [hashlib.sha256(str(index).encode()).hexdigest() for index in range(500)]
+    for seed, epoch in ((0, 0), (7, 3), (-5, VALIDATION_EPOCH)):
+        assert shuffled_rows(ids, seed, epoch) == sorted_at_every_step(ids, seed, epoch)
+
+
+def test_pairs_of_one_number_are_in_the_order_of_their_ids(monkeypatch):
+    monkeypatch.setattr(draws, "_leading", lambda digest: digest[0] % 2)
+    ids = [f"pair {index}" for index in (3, 1, 4, 0, 5, 9, 2, 6)]
+    halves = [hashlib.sha256(f"0\x000\0order\0{each}".encode()).digest()[0] % 2 for each in ids]
+    assert len(set(halves)) == 2
+    expected = sorted(range(len(ids)), key=lambda row: (halves[row], ids[row]))
+    assert shuffled_rows(ids, 0, 0) == expected
+
+
+def test_an_epoch_is_sorted_once(monkeypatch):
+    """A step that begins the next one sorts that too; a run that goes back gets the earlier ones again."""
+    sorts = []
+    monkeypatch.setattr(draws, "shuffled_rows", lambda *args: sorts.append(args[2]) or shuffled_rows(*args))
+    pairs = samples(10)
+    order = Order([pair.id for pair in pairs], 7)
+    for step in range(10):
+        rows = order.step(step, 3)
+        assert [(epoch, pairs[row]) for epoch, row in rows] == step_pairs_of_the_formula(pairs, 7, step, 3)
+    assert sorts == [0, 1, 2]
+    assert order.step(0, 3) == Order([pair.id for pair in pairs], 7).step(0, 3)
+
+
+def step_pairs_of_the_formula(pairs, seed, step, size):
+    picked = []
+    for position in range(step * size, (step + 1) * size):
+        epoch, index = divmod(position, len(pairs))
+        picked.append((epoch, pairs[sorted_at_every_step([pair.id for pair in pairs], seed, epoch)[index]]))
+    return picked

@@ -89,6 +89,8 @@ def test_the_header_is_version_0_1_0s():
         ("prediction_type", "flow"),  # SD3 and Flux
         ("null_prompt", "encoded_empty"),
         ("null_prompt", "zeros"),
+        ("negative", "dispreferred"),
+        ("negative", "base"),
     ],
 )
 def test_every_word_that_is_written_is_read(key, value):
@@ -129,6 +131,9 @@ def test_the_origin_says_what_is_stated():
 def test_the_recommendation_is_in_comfyuis_terms():
     assert PREFERRED.recommendation() == "cfg 6 (s = 5), alpha 0.6, null prompt: zeros (ConditioningZeroOut), 1024 px"
     assert pair.PairMetadata("preferred").recommendation() == ""
+    assert pair.PairMetadata("preferred", negative="base").recommendation() == (
+        "better negative: the untouched base, at alpha 0"
+    )
     assert (
         pair.PairMetadata("preferred", null_prompt="encoded_empty").recommendation() == "null prompt: an empty prompt"
     )

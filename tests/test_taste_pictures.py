@@ -1,6 +1,5 @@
 """Which pictures are there: seen at once where it matters, and the folder is listed no more often than it takes."""
 
-import os
 import time
 
 import pytest
@@ -16,8 +15,10 @@ MOMENT = 0.15
 @pytest.fixture
 def listed(monkeypatch):
     """The folders of pictures that were listed, one entry each time."""
-    found, real = [], os.listdir
-    monkeypatch.setattr(pictures.os, "listdir", lambda folder: found.append(folder) or real(folder))
+    found, real = [], pictures.Pictures.read_folder
+    monkeypatch.setattr(
+        pictures.Pictures, "read_folder", lambda self, asked: found.append(self.folder) or real(self, asked)
+    )
     return found
 
 

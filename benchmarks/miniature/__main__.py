@@ -1,6 +1,7 @@
 """The paper's claims, measured on a world so small that a few cores hold it, every method trained and counted alike.
 
     python -m benchmarks.miniature                    # the whole study, some hours of one core in all
+    python -m benchmarks.miniature --plan further     # fewer pairs, LoRAs and another taste besides
     python -m benchmarks.miniature --quick            # a reduced table in less than a quarter of an hour on two cores
     python -m benchmarks.miniature --budget           # what it will take, by regime
     python -m benchmarks.miniature --report RESULTS   # tables and plot of a study, and the tables of docs/evidence.md
@@ -46,7 +47,9 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("miniature"), help="the study's folder (default: %(default)s)"
     )
-    parser.add_argument("--plan", choices=PLANS, default="full", help="tiny proves that all of it runs")
+    parser.add_argument(
+        "--plan", choices=PLANS, default="full", help="further does more, tiny shows that all of it runs"
+    )
     parser.add_argument("--quick", action="store_const", const="quick", dest="plan", help="the same as --plan quick")
     parser.add_argument("--processes", type=int, default=2, help="units at a time, one thread each")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop in time, to go on later")

@@ -9,7 +9,8 @@ from typing import Any
 from .choices import TOLERANCE
 from .measured import FLIPS, Difference, Measured
 from .mechanism_tables import mechanism_table, weights_table
-from .plan import ALL_IMAGES, CHATS, DPO, MATCHED, PAIR, SUPERVISED
+from .plan import ALL_IMAGES, CHATS, DPO, MATCHED, PAIR, REGIMES, SUPERVISED
+from .search_table import search_table
 from .tables import (
     category_table,
     difference_table,
@@ -50,6 +51,7 @@ def report(results: Mapping[str, Any], plot: str) -> str:
             as_markdown(difference_table(measured, differences)),
             "What was chosen on dev:",
             as_markdown(settings_table(measured, regime)),
+            *searched(measured, regime),
             "How the members moved:",
             as_markdown(mechanism_table(measured, regime)),
             as_markdown(weights_table(measured, regime)),
@@ -66,9 +68,20 @@ def report(results: Mapping[str, Any], plot: str) -> str:
     return "\n\n".join(parts)
 
 
+def searched(measured: Measured, regime: str) -> list[str]:
+    """What the search saw, in a regime that has one."""
+    if REGIMES[regime].settings_of is not None:
+        return []
+    said = "Searched, without the early stops: means over the conditions and scales of the search, with the first seed:"
+    return [said, as_markdown(search_table(measured, regime))]
+
+
 def heading(measured: Measured) -> str:
     plan, results = measured.plan, measured.results
-    rates = "; ".join(f"{method}: {listed(rates)}" for method, rates in plan.rates.items())
+    rates, betas = (
+        "; ".join(f"{method}: {listed(values)}" for method, values in searched.items())
+        for searched in (plan.rates, plan.betas)
+    )
     left = [f"{entry.regime} {entry.method.name}" for entry in plan.entries if entry not in measured.settings]
     sentences = (
         f"`python -m benchmarks.miniature --plan {plan.name}`, {results['date']}, on "
@@ -83,7 +96,7 @@ def heading(measured: Measured) -> str:
         "\n\nChosen on dev, by one rule for all rows: the most taste among what is right at least as often as the base "
         f"at its best guidance, less {100 * TOLERANCE:g} points; where nothing is, the most right.",
         f"Searched for every method with the first seed, at s = {listed(plan.searched_scales)}: learning rates "
-        f"({rates}), and where there is one β ({listed(plan.betas)}); Diffusion-DPO is also stopped early, after "
+        f"({rates}), and where there is one β ({betas}); Diffusion-DPO is also stopped early, after "
         f"{listed(plan.stops)} of its steps.",
         "A pair's settings are chosen by α = 0 and the proxy form; its other rows, and *the base as the negative* of "
         "every method, are counted at these settings. s is then chosen for each row, over all seeds.",

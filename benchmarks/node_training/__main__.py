@@ -1,12 +1,15 @@
 """The training node on models of real size with random weights, in bf16, in a real ComfyUI with dynamic VRAM.
 
     COMFYUI_PATH=... ComfyUI's-python -m benchmarks.node_training --out FOLDER [--only sdxl] [--smoke]
+    COMFYUI_PATH=... ComfyUI's-python -m benchmarks.node_training --out FOLDER --cpu [--precision fp8]
     COMFYUI_PATH=... ComfyUI's-python -m benchmarks.node_training --out FOLDER --size mini --cpu
     python -m benchmarks.node_training --table FOLDER/results.jsonl > benchmarks/node_training.md
 
 Steps a second, memory, the check of the gradient, a run that is stopped and goes on in another session, the base
-afterwards and the pair in use; then with little memory left on the card. Each row is printed, and kept in
-FOLDER/results.jsonl, when it is measured; what ComfyUI says is in FOLDER/log.txt.
+afterwards and the pair in use; then with little memory left on the card. On the CPU, where a step takes a minute, the
+check of the gradient, whether it refuses a network that loses a path, and a short run that is stopped; Z-Image with
+fewer layers. Each row is printed, and kept in FOLDER/results.jsonl, when it is measured; what ComfyUI says is in
+FOLDER/log.txt.
 """
 
 from __future__ import annotations
@@ -35,13 +38,25 @@ def tasks(kinds: list[str], free: dict[str, tuple[float, ...]], **settings: Any)
     return made
 
 
+def tasks_on_cpu(**settings: Any) -> list[dict[str, Any]]:
+    """A process of its own for each, whose memory is then that part's."""
+    made = []
+    for kind in ("sdxl", "z_image_short"):
+        shared = {"kind": kind, **settings, "alike": False}
+        made += [{**shared, "parts": [part]} for part in ("make", "gradient", "lost paths")]
+        made += [{**shared, "parts": parts, "check": False} for parts in (["unbroken", "first half"], ["second half"])]
+    return made
+
+
 def planned(asked: argparse.Namespace, scratch: str) -> list[dict[str, Any]]:
-    shared = {"scratch": scratch, "cpu": asked.cpu}
+    shared = {"scratch": scratch, "cpu": asked.cpu, "precision": asked.precision}
     if asked.size == "mini":
         return tasks(["mini_sd3", "mini_sdxl"], {}, pixels=64, steps=4, sampled=3, **shared)
     if asked.smoke:
         free = {"z_image_short": (4.0,)}
         return tasks(["mini_sdxl", "z_image_short"], free, pixels=512, steps=4, sampled=3, **shared)
+    if asked.cpu:
+        return tasks_on_cpu(pixels=asked.pixels, steps=2, sampled=2, **shared)
     free = {"sdxl": (7.0, 4.0), "z_image": (15.0, 11.0)}
     return tasks(["sdxl", "z_image"], free, pixels=1024, steps=asked.steps, sampled=8, **shared)
 
@@ -88,6 +103,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="short models, to see whether all of it runs")
     parser.add_argument("--size", choices=["real", "mini"], default="real")
     parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--precision", choices=["bf16", "fp16", "fp8"], default="bf16", help="of the weights")
+    parser.add_argument("--pixels", type=int, default=256, help="of a side of the pictures, on the CPU")
     parser.add_argument("--steps", type=int, default=16, help="of a whole run")
     parser.add_argument("--seconds", type=float, default=ALL, help="after which nothing more is begun")
     parser.add_argument("--scratch", help="folder for models and runs, 20 GB; else the system's")

@@ -27,7 +27,6 @@ def start(cpu: bool) -> None:
     args.cpu = cpu
     if cpu:
         return
-    args.bf16_unet = True  # it takes SDXL in fp16 else, also from a file in bf16
     import cuda_malloc  # noqa: F401  sets the allocator, as main.py does
 
     dynamic = enables_dynamic_vram()

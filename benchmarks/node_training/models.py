@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from serving import vae_weights
 
 PAIRS = 12
 TOKENS = 77
+# What the weights are held in.
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}
 # SDXL's own, and Z-Image's: ComfyUI knows them by these.
 SDXL = {**mini.SDXL, "channel_mult": [1, 2, 4]}
 Z_IMAGE = dict(
@@ -136,11 +138,27 @@ class Clip:
         return [[torch.randn(1, TOKENS, kind.width, generator=generator), entry]]
 
 
-def connected(kind: str, path: Path) -> dict[str, Any]:
-    """MODEL, CLIP and VAE as loaders give them."""
-    with torch.inference_mode():
+def connected(kind: str, path: Path, precision: str, cpu: bool) -> dict[str, Any]:
+    """MODEL, CLIP and VAE as loaders give them; the network computes in the precision of its weights, or in bf16 where
+    that has eight bits, on the CPU too."""
+    # Said, since ComfyUI takes SDXL in fp16 else, also from a file in bf16.
+    options = {"dtype": DTYPES[precision]}
+    with torch.inference_mode(), _as_on_a_card(precision) if cpu else nullcontext():
         vae = comfy.sd.VAE(sd=vae_weights(4, latent_channels=KINDS[kind].channels))
-        return {"model": comfy.sd.load_diffusion_model(str(path)), "clip": Clip(kind), "vae": vae}
+        model = comfy.sd.load_diffusion_model(str(path), model_options=options)
+        return {"model": model, "clip": Clip(kind), "vae": vae}
+
+
+@contextmanager
+def _as_on_a_card(precision: str) -> Iterator[None]:
+    """On the CPU, ComfyUI would compute in float32 with weights of any precision."""
+    before = comfy.model_management.unet_manual_cast
+    computed = torch.bfloat16 if precision == "fp8" else None
+    comfy.model_management.unet_manual_cast = lambda *args, **kwargs: computed
+    try:
+        yield
+    finally:
+        comfy.model_management.unet_manual_cast = before
 
 
 def rate(folder: Path, pixels: int) -> None:

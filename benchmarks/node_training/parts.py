@@ -26,9 +26,11 @@ from safetensors.torch import load_file
 
 from . import models
 from .comfyui import GIB, Memory, machine
-from .watch import Watch, as_chosen
+from .watch import Checked, Watch, as_chosen
 
 DATASET, CFG, ALPHA, ROUNDS = "benchmark", 6.0, 0.5, 2
+# How the linear layers are called that attention begins and ends with.
+LOST = {"into": (".to_q", ".to_k", ".to_v", ".qkv"), "out of": (".to_out.0", ".attention.out")}
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Task:
         steps: of a whole run; a run is stopped after half of them.
         sampled: steps of a picture.
         free_gib: what is left free on the graphics card, for all of ComfyUI; None for all that there is.
+        precision: of the weights, see :mod:`.models`.
+        alike: whether each training begins with passes that are compared.
+        check: whether each run checks the gradient.
     """
 
     kind: str
@@ -53,6 +58,9 @@ class Task:
     sampled: int
     cpu: bool
     free_gib: float | None = None
+    precision: str = "bf16"
+    alike: bool = True
+    check: bool = True
 
 
 class Bench:
@@ -76,20 +84,20 @@ class Bench:
 
     def models(self) -> dict[str, Any]:
         if not self.given:
-            self.given = models.connected(self.task.kind, self.file)
+            self.given = models.connected(self.task.kind, self.file, self.task.precision, self.task.cpu)
             if not self.dataset.is_dir():
                 models.rate(self.dataset, self.task.pixels)
         return self.given
 
     def row(self, part: str, **told: Any) -> None:
         free = {} if self.task.free_gib is None else {"free_gib": self.task.free_gib}
-        self.write({"kind": self.task.kind, "part": part, **free, **told})
+        self.write({"kind": self.task.kind, "part": part, "precision": self.task.precision, **free, **told})
 
     def train(
-        self, name: str, steps: int, passes: bool = False, repeatable: bool = True
+        self, name: str, steps: int, passes: bool = False, repeatable: bool = True, check: bool | str = True
     ) -> tuple[dict[str, Any], tuple]:
         """A go of the node: what was seen of it, and its outputs."""
-        watch, given = Watch(self.memory, passes), self.models()
+        watch, given = Watch(self.memory, self.task.alike, passes, self.task.check and check), self.models()
         settings = dict(rank=16, layers="attention", steps=steps, learning_rate=1e-4, accumulate=1, beta=1000.0)
         settings |= dict(null_prompt_prob=0.5, resolution=self.task.pixels, seed=1, minutes=0, preview_every=0)
         self.memory.begin()
@@ -99,6 +107,8 @@ class Bench:
                 outputs = self.nodes["CHATSTrainLoRAPair"](
                     **given, dataset=self.dataset.name, name=f"{self.task.kind} {name}", **settings
                 )
+            except Checked:
+                pass
             except ValueError as error:
                 told["refused"] = str(error)
         return {"seconds": round(time.perf_counter() - started, 1), **watch.row(), **told}, outputs
@@ -167,6 +177,36 @@ def second_half(bench: Bench) -> None:
     bench.row("second half", **told, difference=bench.difference("whole", "halves"))
 
 
+def unbroken(bench: Bench) -> None:
+    """An unbroken run, and nothing else."""
+    bench.row("unbroken", **bench.train("whole", bench.task.steps)[0])
+
+
+def gradient(bench: Bench) -> None:
+    """The check of the gradient alone."""
+    bench.row("gradient", pixels=bench.task.pixels, **bench.train("gradient", 1, check="alone")[0])
+
+
+def lost_paths(bench: Bench) -> None:
+    """The check, where the gradient loses a path: it is to refuse both. By what goes into each attention, every layer
+    has a gradient, and that of the first ones lacks the path; by what comes out of it, its layers have none."""
+    network = bench.models()["model"].model.diffusion_model
+    for what, ends in LOST.items():
+        found = [module for name, module in network.named_modules() if name.endswith(ends)]
+        assert found
+        hooks = [module.register_forward_pre_hook(_detached) for module in found]
+        try:
+            told, _ = bench.train(f"lost {what}", 1, check="alone")
+        finally:
+            for hook in hooks:
+                hook.remove()
+        bench.row(f"lost path, {what} attention", **told)
+
+
+def _detached(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(each.detach() for each in inputs)
+
+
 def choices(bench: Bench) -> None:
     """What repeatable sums cost: two runs with torch's own choice of kernels."""
     for count in (1, 2):
@@ -185,6 +225,9 @@ PARTS = {
     "again": again,
     "first half": first_half,
     "second half": second_half,
+    "unbroken": unbroken,
+    "gradient": gradient,
+    "lost paths": lost_paths,
     "choices": choices,
     "little memory": little_memory,
 }

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-NAMES = {"sdxl": "SDXL", "z_image": "Z-Image"}
+NAMES = {"sdxl": "SDXL", "z_image": "Z-Image", "z_image_short": "Z-Image of 2 layers"}
 HEAD = "| model | parameters | step | steps a second | first step | peak, allocated (reserved) | base as loaded | RAM |"
 PLAIN = {
     "seconds": "s in all",

@@ -18,16 +18,22 @@ from .comfyui import Memory
 PASSES = 3
 
 
+class Checked(Exception):
+    """Ends a training after its check."""
+
+
 class Watch:
     """Stands between the node and its steps while it trains.
 
     Args:
         memory: that is looked at.
+        alike: whether passes are compared before the check.
         passes: whether a forward and a backward pass are also timed alone.
+        check: whether the gradient is checked; "alone" ends the training with that.
     """
 
-    def __init__(self, memory: Memory, passes: bool):
-        self.memory, self.passes = memory, passes
+    def __init__(self, memory: Memory, alike: bool, passes: bool, check: bool | str):
+        self.memory, self.alike, self.passes, self.check = memory, alike, passes, check
         self.seconds: list[float] = []
         self.seen: dict[str, Any] = {}
 
@@ -76,7 +82,10 @@ class Watch:
             self.seen["weights_on_card_gib"] = round(model.model_loaded_weight_memory / 1024**3, 3)
             self.seen["weights_gib"] = round(_bytes(model) / 1024**3, 3)
             self.seen["computed_in"] = str(model.manual_cast_dtype or model.get_dtype()).removeprefix("torch.")
-            self.seen |= self._alike(steps, question)
+            if self.alike:
+                self.seen |= self._alike(steps, question)
+            if not self.check:
+                return []
             found: list[Any] = []
 
             def checked() -> None:
@@ -87,6 +96,8 @@ class Watch:
 
             self.seen["check_seconds"] = round(self.timed(checked), 2)
             self.seen["check"] = found[0]
+            if self.check == "alone":
+                raise Checked
             if self.passes:
                 self.seen |= self._alone(steps, question)
             return []

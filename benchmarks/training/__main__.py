@@ -1,17 +1,17 @@
 """What the trainer's step costs beside the authors' (``authors_step``): time of a pair and memory, on the CPU.
 
     python -m benchmarks.training --layout tiny --pixels 64
-    python -m benchmarks.training --layout sd15 --pixels 256 --markdown FILE
+    python -m benchmarks.training --layout sd15 --pixels 256 --rounds 3 --threads 1 --markdown FILE
 
-Each side is measured in a process of its own, one at a time; what is measured already is not measured again, so a run
-that was stopped goes on (``--folder`` elsewhere starts anew). `sd15` has SD1.5's UNet, VAE and CLIP at their real sizes
-with random weights.
+All sides are measured in one process, a step of each in turn, so that on a busy machine their ratios hold where their
+seconds do not: a side's time is the median, over rounds, of its CPU seconds to those of the authors' step in the same
+round. What is measured already is kept, so a run that was stopped goes on (``--folder`` elsewhere starts anew). `sd15`
+has SD1.5's UNet, VAE and CLIP at their real sizes with random weights.
 
-Whole models of that size with gradients and AdamW's moments need over 31 GB. On `sd15` the sides that train whole
-models therefore run with their three UNets on one set of weights, to which they are equal at the first step, and each
-gradient is dropped as soon as it is
-whole: all of forward and backward runs, none of the optimizer. Their memory is weights, gradients and moments, counted,
-and what a step took beside the weights, measured. The LoRA sides run whole, and so does everything on `tiny`.
+Whole models of that size with gradients and AdamW's moments need over 31 GB. On `sd15` all UNets are therefore on one
+set of weights, to which whole models are equal at the first step, and each gradient of a whole model is dropped as soon
+as it is whole: all of forward and backward runs, none of the optimizer. Memory is weights, gradients and moments,
+counted, and what a step took beside them, measured. LoRAs have their optimizer's step, and on `tiny` all have.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,19 +28,31 @@ from pathlib import Path
 from typing import Any
 
 from chats.files import write_text
+from chats_train.support.jsonl import read_rows
 
 from . import sides
 
 
 def main() -> None:
     args = arguments()
-    if args.measure:
-        setting = sides.Setting(args.folder, args.layout, args.pixels, args.steps, args.threads)
-        result = sides.prepare(setting) if args.measure == "prepare" else sides.measure(setting, args.measure)
-        write_text(result_file(args, args.measure), json.dumps(result))
-        return
-    prepared = in_a_process(args, "prepare")
-    text = report(args, prepared, {name: in_a_process(args, name) for name in sides.SIDES})
+    setting = sides.Setting(args.folder, args.layout, args.pixels, args.rounds, args.threads)
+    results = args.folder / f"{args.layout}-{args.pixels}-{args.threads}"
+    results.mkdir(parents=True, exist_ok=True)
+    prepared, rows = results / "prepared.json", results / "rows.jsonl"
+    if not prepared.exists():
+        write_text(prepared, json.dumps(sides.prepare(setting)))
+
+    def keep(row: dict[str, Any]) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {row['side']}: {row['cpu']:.1f} CPU seconds", file=sys.stderr)
+        with rows.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    done = rounds_of(read_rows(rows))
+    if len(done) < args.rounds:
+        sides.measure(setting, args.rounds - len(done), keep)
+        done = rounds_of(read_rows(rows))
+    encoding = json.loads(prepared.read_text(encoding="utf-8"))["encoding_seconds"]
+    text = report(args, done, sides.counted(setting), encoding)
     print(text)
     if args.markdown:
         write_text(args.markdown, text)
@@ -51,7 +62,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.training", description=__doc__.splitlines()[0])
     parser.add_argument("--layout", choices=("tiny", "sd15"), default="tiny")
     parser.add_argument("--pixels", type=int, default=256, help="side of the square pictures")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps of each side, after one that is not timed")
+    parser.add_argument("--rounds", type=int, default=3, help="timed steps of each side")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
     parser.add_argument(
         "--folder",
@@ -60,66 +71,49 @@ def arguments() -> argparse.Namespace:
         help="base, pairs, results",
     )
     parser.add_argument("--markdown", type=Path, help="write the result there too")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def result_file(args: argparse.Namespace, name: str) -> Path:
-    return args.folder / f"{args.layout}-{args.pixels}-{args.steps}-{args.threads}" / f"{name}.json"
+Round = dict[str, dict[str, float]]
 
 
-def in_a_process(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    """A result, measured in a process of its own unless it is there already."""
-    if not result_file(args, name).exists():
-        print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "benchmarks.training", *sys.argv[1:], "--measure", name], check=True)
-    return json.loads(result_file(args, name).read_text(encoding="utf-8"))
+def rounds_of(rows: list[dict[str, Any]]) -> list[Round]:
+    """Whole rounds of the sides that there are, in the order in which they were measured."""
+    by_side = {name: [row for row in rows if row["side"] == name] for name in sides.SIDES}
+    count = min(len(found) for found in by_side.values())
+    return [{name: found[number] for name, found in by_side.items()} for number in range(count)]
 
 
-def report(args: argparse.Namespace, prepared: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:
+def report(args: argparse.Namespace, rounds: list[Round], counted: dict[str, int], encoding: float) -> str:
     """Markdown: every side, in its own figures and relative to the authors' step with and without gradient
     checkpointing."""
-    rows = {name: figures(result) for name, result in results.items()}
-    baselines = [rows[name] for name, (whose, _) in sides.SIDES.items() if whose == "authors"]
+    baselines = [name for name, (whose, _) in sides.SIDES.items() if whose == "authors"]
     lines = [
-        f"`python -m benchmarks.training --layout {args.layout} --pixels {args.pixels} --steps {args.steps} --threads "
-        f"{args.threads}`, "
-        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, torch {sides.torch.__version__}. "
-        "One pair a step, "
-        "fp32, AdamW; ratios are of CPU time and of memory, to the authors' step with | without gradient "
-        "checkpointing.",
+        f"`python -m benchmarks.training --layout {args.layout} --pixels {args.pixels} --rounds {args.rounds} "
+        f"--threads {args.threads}`, {time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, torch "
+        f"{sides.torch.__version__}. {len(rounds)} rounds, one pair a step, fp32, AdamW; ratios are of CPU time and of "
+        "memory, to the authors' step with \\| without gradient checkpointing.",
         "",
-        "| step | seconds | CPU seconds | time to authors' | GB: weights, gradients, AdamW | GB: a step beside them | "
-        "memory to authors' |",
+        "| step | CPU seconds | time to authors' | least and most | GB: weights, gradients, AdamW | GB: a step beside "
+        "them | memory to authors' |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, row in rows.items():
-        ratios = [" \\| ".join(f"{row[key] / base[key]:.2f}" for base in baselines) for key in ("cpu", "bytes")]
-        times, sizes = (
-            f"{row['wall']:.2f} | {row['cpu']:.2f}",
-            f"{gigabytes(row['counted'])} | {gigabytes(row['step'])}",
-        )
-        lines.append(f"| {name} | {times} | {ratios[0]} | {sizes} | {ratios[1]} |")
-    lines += ["", f"Encoding, once for the cache: {prepared['encoding_seconds']:.2f} CPU seconds a pair.", ""]
-    for name, result in results.items():
-        if result["whole"]:
-            peak, libraries = gigabytes(result["peak_bytes"]), gigabytes(result["libraries_bytes"])
-            lines.append(
-                f"- {name}: ran whole; its process held {peak} GB at most, {libraries} GB of it Python and its "
-                "libraries"
-            )
+    step = {name: statistics.median(each[name]["step"] for each in rounds) for name in sides.SIDES}
+    for name in sides.SIDES:
+        ratios = [[each[name]["cpu"] / each[base]["cpu"] for each in rounds] for base in baselines]
+        total = counted[name] + step[name]
+        cells = [
+            name,
+            f"{statistics.median(each[name]['cpu'] for each in rounds):.2f}",
+            " \\| ".join(f"{statistics.median(each):.2f}" for each in ratios),
+            f"{min(ratios[0]):.2f} to {max(ratios[0]):.2f}",
+            gigabytes(counted[name]),
+            gigabytes(step[name]),
+            " \\| ".join(f"{total / (counted[base] + step[base]):.2f}" for base in baselines),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"Encoding, once for the cache: {encoding:.2f} CPU seconds a pair."]
     return "\n".join(lines) + "\n"
-
-
-def figures(result: dict[str, Any]) -> dict[str, float]:
-    """Medians of the times, in seconds a pair; bytes."""
-    return {
-        "wall": statistics.median(result["wall_seconds"]),
-        "cpu": statistics.median(result["cpu_seconds"]),
-        "counted": result["counted_bytes"],
-        "step": result["step_bytes"],
-        "bytes": result["counted_bytes"] + result["step_bytes"],
-    }
 
 
 def gigabytes(count: float) -> str:

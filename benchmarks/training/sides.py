@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
 import shutil
@@ -62,7 +63,7 @@ class Setting:
     folder: Path
     layout: str
     pixels: int
-    steps: int
+    rounds: int
     threads: int
 
     @property
@@ -82,7 +83,7 @@ def prepare(setting: Setting) -> dict[str, Any]:
     torch.set_num_threads(setting.threads)
     if not (setting.base / "model_index.json").exists():
         tiny_pipelines.save_pipeline("sd15", setting.base) if setting.layout == "tiny" else save_sd15(setting.base)
-    names = string.ascii_lowercase[: setting.steps + 1]  # a pair for each step, as far as letters go
+    names = string.ascii_lowercase[: setting.rounds]  # a pair for each step, as far as letters go
     pictures.write_folders(setting.pairs, names, (setting.pixels, setting.pixels))
     config, family, dataset = opened(setting, {})
     shutil.rmtree(config.cache_dir, ignore_errors=True)
@@ -126,39 +127,41 @@ def opened(setting: Setting, settings: dict[str, Any]) -> tuple[RunConfig, Famil
 # What is measured.
 
 
-def measure(setting: Setting, name: str) -> dict[str, Any]:
-    """One side: seconds of each timed step, bytes."""
+def measure(setting: Setting, rounds: int, keep: Callable[[dict[str, Any]], None]) -> None:
+    """Every side a step at a time, in turn, so that what else the machine does falls on all alike; what each step took
+    is kept as it is known. One step, of the first side, is not timed: it readies torch."""
     torch.set_num_threads(setting.threads)
-    libraries = memory("VmRSS")
-    whose, settings = SIDES[name]
-    config, family, dataset = opened(setting, settings)
-    whole = setting.layout == "tiny" or config.training_method == "lora"
-    if not whole:
+    config, family, dataset = opened(setting, {})
+    if setting.layout != "tiny":
         share_weights(family)
-    step, parameters = (
-        authors_step(config, family, dataset) if whose == "authors" else our_step(config, family, dataset)
-    )
-    if not whole:
-        for parameter in parameters:
-            parameter.register_post_accumulate_grad_hook(drop_gradient)
-    weights = memory("VmRSS")
-    forget_peak()
-    wall, cpu = [], []
-    for number in range(setting.steps + 1):
-        before = time.perf_counter(), time.process_time()
-        step(number)
-        wall.append(time.perf_counter() - before[0])
-        cpu.append(time.process_time() - before[1])
-    peak = memory("VmHWM")
-    return {
-        "whole": whole,
-        "wall_seconds": wall[1:],
-        "cpu_seconds": cpu[1:],
-        "counted_bytes": counted_bytes(config, family, whose),
-        "step_bytes": peak - weights,
-        "peak_bytes": peak,
-        "libraries_bytes": libraries,
-    }
+    steps = {}
+    for name, (whose, settings) in SIDES.items():
+        config, _, _ = opened(setting, settings)
+        make = authors_step if whose == "authors" else our_step
+        steps[name], parameters = make(config, family, dataset)
+        if setting.layout != "tiny" and config.training_method == "full":
+            for parameter in parameters:
+                parameter.register_post_accumulate_grad_hook(drop_gradient)
+    next(iter(steps.values()))(0)
+    for number in range(rounds):
+        for name, step in steps.items():
+            give_back()
+            weights = memory("VmRSS")
+            forget_peak()
+            before = time.perf_counter(), time.process_time()
+            step(number)
+            after = time.perf_counter(), time.process_time()
+            took = {"wall": after[0] - before[0], "cpu": after[1] - before[1]}
+            keep({"side": name, **took, "step": memory("VmHWM") - weights})
+
+
+def counted(setting: Setting) -> dict[str, int]:
+    """Of each side, bytes of weights, gradients and AdamW's moments."""
+    found = {}
+    for name, (whose, settings) in SIDES.items():
+        config, family, _ = opened(setting, settings)
+        found[name] = counted_bytes(config, family, whose)
+    return found
 
 
 Step = Callable[[int], object]
@@ -206,6 +209,11 @@ def drop_gradient(parameter: nn.Parameter) -> None:
 
 
 # Memory.
+
+
+def give_back() -> None:
+    """What was freed goes back to the system: memory that is used again would not count."""
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def memory(field: str) -> int:

@@ -2,6 +2,9 @@
 
 Every process that uses one sees what the others append. In memory is what the logs say; a call looks at their sizes
 and times of change and reads what is new.
+
+An answer waits for nothing that takes longer the more candidates there are, but where a data set is opened: the folder
+of pictures is listed, a picture written and metadata.jsonl derived while others are answered.
 """
 
 from __future__ import annotations
@@ -12,21 +15,22 @@ import random
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..files import replacing, write_text
-from .checks import check_text, check_vote
+from .checks import check_text, to_keep
 from .derived import Derived, Preference
 from .disk import file_lock, on_disk, sweep
-from .names import GUIDELINE, IMAGES, LOCK, METADATA, Conflict, NotThere, TasteError
+from .memory import Memory
+from .names import DRAWING_LOCK, GUIDELINE, IMAGES, LOCK, METADATA, Conflict, NotThere, TasteError
 from .plan import Shown
-from .records import MOST_SECONDS, Candidate, Pair, Undo, Vote, candidate_of, pair_of
+from .records import Candidate, Pair, Undo, Vote, candidate_of, pair_of
 from .sentence import Sentence
-from .state import State
 
 LONGEST_PROMPT, LONGEST_GUIDELINE = 20_000, 500
+# So many pairs are found to be removed before the folder is listed.
+MOST_LOOKS = 3
 
 
 class TasteDataset:
@@ -35,11 +39,12 @@ class TasteDataset:
     def __init__(self, folder: Path, rng: random.Random | None = None) -> None:
         self.folder = Path(folder)
         self.rng = rng or random.Random()
-        self._state = State(self.folder)
+        self._memory = Memory(self.folder)
+        self._state, self._read = self._memory.state, self._memory.read
         self._derived = Derived(self.folder / METADATA)
         self._derived_at = -1
-        self._lock, self._deriving = threading.RLock(), threading.Lock()
-        self._swept = False
+        self._writer, self._drawer, self._deriver = threading.Lock(), threading.Lock(), threading.Lock()
+        self._swept: set[str] = set()
 
     def exists(self) -> bool:
         return self._state.candidates.path.is_file()
@@ -52,16 +57,15 @@ class TasteDataset:
                 times.append(log.path.stat().st_mtime)
         return max(times)
 
-    @contextlib.contextmanager
-    def _read(self, soon: bool = False) -> Iterator[State]:
-        with self._lock:
-            self._state.refresh(soon)
-            yield self._state
+    def at_once(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block, which writes nothing, all that is asked is answered from one look at the disk."""
+        return self._memory.at_once()
 
     def candidates(self) -> dict[str, Candidate]:
         """By id, those whose pictures are there, in the order in which they were drawn."""
-        with self._read() as state:
-            return {name: one for name, one in state.pictures.known.items() if name in state.pictures.there}
+        with self._read(exact=True) as state:
+            known, there = state.pictures.known.copy(), state.pictures.there.copy()
+        return {name: one for name, one in known.items() if name in there}
 
     def votes(self) -> list[Vote]:
         """Those in force, oldest first."""
@@ -70,28 +74,24 @@ class TasteDataset:
 
     def pairs(self) -> list[Preference]:
         """(chosen id, rejected id, prompt) of every pair that has a better picture, in the order of the ids."""
-        with self._read() as state:
-            verdicts, known, there = dict(state.tally.verdicts), state.pictures.known, state.pictures.there.copy()
-        return [
-            (chosen, pair[0] if chosen == pair[1] else pair[1], known[chosen].prompt)
-            for pair, chosen in sorted(verdicts.items())
-            if there.issuperset(pair)
-        ]
+        with self._read(exact=True) as state:
+            found = state.preferences()
+        return [preferred for _, preferred in sorted(found) if preferred]
 
     def counts(self) -> dict[str, int]:
         """How many ``candidates`` there are, and how many ``prompts`` they are for."""
-        with self._read() as state:
+        with self._read(exact=True) as state:
             return {"candidates": len(state.pictures.there), "prompts": len(state.pictures.prompts)}
 
     def alone(self) -> int:
         """How many prompts have one picture only: a pair takes two."""
-        with self._read(soon=True) as state:
+        with self._read() as state:
             return sum(len(pictures) == 1 for pictures in state.pictures.prompts.values())
 
     def progress(self, rater: str) -> dict[str, Any]:
         """Pairs that a rater has answered (``rated``) and is still to be asked (``waiting``), ``pairs`` that are usable
         by all raters' votes, and ``agreement`` with oneself: repeats that were answered alike, and of how many."""
-        with self._read(soon=True) as state:
+        with self._read() as state:
             votes, there, verdicts = state.tally.rater(rater), state.pictures.there, state.tally.verdicts
             complete = len(there) == len(state.pictures.known)
             return {
@@ -103,20 +103,26 @@ class TasteDataset:
 
     def last(self, rater: str) -> str | None:
         """The id of a rater's last vote in force."""
-        with self._read(soon=True) as state:
+        with self._read() as state:
             vote = state.tally.rater(rater).last()
             return vote.rating if vote else None
 
     def notes(self) -> list[Sentence]:
         """A sentence for each kind of thing in the files that does not count."""
-        with self._read(soon=True) as state:
+        with self._read() as state:
             return state.notes()
 
     def next_pair(self, rater: str, avoid: Collection[Pair] = (), tab: str = "") -> Shown | None:
         """The pair to show a rater in a window next, see :meth:`.plan.Plan.next`; None where nothing is left."""
-        with self._read() as state:
-            taken = {pair_of(*pair) for pair in avoid}
-            return state.plan(rater).next(state.pictures, state.tally.rater(rater), tab, taken, self.rng)
+        taken = {pair_of(*pair) for pair in avoid}
+        looks = 0
+        while True:
+            exact = looks == MOST_LOOKS
+            with self._read(exact) as state:
+                shown = state.plan(rater).next(state.pictures, state.tally.rater(rater), tab, taken, self.rng)
+                if exact or (shown is not None and state.check(shown.pair)):
+                    return shown
+            looks = MOST_LOOKS if shown is None else looks + 1
 
     def add_candidate(
         self,
@@ -139,8 +145,12 @@ class TasteDataset:
         candidate = Candidate(name, prompt, tuple(seeds), tuple(models), width, height, round(time.time(), 3))
         if candidate_of(candidate.row()) is None:
             raise TasteError("emptyPrompt", "`prompt` is empty; connect the prompt that the pictures were drawn for")
-        with self._writing() as state:
-            before = state.pictures.known.get(name)
+        # Locks of its own: a vote does not wait for this.
+        with self._drawer, on_disk(self.folder), file_lock(self.folder / DRAWING_LOCK):
+            (self.folder / IMAGES).mkdir(exist_ok=True)
+            self._sweep(self.folder / IMAGES, "*.png")
+            with self._read() as state:
+                before = state.pictures.known.get(name)
             if before is not None and before.prompt != prompt:
                 raise Conflict(
                     "otherPrompt",
@@ -151,10 +161,11 @@ class TasteDataset:
             if not file.is_file() or file.read_bytes() != png:
                 with replacing(file) as temporary:
                     temporary.write_bytes(png)
-                state.pictures.wrote(name)
             if before is None:
-                state.candidates.append([candidate.row()])
-            state.refresh(soon=True)
+                self._state.candidates.append([candidate.row()])
+            with self._memory.lock:
+                self._state.pictures.wrote(name)
+                self._state.refresh()
         return name, before is None
 
     def vote(
@@ -181,30 +192,11 @@ class TasteDataset:
 
     def vote_all(self, votes: Iterable[Vote]) -> list[bool]:
         """Keeps many answers in one write: all or, where one is refused, none; see :meth:`vote`."""
-        with self._writing() as state:
-            new: dict[str, Vote] = {}
-            answered: set[tuple[str, Pair, bool]] = set()
-            stands = []
-            for vote in votes:
-                check_vote(vote, state.pictures.known)
-                again = vote.repeat and vote.pair in state.tally.rater(vote.rater).first
-                seconds = None if vote.seconds is None else round(min(vote.seconds, MOST_SECONDS), 3)
-                vote = replace(vote, repeat=again, seconds=seconds)
-                before = state.tally.found(vote.rating) or new.get(vote.rating)
-                if before is not None and _answer(before) != _answer(vote):
-                    raise Conflict(
-                        "otherAnswer",
-                        "the rating {rating} is another answer's; make a new id for each",
-                        rating=vote.rating,
-                    )
-                place = (vote.rater, vote.pair, vote.repeat)
-                if before is None and place not in answered and state.tally.stands(vote):
-                    answered.add(place)
-                    new[vote.rating] = vote
-                stands.append(vote.rating in new or vote.rating in state.tally.votes)
+        with self._writing():
+            with self._read() as state:
+                new, stands = to_keep(votes, state.pictures.known, state.tally)
             if new:
-                state.ratings.append(vote.row() for vote in new.values())
-                state.refresh(soon=True)
+                self._append(vote.row() for vote in new.values())
             return stands
 
     def undo(self, rating: str, rater: str) -> Shown:
@@ -214,14 +206,21 @@ class TasteDataset:
             NotThere: where the rater has no such vote.
             NotWritten: when the disk does not take it.
         """
-        with self._writing() as state:
-            vote = state.tally.found(rating)
-            if vote is None or vote.rater != rater:
-                raise NotThere("noVote", "there is no such vote of yours to take back")
-            if rating in state.tally.votes:
-                state.ratings.append([Undo(rating, rater, round(time.time(), 3)).row()])
-                state.refresh(soon=True)
-            return Shown(vote.left, vote.right, state.pictures.known[vote.left].prompt, vote.repeat)
+        with self._writing():
+            with self._read() as state:
+                vote = state.tally.found(rating)
+                if vote is None or vote.rater != rater:
+                    raise NotThere("noVote", "there is no such vote of yours to take back")
+                in_force, prompt = rating in state.tally.votes, state.pictures.known[vote.left].prompt
+            if in_force:
+                self._append([Undo(rating, rater, round(time.time(), 3)).row()])
+            return Shown(vote.left, vote.right, prompt, vote.repeat)
+
+    def _append(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Puts answers on the disk, while others are answered, and takes them in."""
+        self._state.ratings.append(rows)
+        with self._memory.lock:
+            self._state.refresh()
 
     def guideline(self) -> str:
         """What raters of this data set should look at; empty where nobody wrote it."""
@@ -242,7 +241,7 @@ class TasteDataset:
     @property
     def stale(self) -> bool:
         """Whether something came in since metadata.jsonl was derived, as far as this process has seen."""
-        return self._state.changes != self._derived_at
+        return self._state.changes != self._derived_at or self._state.pictures.changed
 
     def derive(self) -> int:
         """Writes metadata.jsonl anew where it says something else than the votes; how many pairs it has.
@@ -251,32 +250,36 @@ class TasteDataset:
             Conflict: where metadata.jsonl is not one that was derived.
             NotWritten: when the disk does not take it.
         """
-        with self._deriving, on_disk(self.folder):
-            with self._read() as state:
-                changes = state.changes
-            pairs = self.pairs()
-            if self._derived.differs(pairs):  # else a folder that may only be read is as good
+        with self._deriver, on_disk(self.folder):
+            changes = self._catch_up()
+            if self._derived.differs():  # else a folder that may only be read is as good
                 # A lock of its own: a vote does not wait for this.
                 with file_lock(self.folder / f".{METADATA}.lock"):
                     sweep(self.folder, METADATA)
-                    pairs = self.pairs()
-                    self._derived.write(pairs)
+                    changes = self._catch_up()
+                    self._derived.write()
             self._derived_at = changes
-            return len(pairs)
+            return len(self._derived)
+
+    def _catch_up(self) -> int:
+        """Has what is derived follow the votes; how far the data set had come then."""
+        with self._read(exact=True) as state:
+            changes, judged = state.changes, state.take_judged()
+            anew = state.preferences() if judged is None else None
+        if anew is not None:
+            self._derived.clear()
+        self._derived.update(judged or anew or ())
+        return changes
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[State]:
-        """Alone among threads and processes, with everything read that others wrote."""
-        with self._lock, on_disk(self.folder):
-            (self.folder / IMAGES).mkdir(parents=True, exist_ok=True)
-            with file_lock(self.folder / LOCK):
-                if not self._swept:
-                    sweep(self.folder / IMAGES, "*.png")
-                    sweep(self.folder, GUIDELINE)
-                    self._swept = True
-                self._state.refresh(soon=True)
-                yield self._state
+    def _writing(self) -> Iterator[None]:
+        """Alone among threads and processes, for answers and the guideline."""
+        with self._writer, on_disk(self.folder), file_lock(self.folder / LOCK):
+            self._sweep(self.folder, GUIDELINE)
+            yield
 
-
-def _answer(vote: Vote) -> tuple[str, ...]:
-    return vote.left, vote.right, vote.choice, vote.rater
+    def _sweep(self, folder: Path, names: str) -> None:
+        """Once, as :func:`.disk.sweep`."""
+        if names not in self._swept:
+            sweep(folder, names)
+            self._swept.add(names)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..locks import locked
 from ..words import shown_error
 from .names import NotWritten
+from .pace import gently
 
 LOCK_SECONDS = 20
+# How many names of a folder are read between two breaths.
+STRETCH = 512
 
 
 @contextlib.contextmanager
@@ -53,5 +58,6 @@ def on_disk(folder: Path) -> Iterator[None]:
 
 def sweep(folder: Path, names: str) -> None:
     """Removes what killed processes left half-written of the files with such names; their lock is held."""
-    for file in folder.glob(f".{names}.*.tmp"):
-        file.unlink(missing_ok=True)
+    hidden = [file.name for file in gently(os.scandir(folder), STRETCH) if file.name.startswith(".")]
+    for name in fnmatch.filter(hidden, f".{names}.*.tmp"):
+        (folder / name).unlink(missing_ok=True)

@@ -11,7 +11,8 @@ FOLDER = "chats"
 IMAGES = "images"
 CANDIDATES, RATINGS = "candidates.jsonl", "ratings.jsonl"
 METADATA, GUIDELINE = "metadata.jsonl", "guideline.txt"
-LOCK = ".lock"
+# Who adds an answer or writes the guideline holds the one, who adds a candidate the other.
+LOCK, DRAWING_LOCK = ".lock", ".drawing.lock"
 
 # One word for a folder on every system: no dots, no separators, nothing that a shell or an address has to escape but a
 # space.

@@ -23,6 +23,8 @@ BLOCK = 32
 # Share of the pairs that a rater has answered before, the sides swapped; and how many answers lie between at least.
 REPEATS = 0.05
 BETWEEN = 10
+# So many answers are drawn by lot until one may be asked for again: to look through all of them takes too long.
+LOTS = 100
 
 
 @dataclass
@@ -103,18 +105,16 @@ def choose(pictures: list[str], rater: Rater, taken: Collection[Pair], rng: rand
 
 
 def repeat_for(rater: Rater, taken: Collection[Pair], there: Collection[str], rng: random.Random) -> Vote | None:
-    """An earlier answer to ask for again; None where there is none.
+    """An earlier answer to ask for again; None where there is none, or LOTS find none.
 
     It is none of the last BETWEEN, no skip, and was not repeated yet; both of its pictures are ``there``.
     """
     recent = {vote.pair for vote in itertools.islice(reversed(rater.votes.values()), BETWEEN)}
-    without = {*recent, *taken, *rater.again}
-    fit = [
-        vote
-        for pair, vote in rater.first.items()
-        if pair not in without and vote.choice != "skip" and all(picture in there for picture in pair)
-    ]
-    return rng.choice(fit) if fit else None
+    for pair in rng.choices(rater.order, k=LOTS) if rater.order else ():
+        fit = pair not in recent and pair not in taken and pair not in rater.again
+        if fit and rater.first[pair].choice != "skip" and all(picture in there for picture in pair):
+            return rater.first[pair]
+    return None
 
 
 def _compared(pair: Pair, counts: Counter[str]) -> int:

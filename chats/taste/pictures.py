@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from .disk import STRETCH
+from .pace import gently
 from .pairing import blocks_of
 from .records import Candidate
 
-# A folder's time of change may stand still for so long, so a list that is younger is not relied on for long: two
-# seconds on FAT, whose times are whole seconds, some milliseconds elsewhere.
+# A folder's time of change may stand still for so long, so a list that is younger is not relied on: two seconds on FAT,
+# whose times are whole seconds, some milliseconds elsewhere.
 UNSURE_NS, UNSURE_WHOLE_SECONDS_NS = 100_000_000, 2_500_000_000
 SECOND_NS = 1_000_000_000
+# So many new candidates are looked up one by one; for more, the folder is listed.
+FEW = 16
+# Number of a folder and its time of change in nanoseconds since 1970; None where there is no folder.
+Stamp = tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What the folder held: its ``stamp`` before, when that was, and the ids that ``came`` and are ``gone`` since the
+    list before. ``asked`` are the new candidates that it was made for."""
+
+    stamp: Stamp
+    time_ns: int
+    came: set[str]
+    gone: set[str]
+    asked: list[Candidate]
 
 
 class Pictures:
     """Candidates whose pictures are in a folder.
+
+    To list a large folder takes longer than an answer may. So a list is made by :meth:`read_folder`, which needs no
+    lock, between :meth:`begin` and :meth:`take`, which do; and what is written by this process, or comes with a new
+    line, is known without one.
 
     Attributes:
         known: every candidate by its id, also one whose picture was removed.
@@ -26,99 +50,133 @@ class Pictures:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._names: set[str] = set()
+        self._listed: tuple[Stamp, int] | None = None
+        # Written since the list under way was begun: it may lack them.
+        self._wrote: set[str] = set()
         self.clear()
 
     def clear(self) -> None:
+        """Forgets the candidates, and not what is in the folder."""
         self.known: dict[str, Candidate] = {}
         self.there: set[str] = set()
         self.prompts: dict[str, list[str]] = {}
-        self._listing: list[str] = []
-        self._names: set[str] = set()
-        self._listed_at: tuple[int, int] | None = None
-        self._changed: set[str] = set()
+        self._numbers: dict[str, int] = {}
+        # New ones, whose pictures nobody looked for yet.
+        self._new: list[Candidate] = []
+        self._moved: set[str] = set()
 
     def add(self, candidate: Candidate) -> bool:
         """Adds a candidate; False where its id is another prompt's. One that is known stays as it is."""
         before = self.known.setdefault(candidate.id, candidate)
-        return before.prompt == candidate.prompt
+        self._numbers.setdefault(candidate.id, len(self._numbers))
+        if before.prompt != candidate.prompt:
+            return False
+        self._new.append(before)
+        return True
 
-    def look(self, added: list[Candidate], soon: bool = False) -> None:
-        """Takes in which pictures are there, and which of the candidates are new.
+    def look(self) -> None:
+        """Looks for the pictures of new candidates, where they are few; else :meth:`unlisted` says that it takes a
+        list."""
+        if self.unlisted():
+            return
+        new, self._new = self._new, []
+        for candidate in new:
+            if candidate.id not in self._names and self._is_there(candidate.id):
+                self._names.add(candidate.id)
+        self._put(new)
 
-        Args:
-            added: candidates that are new.
-            soon: whether a list that may have missed a change of the moment in which it was made is good enough for
-                now, since another look follows.
-        """
-        listing = self._list(soon and all(candidate.id in self._names for candidate in added))
-        came: set[str] = set()
-        # Two lists are compared sooner than two sets are made, and mostly they are the same.
-        if listing is not None and listing != self._listing:
-            now, before = set(listing), set(self._listing)
-            came, gone = _ids(now - before), _ids(before - now)
-            self._listing = listing
-            self._names |= came
-            self._names -= gone
-            for name in gone & self.there:
-                self._remove(name)
-        came &= self.known.keys()
-        # In the order of the log, which those are in that came with it.
-        self._put(added if came.issubset(candidate.id for candidate in added) else list(self.known.values()))
+    def unlisted(self) -> bool:
+        """Whether there is too much that only a list can tell."""
+        unknown = len(self._new) > FEW and sum(candidate.id not in self._names for candidate in self._new) > FEW
+        return self._listed is None or unknown
+
+    @property
+    def changed(self) -> bool:
+        """Whether the folder is another one than was listed, as far as its time tells."""
+        return self._listed is None or self._stamp() != self._listed[0]
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the folder may be another one than was listed: in the same moment its time may stand still."""
+        if self._listed is None or self.changed:
+            return True
+        stamp, listed = self._listed
+        if stamp is None:
+            return False
+        return listed - stamp[1] <= (UNSURE_NS if stamp[1] % SECOND_NS else UNSURE_WHOLE_SECONDS_NS)
+
+    def begin(self) -> list[Candidate]:
+        """Begins a list; the candidates that it is to look for. One at a time."""
+        self._wrote = set()
+        return list(self._new)
+
+    def read_folder(self, asked: list[Candidate]) -> Listing:
+        """Lists the folder."""
+        stamp, time_ns = self._stamp(), time.time_ns()
+        names: set[str] = set()
+        if stamp is not None:
+            with os.scandir(self.folder) as files:
+                names = {file.name[:-4] for file in gently(files, STRETCH) if file.name.endswith(".png")}
+        return Listing(stamp, time_ns, names - self._names, self._names - names, asked)
+
+    def take(self, listing: Listing) -> None:
+        """Takes a list in."""
+        gone = listing.gone - self._wrote
+        self._names |= listing.came
+        self._names -= gone
+        self._listed = listing.stamp, listing.time_ns
+        for name in gone & self.there:
+            self._remove(name)
+        asked = {candidate.id for candidate in listing.asked}
+        self._new = [candidate for candidate in self._new if candidate.id not in asked]
+        found = (listing.came | asked) & self.known.keys()
+        self._put(self.known[name] for name in sorted(found, key=self._numbers.__getitem__))
+
+    def wrote(self, name: str) -> None:
+        """Takes in a picture that was put into the folder just now."""
+        self._names.add(name)
+        self._wrote.add(name)
+        if name in self.known:
+            self._put([self.known[name]])
+
+    def check(self, names: Iterable[str]) -> bool:
+        """Whether these pictures are there still."""
+        gone = [name for name in names if name in self.there and not self._is_there(name)]
+        for name in gone:
+            self._names.discard(name)
+            self._remove(name)
+        return not gone
 
     def _remove(self, name: str) -> None:
         self.there.discard(name)
         prompt = self.known[name].prompt
-        self._changed.add(prompt)
+        self._moved.add(name)
         self.prompts[prompt].remove(name)
         if not self.prompts[prompt]:
             del self.prompts[prompt]
 
-    def _put(self, candidates: list[Candidate]) -> None:
+    def _put(self, candidates: Iterable[Candidate]) -> None:
         for candidate in candidates:
             if candidate.id in self._names and candidate.id not in self.there:
                 self.there.add(candidate.id)
                 self.prompts.setdefault(candidate.prompt, []).append(candidate.id)
-                self._changed.add(candidate.prompt)
+                self._moved.add(candidate.id)
 
-    def wrote(self, name: str) -> None:
-        """Takes in a picture that was put into the folder just now, without the time that a list takes. The list is
-        made soon: others may have changed something in the same moment."""
-        if name not in self._names:
-            self._names.add(name)
-            self._listing.append(f"{name}.png")
-        if name in self.known:
-            self._put([self.known[name]])
-        changed = self._folder_changed()
-        self._listed_at = changed, changed
+    def _is_there(self, name: str) -> bool:
+        return (self.folder / f"{name}.png").is_file()
 
-    def _list(self, soon: bool) -> list[str] | None:
-        """The names of the files in the folder; None where it surely did not change or, ``soon``, as far as its time
-        tells."""
-        changed = self._folder_changed()
-        if self._listed_at is not None and changed == self._listed_at[0]:
-            listed = self._listed_at[1]
-            unsure = UNSURE_NS if changed % SECOND_NS else UNSURE_WHOLE_SECONDS_NS
-            if changed == 0 or listed - changed > unsure or soon:
-                return None
-        self._listed_at = changed, time.time_ns()
-        return os.listdir(self.folder) if changed else []
-
-    def _folder_changed(self) -> int:
-        """In nanoseconds since 1970; 0 where there is no folder."""
+    def _stamp(self) -> Stamp:
         try:
-            return os.stat(self.folder).st_mtime_ns
+            stat = os.stat(self.folder)
         except FileNotFoundError:
-            return 0
+            return None
+        return stat.st_ino, stat.st_mtime_ns
 
-    def take_changes(self) -> set[str]:
-        """The prompts whose pictures changed since this was asked last."""
-        changed, self._changed = self._changed, set()
-        return changed
+    def take_moved(self) -> set[str]:
+        """The candidates whose pictures came or went since this was asked last."""
+        moved, self._moved = self._moved, set()
+        return moved
 
     def blocks(self, prompt: str) -> list[list[str]]:
         return list(blocks_of(self.prompts.get(prompt, [])))
-
-
-def _ids(files: set[str]) -> set[str]:
-    """Of the pictures among some files."""
-    return {name[:-4] for name in files if name.endswith(".png")}

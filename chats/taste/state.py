@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from .derived import Preference, preference
 from .log import Log
 from .names import CANDIDATES, IMAGES, RATINGS
 from .pictures import Pictures
 from .plan import Plan
-from .records import Candidate, Undo, Vote, answer_of, candidate_of
+from .records import Candidate, Pair, Undo, Vote, answer_of, candidate_of
 from .sentence import Sentence
 from .tally import Tally
 
@@ -37,26 +39,56 @@ class State:
         # Votes on pictures that no line of candidates.jsonl names.
         self._homeless: list[Vote] = []
         self._foreign_ratings = 0
+        # Pairs whose preference may be another one; None for all.
+        self._judged: set[Pair] | None = None
 
     def plan(self, rater: str) -> Plan:
         plan = self._plans.setdefault(rater, Plan())
         plan.refresh(self.pictures, self.tally.rater(rater))
         return plan
 
-    def refresh(self, soon: bool = False) -> None:
-        """Takes in what is new on the disk; ``soon`` as :meth:`.pictures.Pictures.look` takes it."""
-        added, anew = self._draw(soon)
+    def refresh(self) -> None:
+        """Takes in what is new in the logs. Where :meth:`.pictures.Pictures.unlisted` says so, the pictures of what was
+        drawn follow with a list and :meth:`settle`."""
+        added, anew = self._draw()
         at_home = {candidate.id for candidate in added}
-        if anew or any(not at_home.isdisjoint(vote.pair) for vote in self._homeless):
+        if anew or (added and any(not at_home.isdisjoint(vote.pair) for vote in self._homeless)):
             self.ratings = Log(self.ratings.path)
             self._start_counting()
         self._count()
-        for prompt in self.pictures.take_changes():
+        self.settle()
+
+    def settle(self) -> None:
+        """Has the plans follow the pictures that came or went."""
+        moved = self.pictures.take_moved()
+        if not self.tally.voted.isdisjoint(moved):
+            self._judged = None
+        for prompt in {self.pictures.known[name].prompt for name in moved}:
             self.changes += 1
             for plan in self._plans.values():
                 plan.forget(prompt)
 
-    def _draw(self, soon: bool) -> tuple[list[Candidate], bool]:
+    def check(self, pair: Pair) -> bool:
+        """Whether both pictures are there still."""
+        there = self.pictures.check(pair)
+        self.settle()
+        return there
+
+    def take_judged(self) -> Iterable[tuple[Pair, Preference | None]] | None:
+        """The pairs that may have another preference, or none any more, since this was asked last; None where that may
+        be all of them."""
+        judged, self._judged = self._judged, set()
+        if judged is None:
+            return None
+        verdicts, pictures = self.tally.verdicts, self.pictures
+        return [(pair, preference(pair, verdicts.get(pair), pictures.known, pictures.there)) for pair in judged]
+
+    def preferences(self) -> Iterator[tuple[Pair, Preference | None]]:
+        """Every pair that has a better picture, with what is preferred; it is made as it is read, without a lock."""
+        verdicts, known, there = self.tally.verdicts.copy(), self.pictures.known, self.pictures.there.copy()
+        return ((pair, preference(pair, chosen, known, there)) for pair, chosen in verdicts.items())
+
+    def _draw(self) -> tuple[list[Candidate], bool]:
         """Takes in the new lines of candidates.jsonl; the candidates in them, and whether it is another file."""
         anew, rows = self.candidates.read()
         if anew:
@@ -70,7 +102,7 @@ class State:
                 self._foreign_candidates += 1
             else:
                 added.append(candidate)
-        self.pictures.look(added, soon)
+        self.pictures.look()
         self.changes += anew
         return added, anew
 
@@ -96,6 +128,8 @@ class State:
                 self._forget(answer)
 
     def _forget(self, vote: Vote) -> None:
+        if self._judged is not None:
+            self._judged.add(vote.pair)
         if plan := self._plans.get(vote.rater):
             plan.forget(self.pictures.known[vote.left].prompt, vote.pair)
 

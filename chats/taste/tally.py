@@ -15,12 +15,14 @@ class Rater:
     Attributes:
         votes: by the rating's id, oldest first.
         first: by pair, the vote that answers it.
+        order: those pairs, for drawing lots.
         again: by pair, the vote on its repeat.
         counts: by picture, in how many pairs it was compared.
     """
 
     votes: dict[str, Vote] = field(default_factory=dict)
     first: dict[Pair, Vote] = field(default_factory=dict)
+    order: list[Pair] = field(default_factory=list)
     again: dict[Pair, Vote] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -41,12 +43,14 @@ class Tally:
         votes: by the rating's id.
         undone: votes that were taken back, by the rating's id: that id is used up.
         verdicts: by pair, the picture that is liked better; pairs without one are not in it.
+        voted: pictures that somebody voted on, also where it was taken back.
     """
 
     def __init__(self) -> None:
         self.votes: dict[str, Vote] = {}
         self.undone: dict[str, Vote] = {}
         self.verdicts: dict[Pair, str] = {}
+        self.voted: set[str] = set()
         self._raters: dict[str, Rater] = {}
         self._of_pair: dict[Pair, list[Vote]] = {}
 
@@ -73,8 +77,10 @@ class Tally:
             rater.again[vote.pair] = vote
         else:
             rater.first[vote.pair] = vote
+            rater.order.append(vote.pair)
             rater.counts.update(vote.pair)
         self._of_pair.setdefault(vote.pair, []).append(vote)
+        self.voted.update(vote.pair)
         self._judge(vote.pair)
         return True
 
@@ -92,6 +98,7 @@ class Tally:
             rater.first[vote.pair] = rater.again.pop(vote.pair)  # the answer to the repeat stays, as the only one
         else:
             del rater.first[vote.pair]
+            rater.order.remove(vote.pair)
             rater.counts.subtract(vote.pair)
         self._of_pair[vote.pair].remove(vote)
         self._judge(vote.pair)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from chats.objective import OBJECTIVES
 
-from ..data.dataset import PairDataset
-from ..encodings.cache import NULL_PROMPT
+from ..data import PairDataset
+from ..data.summary import images_by_bucket, prompt_count
 from ..settings.config import RunConfig
 from ..support.dtypes import TORCH_DTYPES, forward_dtype
 
@@ -67,14 +67,14 @@ def checkpoint_bytes(config: RunConfig, size: ModelSize) -> int:
 
 def cache_bytes(config: RunConfig, size: ModelSize, dataset: PairDataset) -> int:
     """Bytes of all latents (fp32) and prompt embeddings of a data set."""
-    images = {(image.sha256, sample.bucket) for sample in dataset.samples for image in (sample.chosen, sample.rejected)}
     areas = sum(
-        (bucket.width // size.pixels_per_latent) * (bucket.height // size.pixels_per_latent) for _, bucket in images
+        images * (bucket.width // size.pixels_per_latent) * (bucket.height // size.pixels_per_latent)
+        for bucket, images in images_by_bucket(dataset.samples).items()
     )
-    # The null prompt is always among them.
-    prompts = {sample.prompt for sample in dataset.samples} | {NULL_PROMPT}
+    # The null prompt is always among them, and no pair's.
+    prompts = prompt_count(dataset.samples) + 1
     embedding = size.prompt_numbers * forward_dtype(config.mixed_precision).itemsize
-    return areas * size.latent_channels * FP32_BYTES + len(prompts) * embedding
+    return areas * size.latent_channels * FP32_BYTES + prompts * embedding
 
 
 def disk_of(folder: Path) -> tuple[int, int]:

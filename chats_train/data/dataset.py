@@ -5,34 +5,30 @@ What each form may hold: ``folders.py`` (metadata.jsonl, chosen/ and rejected/) 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, cached_property
 from pathlib import Path
 
-from tqdm import tqdm
-
-from chats.buckets import Bucket, make_buckets, pair_bucket, place
-from chats.draws import fingerprint, pair_id
+from chats.draws import fingerprint
 from chats.taste.names import CANDIDATES
 from chats.words import shown
 
 from ..settings.config import RunConfig
+from ..support.amounts import counted
 from ..support.errors import UserError
-from ..support.parallel import ordered_map
-from .columns import single
-from .folder_tree import is_text
+from .checks import check_pairs
 from .folders import METADATA, metadata_folder, two_folders
-from .pairs import PairSample, PairSource, Problem, RawPair
+from .listing import Listing, taken_over
+from .pair_columns import PairColumns
+from .pairs import LONGEST_DETAIL, ImageBytes, LazyPairs, PairSource, Problem
 from .rated import rated_folder, rated_near
+from .summary import buckets_of, enlarged, near_duplicates
 from .tables import PARQUET, hub, parquet
-from .verdicts import Unusable, Verdicts
+from .verdicts import Verdicts
 
 LISTED_PROBLEMS, LISTED_FOLDERS = 10, 5
-# JSON can state a half of a surrogate pair alone.
-SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -45,24 +41,23 @@ class PairDataset:
     """
 
     name: str
-    samples: tuple[PairSample, ...]
+    samples: PairColumns
     problems: tuple[Problem, ...]
     ties: int
     remarks: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Digest of the pairs' contents, whatever their order: ``chats.dataset_fingerprint`` of the pair's metadata."""
-        return fingerprint(self.samples)
+        return fingerprint(self.samples.ids)
 
     def report(self) -> list[str]:
         """What a user wants to know, a line each: counts, buckets, and the first problems by name."""
         lines = [f"{self.name}: {len(self.samples)} pairs" + (f", {self.ties} ties left out" if self.ties else "")]
-        for bucket, count in Counter(sample.bucket for sample in self.samples).most_common():
-            lines.append(f"  {bucket.width} × {bucket.height}: {count}")
-        if enlarged := sum(map(_is_enlarged, self.samples)):
-            lines.append(f"  {enlarged} pairs have an image smaller than its bucket, which is enlarged")
-        lines += [f"  {line}" for line in (*_near_duplicates(self.samples), *self.remarks)]
+        lines += [f"  {bucket.width} × {bucket.height}: {count}" for bucket, count in buckets_of(self.samples)]
+        if small := enlarged(self.samples):
+            lines.append(f"  {small} pairs have an image smaller than its bucket, which is enlarged")
+        lines += [f"  {line}" for line in (*near_duplicates(self.samples), *self.remarks)]
         counts = Counter(problem.kind for problem in self.problems)
         lines += [f"  {kind}: {count}" for kind, count in counts.most_common()]
         lines += [f"    {problem}" for problem in self.problems[:LISTED_PROBLEMS]]
@@ -74,24 +69,55 @@ class PairDataset:
 def open_dataset(config: RunConfig, progress: bool = True) -> PairDataset:
     """Opens the pairs of a config and looks at every image.
 
-    The verdict on an image is kept in ``cache_dir`` by the hash of its bytes, so that it is decoded only once; its
-    bytes are read and hashed each time, so that a changed file is never taken for the old one.
+    What was found of an image is kept in ``cache_dir`` (:class:`.verdicts.Verdicts`), so that one whose file has the
+    size and times of before is not read again, unless ``data.checksum`` is set.
 
     Raises:
         UserError: when the source cannot be used, no pair is usable, or there is any problem and ``data.strict`` is
             set.
     """
     source = _open_source(config)
-    verdicts = Verdicts(config.cache_dir)
-    problems = list(source.problems)
-    checked = tqdm(
-        _checked(source, config, verdicts), "checking pairs", len(source.pairs), unit="pair", disable=not progress
-    )
-    samples = _without_contradictions(checked, problems)
-    verdicts.save()
-    dataset = PairDataset(source.name, samples, tuple(problems), source.ties, tuple(source.remarks))
+    listing = Listing(source, config)
+    if not config.data.checksum and (found := listing.read()) is not None:
+        samples, problems, trusted = found
+        replaced: list[str] = []
+    else:
+        verdicts = Verdicts(config.cache_dir, config.data.checksum)
+        samples, problems = _checked(source, config, verdicts, progress)
+        listing.write(samples, problems, verdicts.looked_at)
+        trusted, replaced = verdicts.trusted, verdicts.replaced
+    remarks = (*source.remarks, *_said_of(trusted, replaced))
+    dataset = PairDataset(source.name, samples, (*source.problems, *problems), source.ties, remarks)
     _refuse_unusable(dataset, config.data.strict)
     return dataset
+
+
+def take_over(path: Path, config: RunConfig) -> PairDataset | None:
+    """The pairs that the main process has opened and handed over (:func:`.listing.hand_over`), without what was wrong
+    with others; None where the file is not there. No image is looked at."""
+
+    @cache
+    def source() -> PairSource:
+        # What is to be read anew, the main process has read.
+        data = config.data.model_copy(update={"checksum": False})
+        return _open_source(config.model_copy(update={"data": data}))
+
+    def image(place: str) -> ImageBytes:
+        return source().image(place)
+
+    return None if (found := taken_over(path, image)) is None else PairDataset(found[1], found[0], (), 0)
+
+
+def _checked(
+    source: PairSource, config: RunConfig, verdicts: Verdicts, progress: bool
+) -> tuple[PairColumns, list[Problem]]:
+    """The usable pairs, and what is wrong with others."""
+    problems: list[Problem] = []
+    try:
+        return check_pairs(source, config, verdicts, problems, progress).columns(source.image), problems
+    finally:
+        # Ctrl-C and errors keep what was found.
+        verdicts.save()
 
 
 def _open_source(config: RunConfig) -> PairSource:
@@ -102,7 +128,9 @@ def _open_source(config: RunConfig) -> PairSource:
     else:
         assert data.path is not None, "the config has one of the two"
         source = _local_source(data.path.expanduser(), config)
-    return replace(source, pairs=source.pairs[: data.max_pairs])
+    if data.max_pairs is None or data.max_pairs >= len(source.pairs):
+        return source
+    return replace(source, pairs=LazyPairs(data.max_pairs, lambda: iter(source.pairs)))
 
 
 def _local_source(path: Path, config: RunConfig) -> PairSource:
@@ -133,103 +161,23 @@ def _local_source(path: Path, config: RunConfig) -> PairSource:
     )
 
 
+def _said_of(trusted: int, replaced: Sequence[str]) -> list[str]:
+    """What a user should know of images that were not read again, and of those that look the same and are others."""
+    lines = []
+    if trusted:
+        lines.append(
+            f"not read again: {counted(trusted, 'image')} in files whose size and times are those of an earlier start "
+            "(`data.checksum: true` reads all)"
+        )
+    if replaced:
+        first = shown(min(replaced), LONGEST_DETAIL)
+        lines.append(f"replaced by others of equal size and time of change: {len(replaced)}, such as {first}")
+    return lines
+
+
 def _listed(folders: Sequence[Path]) -> str:
     more = f" and {len(folders) - LISTED_FOLDERS} more" if len(folders) > LISTED_FOLDERS else ""
     return ", ".join(map(str, folders[:LISTED_FOLDERS])) + more
-
-
-def _checked(
-    source: PairSource, config: RunConfig, verdicts: Verdicts
-) -> Iterator[tuple[PairSample | None, list[Problem]]]:
-    """Each pair as a sample, or None where it is not usable, with its problems; fills ``verdicts``."""
-    if config.enable_bucket:
-        buckets = make_buckets(
-            config.resolution, config.bucket_reso_steps, config.min_bucket_reso, config.max_bucket_reso
-        )
-    else:
-        buckets = (Bucket(config.resolution, config.resolution),)
-    return ordered_map(partial(_check, buckets=buckets, verdicts=verdicts), source.pairs)
-
-
-def _check(pair: RawPair, buckets: tuple[Bucket, ...], verdicts: Verdicts) -> tuple[PairSample | None, list[Problem]]:
-    """One pair as a sample, or None where it is not usable, with its problems."""
-    prompt = _prompt(pair)
-    if isinstance(prompt, Problem):
-        return None, [prompt]
-    images = []
-    for side in ("chosen", "rejected"):
-        found = verdicts.look_at(getattr(pair, side))
-        if isinstance(found, Unusable):
-            return None, [Problem(found.kind, pair.name, f"{side}: {found.reason}")]
-        images.append(found)
-    chosen, rejected = images
-    if chosen.sha256 == rejected.sha256:
-        return None, [Problem("same image", pair.name, "chosen and rejected are the same file")]
-    sizes = (chosen.width, chosen.height), (rejected.width, rejected.height)
-    problems = []
-    if sizes[0] != sizes[1]:
-        detail = f"chosen {chosen.width} × {chosen.height}, rejected {rejected.width} × {rejected.height}"
-        problems.append(Problem("size mismatch", pair.name, detail))
-    identity = pair_id(prompt, chosen.sha256, rejected.sha256)
-    return PairSample(identity, pair.name, prompt, chosen, rejected, pair_bucket(buckets, *sizes)), problems
-
-
-def _prompt(pair: RawPair) -> str | Problem:
-    """The text in the prompt's place, or what is wrong with what is there."""
-    prompt = single(pair.prompt)
-    if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
-        return Problem("missing caption", pair.name, "no text")
-    if not isinstance(prompt, str):
-        return Problem("missing caption", pair.name, f"no text but {shown(prompt)}")
-    if SURROGATE.search(prompt):
-        return Problem("missing caption", pair.name, "half of a character, which no text can hold")
-    if not is_text(prompt):
-        return Problem("unreadable caption", pair.name, "NUL characters, which no text holds")
-    return prompt.strip()
-
-
-def _without_contradictions(
-    checked: Iterable[tuple[PairSample | None, list[Problem]]], problems: list[Problem]
-) -> tuple[PairSample, ...]:
-    """The samples that stand once and whose reverse does not stand too; adds to ``problems``."""
-    samples: dict[str, PairSample] = {}
-    # Of all by their ids, also of those that were taken out again.
-    names: dict[str, str] = {}
-    for sample, found in checked:
-        problems += found
-        if sample is None:
-            continue
-        reverse = pair_id(sample.prompt, sample.rejected.sha256, sample.chosen.sha256)
-        if sample.id in names:
-            problems.append(Problem("duplicate", sample.name, f"same as {names[sample.id]}"))
-            continue
-        names[sample.id] = sample.name
-        if reverse not in names:
-            samples[sample.id] = sample
-            continue
-        problems.append(Problem("reversed pair", sample.name, f"{names[reverse]} prefers the other image"))
-        if other := samples.pop(reverse, None):
-            problems.append(Problem("reversed pair", other.name, f"{sample.name} prefers the other image"))
-    return tuple(samples.values())
-
-
-def _near_duplicates(samples: Sequence[PairSample]) -> list[str]:
-    """How many samples repeat a part of an earlier one, a line for each kind; they are trained on."""
-    keys: dict[str, Callable[[PairSample], tuple[str, str]]] = {
-        "both images, under another prompt": lambda sample: (
-            min(sample.chosen.sha256, sample.rejected.sha256),
-            max(sample.chosen.sha256, sample.rejected.sha256),
-        ),
-        "prompt and chosen image": lambda sample: (sample.prompt, sample.chosen.sha256),
-        "prompt and rejected image": lambda sample: (sample.prompt, sample.rejected.sha256),
-    }
-    counts = {kind: len(samples) - len(set(map(key, samples))) for kind, key in keys.items()}
-    return [f"near-duplicates ({kind} of an earlier pair): {count}" for kind, count in counts.items() if count]
-
-
-def _is_enlarged(sample: PairSample) -> bool:
-    sizes = ((image.width, image.height) for image in (sample.chosen, sample.rejected))
-    return any(place(size, sample.bucket).resized[0] > size[0] for size in sizes)
 
 
 def _refuse_unusable(dataset: PairDataset, strict: bool) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from chats.words import shown
 
-from .pairs import LONGEST_DETAIL, FileImage
+from .pairs import LONGEST_DETAIL, FileImage, Mark
 
 # What Windows, a Mac's archives and a Synology write beside people's files; names that begin with a dot are hidden too.
 SYSTEM_NAMES = frozenset(
@@ -140,6 +140,13 @@ class NamedImage:
 
     files: NamedFiles
     name: str
+
+    @property
+    def place(self) -> str:
+        return str(self)
+
+    def mark(self) -> Mark | None:
+        return FileImage(self.files.find(self.name)).mark()
 
     def read(self) -> bytes:
         return FileImage(self.files.find(self.name)).read()

@@ -129,6 +129,7 @@ def two_folders(folder: Path, without: Iterable[Path] = ()) -> PairSource:
         if isinstance(caption, Problem):
             problems.append(caption)
         else:
-            pairs.append(RawPair(stem, caption, *(FileImage(places[side] / files[side]) for side in SIDES)))
+            images_of = (FileImage(os.path.join(places[side], files[side])) for side in SIDES)
+            pairs.append(RawPair(stem, caption, *images_of))
     captions.leave_out_the_rest(left_out)
     return PairSource(folder.name, pairs, problems, remarks=left_out.remarks())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from chats.buckets import Bucket
 from chats.words import shown
@@ -26,8 +29,27 @@ ProblemKind = Literal[
 LONGEST_DETAIL = 300
 
 
+class Mark(NamedTuple):
+    """By what an image is taken, unread, for the one that was looked at before: where it is (a file, or a file with a
+    column and a row), and of the file its size in bytes, when it was modified and when its entry was changed."""
+
+    place: str
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+
 class ImageBytes(Protocol):
     """Where the bytes of one encoded image come from; ``str`` of it tells the user where that is."""
+
+    @property
+    def place(self) -> str:
+        """What :attr:`PairSource.image` makes the same of again."""
+        ...
+
+    def mark(self) -> Mark | None:
+        """None where nothing tells that the image is the same but its bytes."""
+        ...
 
     def read(self) -> bytes:
         """The encoded image (PNG, JPEG, …), read anew at each call.
@@ -42,7 +64,20 @@ class ImageBytes(Protocol):
 class FileImage:
     """An image in a file of its own."""
 
-    path: Path
+    path: str | Path
+
+    @property
+    def place(self) -> str:
+        return str(self.path)
+
+    def mark(self) -> Mark | None:
+        try:
+            status = os.stat(self.path)
+        except (OSError, ValueError):
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return Mark(self.place, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def is_there(self) -> bool:
         """Whether it is a file: a pipe would wait for ever, a device give more than memory holds."""
@@ -50,8 +85,8 @@ class FileImage:
 
     def read(self) -> bytes:
         if not self.is_there():
-            raise OSError(f"no file is there, looked for {self.path.absolute()}")
-        return self.path.read_bytes()
+            raise OSError(f"no file is there, looked for {Path(self.path).absolute()}")
+        return Path(self.path).read_bytes()
 
     def __str__(self) -> str:
         return str(self.path)
@@ -116,15 +151,40 @@ class Problem:
         return f"{shown(self.name)}: {self.kind} ({shown(self.detail, LONGEST_DETAIL)})"
 
 
+class Pairs(Protocol):
+    """The pairs of a source, as many as ``len`` says; a table's are made as they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[RawPair]: ...
+
+
+@dataclass(frozen=True)
+class LazyPairs:
+    """Pairs that ``make`` makes, ``count`` of them, at each pass over them."""
+
+    count: int
+    make: Callable[[], Iterator[RawPair]]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[RawPair]:
+        return itertools.islice(self.make(), self.count)
+
+
 @dataclass(frozen=True)
 class PairSource:
     """All pairs that a folder or table states, and the problems found without opening an image.
 
-    ``ties`` were left out; ``remarks`` are lines on what else was, and on what was read.
+    ``ties`` were left out; ``remarks`` are lines on what else was, and on what was read. ``image`` makes an image of
+    its ``place``. ``state`` is a digest of all that the pairs follow from, None where only reading them tells.
     """
 
     name: str
-    pairs: list[RawPair]
+    pairs: Pairs
     problems: list[Problem] = field(default_factory=list)
     ties: int = 0
     remarks: list[str] = field(default_factory=list)
+    image: Callable[[str], ImageBytes] = FileImage
+    state: str | None = None

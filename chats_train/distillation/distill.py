@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def _distill(run: FinishedRun, settings: DistillSettings, folder: Path, processe
         _require_room(config, family, folder)
     processes.wait()
     encodings = open_encodings(run.config, family, dataset, processes, use_cache=True)
-    trainer = _trainer(run, settings, config, family, dataset, encodings, processes)
+    trainer = make_trainer(run, settings, config, family, dataset, encodings, processes)
     resume(trainer)
     if not run_steps(trainer):
         return f"stopped after step {trainer.step}; start it again to go on"
@@ -91,7 +91,7 @@ def _distill(run: FinishedRun, settings: DistillSettings, folder: Path, processe
     return f"distilled in {trainer.step} steps: {file}; sample it at {USAGE}{_learned(folder)}"
 
 
-def _trainer(
+def make_trainer(
     run: FinishedRun,
     settings: DistillSettings,
     config: RunConfig,
@@ -99,14 +99,22 @@ def _trainer(
     dataset: PairDataset,
     encodings: PairEncodings,
     processes: Processes,
+    taught: Callable[..., TaughtGradients] = TaughtGradients,
 ) -> Trainer:
+    """A distillation before its first step.
+
+    Args:
+        settings: filled in.
+        config: the student's.
+        taught: makes the gradients, as their class does.
+    """
     teacher = _teacher(run, settings, family)
     student = make_student(config, family, teacher, run.config.training_method)
     if not has_checkpoint(config.output_dir / CHECKPOINTS):
         kept = start_from_preferred(student, teacher, config.training_method, run.config.training_method, settings.rank)
         if kept < 1 - 1e-6 and processes.is_main:
             print(f"the LoRA starts with {100 * kept:.1f} % of the preferred model's difference from the base (energy)")
-    gradients = TaughtGradients(
+    gradients = taught(
         family,
         student,
         teacher,

@@ -20,6 +20,7 @@ FREE = frozenset(
     {
         *("output_dir", "cache_dir", "resume_from_checkpoint", "checkpoints_total_limit", "report_to"),
         *("train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "memory", "optimizer"),
+        "compile",
         *("sample_every", "sample_prompts", "sample_steps"),
     }
 )

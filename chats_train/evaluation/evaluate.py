@@ -20,9 +20,10 @@ from ..settings.config import RunConfig
 from ..support.errors import UserError
 from .conditions import make_conditions
 from .drawing import draw_pictures, plan_pictures
+from .negatives import compare_negatives, keep_verdict
 from .probing import PROBE_FILE, probe_pair, write_probe
 from .prompts import read_prompts
-from .report_files import probe_text, write_report
+from .report_files import by_condition, probe_text, write_report
 from .scorers import open_scorers
 from .scoring import score_pictures
 
@@ -96,7 +97,9 @@ def evaluate(
         del members
         family.release_encoders()
         scores = {scorer.name: score_pictures(scorer, pictures, folder) for scorer in scorers}
-        return write_report(folder, header, pictures, scores, probed)
+        comparisons = compare_negatives(by_condition(pictures, scores))
+        kept = keep_verdict(config.output_dir, weights, comparisons)
+        return [*write_report(folder, header, pictures, scores, comparisons, probed), *kept]
 
 
 def _refuse_a_probe_of_nothing(

@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from chats.files import write_text
+from chats.pair import Negative
 
+from ..runs.negative_file import FILE, write_negative
 from .conditions import Condition
 from .report import Scores, with_error, without_nan
 from .statistics import Estimate, paired_difference, sign_flip_p_value
@@ -17,7 +18,6 @@ from .statistics import Estimate, paired_difference, sign_flip_p_value
 NEGATIVES_FILE = "negatives.json"
 # Of all comparisons under one scorer together.
 SIGNIFICANCE = 0.05
-Negative = Literal["dispreferred", "base"]
 NAMES: dict[Negative, str] = {"dispreferred": "the dispreferred model", "base": "the untouched base"}
 
 
@@ -91,6 +91,25 @@ def negatives_verdicts(comparisons: Sequence[Comparison]) -> list[str]:
             said = f"{NAMES[wins[0]]} is the better negative for this pair ({len(wins)} of {len(own)} comparisons)"
         lines.append(f"{scorer}: {said}")
     return lines
+
+
+def better_negative(comparisons: Sequence[Comparison]) -> Negative | None:
+    """The negative that is better in every comparison in which there is a difference; None where they disagree, or
+    where there is none."""
+    wins = {each.better for each in comparisons if each.better}
+    return wins.pop() if len(wins) == 1 else None
+
+
+def keep_verdict(output_dir: Path, weights_sha256: str, comparisons: Sequence[Comparison]) -> list[str]:
+    """Keeps the better negative, or that none was clear, for the pair's next export; what there is to say of it.
+    Without a comparison all stays as it is."""
+    if not comparisons:
+        return []
+    better = better_negative(comparisons)
+    write_negative(output_dir, weights_sha256, better)
+    if better is None:
+        return []
+    return [f"{output_dir / FILE}: {NAMES[better]} is the better negative; `export` writes that into the pair's files"]
 
 
 def write_negatives(folder: Path, comparisons: Sequence[Comparison]) -> None:

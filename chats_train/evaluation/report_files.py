@@ -14,7 +14,6 @@ from .drawing import Picture, picture_row
 from .negatives import (
     NEGATIVES_FILE,
     Comparison,
-    compare_negatives,
     negatives_table,
     negatives_verdicts,
     write_negatives,
@@ -39,13 +38,17 @@ ScoresByKey = Mapping[str, Mapping[str, float]]
 
 
 def write_report(
-    folder: Path, header: Sequence[str], pictures: Sequence[Picture], scores: ScoresByKey, probed: Sequence[ProbeResult]
+    folder: Path,
+    header: Sequence[str],
+    pictures: Sequence[Picture],
+    scores: ScoresByKey,
+    comparisons: Sequence[Comparison],
+    probed: Sequence[ProbeResult],
 ) -> list[str]:
     """Writes every file but the probe's, and returns the report as text."""
     write_text(folder / RESULTS_FILE, "".join(_rows(folder, pictures, scores)))
     values = by_condition(pictures, scores)
     figures = compute_figures(values, {picture.prompt.text: picture.prompt.group for picture in pictures})
-    comparisons = compare_negatives(values)
     write_negatives(folder, comparisons)
     write_text(
         folder / SUMMARY_FILE, json.dumps([each.as_json() for each in figures], ensure_ascii=False, indent=1) + "\n"

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from chats.pair import Member
 
@@ -24,6 +25,8 @@ from .checkpoint import RESUME
 
 PREFERRED: Member = "preferred"
 DISPREFERRED: Member = "dispreferred"
+# No member: the frozen base.
+REFERENCE = "reference"
 
 
 class Members(ABC):
@@ -31,8 +34,7 @@ class Members(ABC):
 
     Attributes:
         names: the members that train: both, or the preferred alone for an objective of one model.
-        one_graph: whether only one graph may be alive at a time: it is then backpropagated before another model is
-            called.
+        one_graph: whether memory is asked to hold one graph at a time: each side is then asked on its own.
     """
 
     def __init__(self, names: Iterable[str], one_graph: bool):
@@ -40,15 +42,25 @@ class Members(ABC):
 
     @abstractmethod
     def denoiser(self, name: str) -> Denoiser:
-        """A member."""
+        """A member, or ``REFERENCE``."""
 
-    @abstractmethod
     def reference(self) -> Denoiser:
         """The frozen base, to be called without gradients."""
+        return self.denoiser(REFERENCE)
+
+    def joint(self, names: Sequence[str]) -> Denoiser | None:
+        """One model that is each of these on its share of a batch's rows, all equally many and in this order; None
+        where they cannot be called as one."""
+        return self.denoiser(names[0]) if len(set(names)) == 1 else None
 
     @abstractmethod
     def succeed(self, name: str, config: RunConfig) -> None:
         """Freezes what trains now and puts one more model, equal to the base, to train in its place."""
+
+    def compile(self) -> None:
+        """Has every model's blocks compiled, the reference's too, each when it is first called."""
+        for module in self.modules:
+            compile_blocks(module)
 
     @property
     @abstractmethod
@@ -100,11 +112,15 @@ class FullMembers(Members):
         self._reference = self._prepared(config).requires_grad_(False) if with_reference else None
 
     def denoiser(self, name: str) -> Denoiser:
-        return self._by_name[name]
-
-    def reference(self) -> Denoiser:
+        if name != REFERENCE:
+            return self._by_name[name]
         assert self._reference is not None, "the members were made without a reference"
         return self._reference
+
+    def compile(self) -> None:
+        super().compile()
+        if self._reference is not None:
+            compile_blocks(self._reference)
 
     def succeed(self, name: str, config: RunConfig) -> None:
         for module in self._by_name.values():
@@ -121,16 +137,20 @@ class FullMembers(Members):
 
 
 class LoRAMembers(Members):
-    """Two adapters on one frozen denoiser (PEFT), which is switched at each call.
+    """Two adapters on one frozen denoiser (PEFT). PEFT's own are off; a hook on each layer adds those that are called
+    for, each to its share of the rows.
 
-    With gradient checkpointing the backward pass computes activations anew with whichever adapter is on then
-    (https://github.com/huggingface/peft/issues/2832): hence one graph at a time there.
+    A graph that is kept for checkpointing computes activations anew with whichever adapters are on in the backward pass
+    (https://github.com/huggingface/peft/issues/2832). Members whose graphs are alive at once are therefore called as
+    one, and what is on stays on until the next call.
     """
 
     def __init__(self, config: RunConfig, family: Family, names: Iterable[str], device: torch.device):
-        super().__init__(names, one_graph=config.memory == "low" or config.gradient_checkpointing)
+        super().__init__(names, one_graph=config.memory == "low")
         self.module = _prepared(family, torch.device("cpu"), config).requires_grad_(False)
         self._default_targets = family.facts.lora_targets
+        self._on: tuple[str, ...] = (REFERENCE,)
+        self._hooks: list[RemovableHandle] = []
         self._add_adapters(config, self.names)
         self.module.to(device)
         self._train_all()
@@ -164,27 +184,38 @@ class LoRAMembers(Members):
 
     def _train_all(self) -> None:
         """Readies what trains: in fp32, whatever the base is in."""
+        from peft.tuners.lora import LoraLayer
+
+        self.module.disable_adapters()  # which freezes them too
         self._trained = list(self.named_parameters().values())
         for parameter in self._trained:
             parameter.data = parameter.data.float()
+            parameter.requires_grad_()
+        for hook in self._hooks:
+            hook.remove()
+        layers = [layer for layer in self.module.modules() if isinstance(layer, LoraLayer)]
+        self._hooks = [layer.register_forward_hook(self._add) for layer in layers]
 
     def denoiser(self, name: str) -> Denoiser:
-        return partial(self._call, name)
+        return partial(self._call, (name,))
 
-    def reference(self) -> Denoiser:
-        return partial(self._call, None)
+    def joint(self, names: Sequence[str]) -> Denoiser:
+        return partial(self._call, tuple(names) if len(set(names)) > 1 else (names[0],))
 
-    def _call(self, adapter: str | None, *args: Any, **kwargs: Any) -> Any:
-        """The module under one adapter, or under none."""
-        if adapter is None:
-            self.module.disable_adapters()
-        else:
-            self.module.enable_adapters()
-            self.module.set_adapter(adapter)
-        # PEFT freezes what is off, whose graph may be alive (https://github.com/huggingface/peft/issues/2759).
-        for parameter in self._trained:
-            parameter.requires_grad_()
+    def _call(self, names: tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
+        """The module under one adapter or none, or under one for each share of the rows."""
+        self._on = names
         return self.module(*args, **kwargs)
+
+    def _add(self, layer: Any, inputs: tuple[Tensor], result: Tensor) -> Tensor:
+        """A layer's result with what is on, as PEFT adds it."""
+        rows, count = inputs[0], len(self._on)
+        assert len(rows) % count == 0, f"{len(rows)} rows are not one share for each of {self._on}"
+        shares = [
+            share + _adapted(layer, name, own) if name in layer.lora_A else share
+            for name, share, own in zip(self._on, result.chunk(count), rows.chunk(count), strict=True)
+        ]
+        return (torch.cat(shares) if count > 1 else shares[0]).to(result.dtype)
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -196,12 +227,29 @@ class LoRAMembers(Members):
         }
 
 
+def _adapted(layer: Any, name: str, rows: Tensor) -> Tensor:
+    """What one adapter of a layer adds for these inputs."""
+    down, up = layer.lora_A[name], layer.lora_B[name]
+    return up(down(rows.to(down.weight.dtype))) * layer.scaling[name]
+
+
 def make_members(config: RunConfig, family: Family, models: int, with_reference: bool, device: torch.device) -> Members:
     """The members that an objective of ``models`` models trains, on ``device``, equal to the base."""
     names = (PREFERRED, DISPREFERRED)[:models]
     if config.training_method == "lora":
         return LoRAMembers(config, family, names, device)
     return FullMembers(config, family, names, device, with_reference)
+
+
+def compile_blocks(module: Any) -> None:
+    """torch.compile of a model's repeated blocks, one at a time and in place: blocks of one shape share what is
+    compiled."""
+    # Shapes of blocks times those of buckets, with and without a graph; beyond the limit torch stops compiling.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    kinds = module._repeated_blocks or module._no_split_modules
+    for block in module.modules():
+        if type(block).__name__ in kinds:
+            block.compile()
 
 
 Weight = TypeVar("Weight", bound=Tensor)

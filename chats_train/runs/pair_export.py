@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from chats.pair import Metadata, PairMetadata
+from chats.pair import Metadata, Negative, PairMetadata
 
 from ..families import Family
 from ..settings.config import RunConfig
@@ -27,6 +27,7 @@ def export_pair(
     folder: Path,
     dtype: str = "fp16",
     probe: Mapping[str, float] = MappingProxyType({}),
+    negative: Negative | None = None,
 ) -> list[Path]:
     """Writes the members as files that ComfyUI loads, with metadata that says they belong together.
 
@@ -36,6 +37,7 @@ def export_pair(
         fingerprint: of the data set.
         dtype: fp32, fp16 or bf16, of the files.
         probe: fields of the metadata, what the probe of the proxy form measured.
+        negative: the better one, where an evaluation of these weights found one.
 
     Returns:
         the files.
@@ -62,6 +64,7 @@ def export_pair(
             dataset_fingerprint=fingerprint,
             proxy_cosine=probe.get("proxy_cosine"),
             proxy_relative_error=probe.get("proxy_relative_error"),
+            negative=negative,
         )
         stem = config.output_dir.name
         path = folder / f"{stem}_{member}.safetensors"

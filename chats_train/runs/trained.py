@@ -16,6 +16,7 @@ from ..support.errors import UserError
 from .checkpoint import READ, Checkpoint, open_checkpoint
 from .folder import CHECKPOINTS
 from .members import Members, make_members
+from .negative_file import read_negative
 from .opening import open_family, settled
 from .pair_export import export_pair
 from .previews import preview
@@ -81,7 +82,8 @@ def export(config: RunConfig, wanted: str, folder: Path | None = None, dtype: st
     folder.mkdir(parents=True, exist_ok=True)
     family = open_family(config, "cpu")
     probe, fingerprint = read_probe(config.output_dir, step), checkpoint.values["dataset_fingerprint"]
-    return export_pair(settled(config, family), family, weights, step, fingerprint, folder, dtype, probe)
+    negative = read_negative(config.output_dir, checkpoint)
+    return export_pair(settled(config, family), family, weights, step, fingerprint, folder, dtype, probe, negative)
 
 
 def _weights(config: RunConfig, checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -66,6 +66,10 @@ class DataConfig(Section):
         default_factory=Columns, description="names of the columns, where they are not the usual ones"
     )
     max_pairs: Count | None = Field(None, description="read only the first pairs; null reads all")
+    checksum: bool = Field(
+        False,
+        description="read and hash every image again at each start; false trusts files of unchanged size and time",
+    )
     strict: bool = Field(
         False, description="stop at broken images, missing captions or sizes that differ; false lists them and goes on"
     )
@@ -196,6 +200,9 @@ class RunConfig(Section):
     report_to: Literal["none", "tensorboard"] = Field(
         "none", description="none or tensorboard, beside metrics.jsonl and loss.png"
     )
+    compile: bool = Field(
+        False, description="torch.compile, a block at a time: faster steps after a first one that takes minutes"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -255,8 +262,15 @@ class RunConfig(Section):
 
     def sha256(self) -> str:
         """Digest of the settings, hexadecimal: ``chats.config_sha256`` of the pair's metadata. A run that was resumed
-        is the same run."""
-        return hashlib.sha256(self.model_dump_json(exclude={"resume_from_checkpoint"}).encode()).hexdigest()
+        is the same run, and so is one from before a setting was there that it leaves at its default."""
+        fields = type(self).model_fields
+        left_out = {name for name in LATER if getattr(self, name) == fields[name].default}
+        text = self.model_dump_json(exclude={"resume_from_checkpoint", *left_out})
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+# Settings that version 0.1.0 did not have.
+LATER = frozenset({"compile"})
 
 
 # Settings whose defaults follow from others; a config may say null for them.

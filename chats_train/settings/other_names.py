@@ -49,6 +49,7 @@ OTHERS = {
     "resume_from_checkpoint": "resume resume_from resume_path load_state",
     "output_dir": "output output_path output_folder out_dir save_dir training_folder",
     "cache_dir": "latent_cache_dir cache_path cache_latents_dir",
+    "compile": "torch_compile use_torch_compile compile_model dynamo_backend",
     "report_to": "log_with logger tracker",
     "sample_every": "sample_every_n_steps validation_epochs sample_every_n_epochs preview_steps",
     "sample_prompts": "validation_prompt validation_prompts prompts sample_prompt preview_prompts",

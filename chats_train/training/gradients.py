@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from chats.backpropagation import both_graphs_alive, one_graph_at_a_time
+from chats.backpropagation import all_graphs_alive, one_graph_at_a_time
 from chats.draws import Draw
 from chats.objective import OBJECTIVES, Metrics, Objective, PairErrors, squared_error
 
 from ..encodings.cache import EncodedPair
 from ..families import Denoiser, Family, Prompt
-from ..runs.members import Members, make_members
+from ..runs.members import REFERENCE, Members, make_members
 from ..runs.previews import preview
 from ..settings.config import RunConfig
 from ..support.dtypes import forward_dtype
@@ -47,8 +47,15 @@ class Batch:
         return self.chosen.noisy.shape[0]
 
 
-# By side, `chosen` and (where the objective reads it) `rejected`: the member that sees it, and what it is asked.
+# By the error's name in `PairErrors`: the member that sees the side, or the reference, and what it is asked.
 Sides = Mapping[str, tuple[str, Side]]
+
+
+def joined(sides: Sequence[Side]) -> Side:
+    """Sides as one, its rows those of the first, then those of the second."""
+    fields = ("noisy", "target", "timesteps", "sizes")
+    prompt = {name: torch.cat([side.prompt[name] for side in sides]) for name in sides[0].prompt}
+    return Side(prompt=prompt, **{field: torch.cat([getattr(side, field) for side in sides]) for field in fields})
 
 
 class Gradients:
@@ -75,8 +82,8 @@ class Gradients:
     def measure(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Losses [batch] and metrics, [batch] each, without gradients."""
         with torch.no_grad():
-            trained = {name: self._error(*side) for name, side in self._sides(batch).items()}
-            return self.objective.loss(PairErrors(**trained, **self._reference_errors(batch)), self.beta)
+            references = self._reference_errors(batch)
+            return self.objective.loss(PairErrors(**self._errors(self._sides(batch)), **references), self.beta)
 
     def backward(self, batch: Batch, scale: float) -> tuple[Tensor, Metrics]:
         """Adds ``scale`` × the gradient of the batch's summed loss to the members' gradients.
@@ -84,9 +91,12 @@ class Gradients:
         Returns:
             losses [batch], detached, and metrics, [batch] each.
         """
-        sides = {name: partial(self._error, *side) for name, side in self._sides(batch).items()}
-        order = one_graph_at_a_time if self.members.one_graph else both_graphs_alive
-        errors = order(self.objective, self.beta, sides, self._reference_errors(batch), scale)
+        sides, references = self._sides(batch), self._reference_errors(batch)
+        if self.members.one_graph:
+            later = {name: partial(self._error, *side) for name, side in sides.items()}
+            errors = one_graph_at_a_time(self.objective, self.beta, later, references, scale)
+        else:
+            errors = all_graphs_alive(self.objective, self.beta, self._errors(sides), references, scale)
         losses, metrics = self.objective.loss(errors, self.beta)
         return losses.detach(), metrics
 
@@ -105,12 +115,18 @@ class Gradients:
         dispreferred."""
         if not self.objective.needs_reference:
             return {}
+        names = ("chosen_reference", "rejected_reference")
         with torch.no_grad():
-            reference = self.members.reference()
-            return {
-                "chosen_reference": self._side_error(reference, batch.chosen),
-                "rejected_reference": self._side_error(reference, batch.rejected),
-            }
+            return self._errors(dict(zip(names, ((REFERENCE, batch.chosen), (REFERENCE, batch.rejected)), strict=True)))
+
+    def _errors(self, sides: Sides) -> dict[str, Tensor]:
+        """d of each side, [batch], by its name: in one pass where the members can be called as one, and memory is not
+        asked to be low."""
+        asked = [side for _, side in sides.values()]
+        joint = None if self.members.one_graph else self.members.joint([member for member, _ in sides.values()])
+        if joint is None or len(asked) == 1:
+            return {name: self._error(*side) for name, side in sides.items()}
+        return dict(zip(sides, self._side_error(joint, joined(asked)).chunk(len(asked)), strict=True))
 
     def _error(self, member: str, side: Side) -> Tensor:
         return self._side_error(self.members.denoiser(member), side)
@@ -134,6 +150,8 @@ def run_gradients(config: RunConfig, family: Family, device: torch.device) -> Gr
     objective = OBJECTIVES[config.objective]
     with_reference = objective.needs_reference or config.sample_every > 0  # previews show the base too
     members = make_members(config, family, objective.models, with_reference, device)
+    if config.compile:
+        members.compile()
     return Gradients(family, members, objective, config.beta, device, mixed_precision=config.mixed_precision)
 
 

@@ -3,6 +3,8 @@ pair's metadata."""
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from chats.draws import VALIDATION_EPOCH, draw
@@ -23,9 +25,8 @@ def probe_trained(trainer: Trainer) -> None:
         return
     trainer.members.load_state(trainer.weights())
     first = (trainer.validation or trainer.samples)[0]
-    samples = [sample for sample in [*trainer.validation, *trainer.samples] if sample.bucket == first.bucket][
-        :PROBED_PROMPTS
-    ]
+    alike = (each for each in itertools.chain(trainer.validation, trainer.samples) if each.bucket == first.bucket)
+    samples = list(itertools.islice(alike, PROBED_PROMPTS))
     pairs = [trainer.encodings.pair(sample) for sample in samples]
     noises = [draw(trainer.config.seed, VALIDATION_EPOCH, pair.id, pair.rejected.shape).noise for pair in pairs]
     latents, noise = (

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from chats.files import replacing
+from chats.words import shown_error
 
 from ..encodings.cache import CachedEncodings
 from ..runs.checkpoint import RESUME, open_checkpoint, save_checkpoint
@@ -34,15 +35,15 @@ def _steps(trainer: Trainer, stopped: list[int]) -> bool:
     config, processes = trainer.config, trainer.processes
     reports = Reports(config.output_dir, trainer.step, config.report_to == "tensorboard") if processes.is_main else None
     bar = tqdm(total=config.max_train_steps, initial=trainer.step, unit="step", disable=not processes.is_main)
-    halted = False
+    halted, first = False, True
     while trainer.step < config.max_train_steps and not halted:
         started = time.perf_counter()
         report = _step(trainer)
-        row = {
-            "step": report.step,
-            **report.metrics,
-            "pairs_per_second": report.pairs / (time.perf_counter() - started),
-        }
+        seconds = time.perf_counter() - started
+        row = {"step": report.step, **report.metrics, "pairs_per_second": report.pairs / seconds}
+        if config.compile and first and processes.is_main:
+            bar.write(f"compiled: the first step took {seconds:.0f} s; each new shape of a batch takes some once more")
+        first = False
         halted = processes.any(bool(stopped))
         if report.step % config.validation_steps == 0 or report.step == config.max_train_steps:
             row |= {HELD_OUT + name: value for name, value in trainer.validate().items()}
@@ -67,6 +68,13 @@ def _step(trainer: Trainer) -> StepReport:
         good = open_checkpoint(trainer.config.output_dir / CHECKPOINTS, "latest", RESUME)
         way_out = f"go on from {good.path}" if good else "there is no checkpoint yet, start again"
         raise UserError(f"{error}; {way_out}, with a lower `learning_rate` or `mixed_precision: no`") from error
+    except RuntimeError as error:
+        if not trainer.config.compile or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise UserError(
+            f"`compile` is true, but torch could not compile ({shown_error(error)}); set `compile: false`, or install "
+            "what it asks for, on a CPU a C++ compiler"
+        ) from error
 
 
 def _save(trainer: Trainer, reports: Reports | None) -> None:

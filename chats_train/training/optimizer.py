@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ def _torch_optimizer(config: RunConfig, parameters: list[nn.Parameter]) -> torch
     if config.optimizer == "adafactor":
         return torch.optim.Adafactor(parameters, lr=rate, weight_decay=decay)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, betas=betas, eps=epsilon, weight_decay=decay)
+        return _adamw(parameters, lr=rate, betas=betas, eps=epsilon, weight_decay=decay)
     try:
         import bitsandbytes
     except ImportError as error:
@@ -50,6 +51,15 @@ def _torch_optimizer(config: RunConfig, parameters: list[nn.Parameter]) -> torch
             "`optimizer` is adamw8bit, which needs bitsandbytes; `pip install bitsandbytes`, or set adamw"
         ) from error
     return bitsandbytes.optim.AdamW8bit(parameters, lr=rate, betas=betas, eps=epsilon, weight_decay=decay)
+
+
+def _adamw(parameters: list[nn.Parameter], **settings: Any) -> torch.optim.AdamW:
+    """AdamW as one kernel, where torch has it for the parameters' device and dtype; a state of either form fits the
+    other."""
+    try:
+        return torch.optim.AdamW(parameters, fused=True, **settings)
+    except RuntimeError:  # what torch raises where there is none
+        return torch.optim.AdamW(parameters, **settings)
 
 
 class RoundingOptimizer:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from chats.draws import VALIDATION_EPOCH, draw, held_out, step_pairs
+from chats.draws import VALIDATION_EPOCH, Order, draw, held_out_rows
 
 from ..data import PairDataset
 from ..data.pairs import PairSample
@@ -63,7 +63,9 @@ class Trainer:
         self.config, self.family, self.encodings, self.processes = config, family, encodings, processes
         self.device = processes.device
         self.dataset_fingerprint = dataset.fingerprint
-        self.samples, self.validation = held_out(dataset.samples, config.seed, config.validation_pairs)
+        trained, measured = held_out_rows(dataset.samples.ids, config.seed, config.validation_pairs)
+        self.samples, self.validation = dataset.samples.take(trained), list(dataset.samples.take(measured))
+        self.order = Order(self.samples.ids, config.seed)
         self.gradients = gradients or run_gradients(config, family, self.device)
         self.members = self.gradients.members
         self.parameters = self.members.named_parameters()
@@ -87,7 +89,8 @@ class Trainer:
             NotFinite: before anything is changed; under fp16, whose scaler skips such a step and tries half the scale,
                 only when nothing is scaled up any more.
         """
-        picked = step_pairs(self.samples, self.config.seed, self.step, self.pairs_per_step)
+        rows = self.order.step(self.step, self.pairs_per_step)
+        picked = [(epoch, self.samples[row]) for epoch, row in rows]
         self.optimizer.zero_grad()
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=self.device))
         for micro in self.processes.share(micro_batches(picked, self.config.train_batch_size)):

@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ...chats import pair
+from ..advice import ATTACHMENT
 from ..inputs import require_models
 from .loaders import (
     NONE,
@@ -143,8 +144,11 @@ class CHATSLoRAPairLoader(io.ComfyNode):
         loaded = [with_lora(model, path, strength) for path, strength in zip(paths, strengths, strict=True)]
         warnings += [line for _, lines in loaded for line in lines]
         show_pair(found.metadata, warnings, cls.hidden.unique_id if cls.hidden else None)
-        models = (patched for patched, _ in loaded)
-        return io.NodeOutput(*with_metadata(found.metadata, *models, distilled=found.distilled))
+        models = with_metadata(found.metadata, *(patched for patched, _ in loaded), distilled=found.distilled)
+        if paths[1] is None:
+            # The base as the negative is no member of the pair.
+            models[1].remove_attachments(ATTACHMENT)
+        return io.NodeOutput(*models)
 
 
 NODES = [CHATSLoRAPairLoader]

@@ -75,11 +75,8 @@ async def list_datasets(request: web.Request) -> Answer:
 
     def described(name: str) -> Answer:
         one = data_set(name)
-        return {
-            "name": name,
-            **one.counts(),
-            **{key: one.progress(rater)[key] for key in ("pairs", "rated", "waiting")},
-        }
+        counts, progress = one.counts(), one.progress(rater)
+        return {"name": name, **counts, **{key: progress[key] for key in ("pairs", "rated", "waiting")}}
 
     return {"datasets": await asyncio.to_thread(lambda: [described(name) for name in names()])}
 
@@ -100,14 +97,15 @@ async def next_pair(request: web.Request) -> Answer:
     def look() -> tuple[TasteDataset, Answer]:
         one = _existing(request.match_info["dataset"])
         shown = one.next_pair(rater, avoid, tab)
-        return one, {
-            "pair": shown and _shown(shown),
-            "progress": one.progress(rater),
-            "alone": one.alone(),
-            "guideline": one.guideline(),
-            "last": one.last(rater),
-            "notes": [{"text": note, **_translatable(note)} for note in one.notes()],
-        }
+        with one.at_once():
+            return one, {
+                "pair": shown and _shown(shown),
+                "progress": one.progress(rater),
+                "alone": one.alone(),
+                "guideline": one.guideline(),
+                "last": one.last(rater),
+                "notes": [{"text": note, **_translatable(note)} for note in one.notes()],
+            }
 
     one, answered = await asyncio.to_thread(look)
     _derive_soon(one)

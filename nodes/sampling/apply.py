@@ -3,11 +3,13 @@
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..advice import DISTILLED, SAMPLING
+from ..advice import ATTACHMENT, DISTILLED, OTHER_NEGATIVE, SAMPLING
 from ..inputs import interval_inputs, model_inputs, require_models
 from .compatibility import check_models, sampling_difference
 from .pairing import pair_models
 from .single_use import saying_what_is_lost
+
+BASE_IS_BETTER = "the untouched base was measured as this pair's better negative: connect it to dispreferred, alpha 0"
 
 
 def apply_pair(
@@ -33,6 +35,10 @@ def apply_pair(
         joined.set_attachments(SAMPLING, (preferred.get_model_object("model_sampling"), line))
     else:
         joined.remove_attachments(SAMPLING)
+    # Only a trained member says what pair it is of; the base itself says nothing.
+    member = dispreferred.attachments.get(ATTACHMENT)
+    if member is not None and member.negative == "base":
+        joined.set_attachments(OTHER_NEGATIVE, BASE_IS_BETTER)
     return joined
 
 

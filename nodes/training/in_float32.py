@@ -50,21 +50,25 @@ def in_float32(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _whole_products() -> Iterator[None]:
-    """Without TF32, which rounds as half precision does. Where it was set in torch's newer way it stays: torch refuses
-    the older one then."""
-    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    """Without TF32, which rounds as half precision does, in products of matrices and in convolutions."""
+    with _without_tf32(torch.backends.cuda.matmul), _without_tf32(torch.backends.cudnn):
+        yield
+
+
+@contextmanager
+def _without_tf32(kind: Any) -> Iterator[None]:
+    """Where it was set in torch's newer way it stays: torch refuses the older one then, and the newer one does not say
+    whether a setting is its own or that of all kinds, as it has to be put back."""
     try:
-        before = [kind.allow_tf32 for kind in kinds]
-        for kind in kinds:
-            kind.allow_tf32 = False
+        before = kind.allow_tf32
+        kind.allow_tf32 = False
     except RuntimeError:
         yield
         return
     try:
         yield
     finally:
-        for kind, allowed in zip(kinds, before, strict=True):
-            kind.allow_tf32 = allowed
+        kind.allow_tf32 = before
 
 
 def _in_float32(tensors: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, Any]]:

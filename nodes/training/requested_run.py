@@ -114,7 +114,7 @@ def open_material(connected: Connected, dataset: str, resolution: int) -> Materi
     with enough_memory_for(ENCODING):
         null, null_kind = _null_prompt(connected.null, encoder)
     facts = {
-        "dataset": fingerprint(rated),
+        "dataset": fingerprint(pair.id for pair in rated),
         "clip": clip_digest,
         "vae": vae_digest,
         "null": null_kind if null_kind == "encoded_empty" else tensors_digest(null),

@@ -1,7 +1,7 @@
 """Draws `workflows/<name>.jpg`, which the front end's template browser shows: each graph as the real front end draws
 it, under a title.
 
-COMFYUI_PATH=<ComfyUI> <ComfyUI's python with playwright> tests/browser/draw_thumbnails.py
+COMFYUI_PATH=<ComfyUI> <ComfyUI's python with playwright> tests/browser/draw_thumbnails.py [NAME …]
 """
 
 import io
@@ -60,6 +60,8 @@ def main() -> None:
             browser = playwright.chromium.launch(executable_path=tests.CHROMIUM, args=tests.CHROMIUM_ARGUMENTS)
             front_end = FrontEnd(browser, server, nodes_2=True)
             for path in sorted((ROOT / "workflows").glob("*.json")):
+                if sys.argv[1:] and path.stem not in sys.argv[1:]:
+                    continue
                 front_end.open_template(path.stem)
                 graph = Image.open(io.BytesIO(front_end.page.screenshot(clip=front_end.graph_area(MARGIN)))).convert(
                     "RGB"

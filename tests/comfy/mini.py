@@ -17,17 +17,17 @@ SD15 = dict(
     in_channels=4,
     model_channels=320,
     out_channels=4,
-    num_res_blocks=[1, 1],
-    channel_mult=[1, 1],
+    num_res_blocks=[1],
+    channel_mult=[1],
     num_heads=8,
     use_spatial_transformer=True,
-    transformer_depth=[1, 1],
-    transformer_depth_output=[1, 1, 1, 1],
+    transformer_depth=[1],
+    transformer_depth_output=[1, 1],
     transformer_depth_middle=1,
     context_dim=768,
     legacy=False,
 )
-# SDXL's depths, which ComfyUI knows it by, at a quarter of its widths.
+# SDXL's depths on the way down, which ComfyUI knows it by, at a quarter of its widths.
 SDXL = dict(
     image_size=32,
     in_channels=4,
@@ -39,8 +39,8 @@ SDXL = dict(
     use_spatial_transformer=True,
     use_linear_in_transformer=True,
     transformer_depth=[0, 0, 2, 2, 10, 10],
-    transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
-    transformer_depth_middle=10,
+    transformer_depth_output=[0, 0, 0, 1, 1, 1, 1, 1, 1],
+    transformer_depth_middle=1,
     context_dim=2048,
     num_classes="sequential",
     adm_in_channels=2816,
@@ -70,10 +70,10 @@ def unet_weights(config: dict, seed: int) -> dict[str, torch.Tensor]:
 
 
 def sd3_weights(
-    seed: int, qk_norm: str | None = None, context: int = 4096, pooled: int = 2048
+    seed: int, qk_norm: str | None = None, context: int = 4096, pooled: int = 2048, depth: int = 2
 ) -> dict[str, torch.Tensor]:
-    """Native keys of an SD3 transformer of depth 2, without prefix; SD3.5 normalizes q and k (`rms`). ``context`` and
-    ``pooled`` are the widths of the encodings that it takes."""
+    """Native keys of an SD3 transformer, which has a head for each block, without prefix; SD3.5 normalizes q and k
+    (`rms`). ``context`` and ``pooled`` are the widths of the encodings that it takes."""
     from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
     from comfy.ops import disable_weight_init
 
@@ -84,11 +84,14 @@ def sd3_weights(
         pos_embed_max_size=16,
         patch_size=2,
         in_channels=16,
-        depth=2,
+        depth=depth,
         num_patches=256,
         qk_norm=qk_norm,
         adm_in_channels=pooled,
-        context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": context, "out_features": 128}},
+        context_embedder_config={
+            "target": "torch.nn.Linear",
+            "params": {"in_features": context, "out_features": 64 * depth},
+        },
         device="meta",
         dtype=torch.float32,
         operations=disable_weight_init,

@@ -21,6 +21,7 @@ NARROW = dict(
 )
 SD15 = dict(mini.SD15, **NARROW)
 SDXL = dict(mini.SDXL, **NARROW)
+FULL_DEPTH = dict(transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10], transformer_depth_middle=10)
 
 
 class Architecture(NamedTuple):
@@ -37,6 +38,8 @@ KNOWN = {
     "sd15": Architecture("SD15", SD15, (4, 8, 8), 768),
     "sd15_v": Architecture("SD15", SD15, (4, 8, 8), 768),
     "sdxl": Architecture("SDXL", SDXL, (4, 8, 8), 2048, 1280),
+    # With the names of the real one.
+    "sdxl_deep": Architecture("SDXL", {**mini.SDXL, **FULL_DEPTH, "model_channels": 64}, (4, 8, 8), 2048, 1280),
     "flux": Architecture("Flux", FLUX, (16, 8, 8), 4096, 768),
     "flux2": Architecture("Flux2", FLUX2, (128, 4, 4), 7680),
     "chroma": Architecture("Chroma", CHROMA, (16, 8, 8), 4096),

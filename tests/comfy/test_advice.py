@@ -52,6 +52,7 @@ def test_settings_that_fit_need_no_word(said):
         "without the prompt both forms are one"
     )
     assert said(form="exact", **FITTING, proxy_cosine=0.1, proxy_relative_error=1.3) == []
+    assert said(**FITTING, negative="dispreferred") == []
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,10 @@ def test_settings_that_fit_need_no_word(said):
         (
             dict(**FITTING, proxy_cosine=0.1, proxy_relative_error=1.3),
             "form proxy is unlike exact in this pair (cosine 0.10, relative error 1.30): compare both",
+        ),
+        (
+            dict(**FITTING, negative="base"),
+            "the untouched base was measured as this pair's better negative: connect it to dispreferred, alpha 0",
         ),
     ],
 )

@@ -162,7 +162,8 @@ hypertile = on_the_model(HyperTile, 64, 1, 0, False)
 
 @pytest.fixture(scope="module")
 def wide_twins():
-    weights = mini.unet_weights({**mini.SD15, "channel_mult": [1, 2]}, 1)
+    two = {"num_res_blocks": [1, 1], "transformer_depth": [1, 1], "transformer_depth_output": [1] * 4}
+    weights = mini.unet_weights({**mini.SD15, **two, "channel_mult": [1, 2]}, 1)
     return tuple(comfy.sd.load_diffusion_model_state_dict(dict(weights)) for _ in range(2))
 
 

@@ -62,6 +62,8 @@ def test_the_untouched_base_as_the_negative(nodes, files, pairs):
     """none on the dispreferred side and alpha 0: (1+s) ε⁺(z, c) − s ε_ref(z, ∅), from two single-model runs."""
     base = pairs("sd15")[0]
     sides = nodes["CHATSLoRAPairLoader"](base, "preferred.safetensors", "none", 1.0, 1.0)
+    assert sides[0].attachments["chats_pair"] is not None
+    assert "chats_pair" not in sides[1].attachments, "the base is no member of the pair"
     positive, null = mini.conditioning("sd15", 3), mini.conditioning("sd15", 4)
     negative = nodes["CHATSProxyPrompt"](positive, null, 0.0, "proxy")[0]
     actual = run(guider_of(nodes["CHATSApply"](*sides, 0.0, 1.0)[0], positive, negative, 6.0), mini.latent("sd15"))

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import rating_requests
 import workflow_graph
-from conftest import newest_only, pack_module
+from conftest import newest_only
 from PIL import Image
-from serving import PACK, ROOT, RUN_SECONDS, Server, running_server
+from serving import PACK, ROOT, Server, running_server
 
 WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
 NODES = {
@@ -397,61 +397,3 @@ def test_only_the_server_s_own_pages_are_answered(server, status, headers):
     answer = client.post("/chats/my%20taste/guideline", {"guideline": "faces"}, **headers)
     assert answer.status == status
     answer.assert_no_traceback()
-
-
-def rate_pictures(server: Server, dataset: str, prompts: int) -> None:
-    """A data set as drawing and rating leave it: two pictures of each prompt, the left one better."""
-    taste = pack_module("chats.taste.dataset").TasteDataset(server.base / "output" / "chats" / dataset)
-    for index in range(prompts):
-        ids = []
-        for side in range(2):
-            stream = io.BytesIO()
-            levels = np.random.default_rng(2 * index + side).integers(0, 256, (64, 64, 3), np.uint8)
-            Image.fromarray(levels).save(stream, "PNG")
-            ids.append(taste.add_candidate(stream.getvalue(), f"prompt {index}")[0])
-        assert taste.vote(f"{index:016x}", *ids, "left", "default")
-
-
-def training_graph(dataset: str, **settings: object) -> dict[str, dict]:
-    widgets = dict(dataset=dataset, name="from a server", rank=2, layers="attention", learning_rate=1e-3, accumulate=1)
-    widgets |= dict(beta=50.0, null_prompt_prob=0.5, resolution=64, seed=1, minutes=0, **settings)
-    return {
-        "1": {
-            "class_type": "UNETLoader",
-            "inputs": {"unet_name": "z_image_bf16.safetensors", "weight_dtype": "default"},
-        },
-        "2": {
-            "class_type": "CLIPLoader",
-            "inputs": {"clip_name": "clip_l.safetensors", "type": "stable_diffusion", "device": "default"},
-        },
-        "3": {"class_type": "VAELoader", "inputs": {"vae_name": "ae.safetensors"}},
-        "4": {
-            "class_type": "CHATSTrainLoRAPair",
-            "inputs": {"model": ["1", 0], "clip": ["2", 0], "vae": ["3", 0], **widgets},
-        },
-        "5": {"class_type": "PreviewImage", "inputs": {"images": ["4", 2]}},
-    }
-
-
-@newest_only
-def test_a_pair_is_trained_with_one_cancel_in_the_middle(server):
-    rate_pictures(server, "trained here", 4)
-    graph = training_graph("trained here", steps=30)
-    answer = server.queue(graph)
-    assert answer.get("node_errors") == {}, answer
-    state = server.base / "output" / "chats" / "trained here" / "runs" / "from a server" / "state.safetensors"
-    deadline = time.monotonic() + RUN_SECONDS
-    # All encodings are kept: it trains.
-    while len(list(state.parents[1].glob(".encodings/*.safetensors"))) < 13 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(1)
-    server.post("/interrupt", {})
-    while not (entry := server.json(f"/history/{answer['prompt_id']}").get(answer["prompt_id"])):
-        assert time.monotonic() < deadline, "it was not interrupted"
-        time.sleep(0.1)
-    assert "execution_interrupted" in json.dumps(entry["status"]["messages"])
-    assert state.is_file()
-    (curve,) = server.run(graph)
-    assert curve.shape == (512, 768, 3)
-    files = workflow_graph.inputs_of(server.json("/object_info")["CHATSLoRAPairLoader"])["preferred_lora"][1]["options"]
-    assert "from a server_preferred.safetensors" in files

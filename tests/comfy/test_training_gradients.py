@@ -159,6 +159,24 @@ def test_a_model_whose_gradient_loses_a_path_is_refused(training):
         with_steps(training, "sd15", use, model=patched)
 
 
+def test_a_gradient_that_is_wrong_at_right_angles_to_itself_is_refused(training):
+    """What attention does with what comes into it is lost, so that each layer has a gradient, and along it the error
+    changes nearly as it says."""
+
+    def use(steps):
+        network = steps.errors.model.diffusion_model
+        lost = [module for name, module in network.named_modules() if name.endswith((".to_q", ".to_k", ".to_v"))]
+        hooks = [module.register_forward_pre_hook(lambda module, inputs: (inputs[0].detach(),)) for module in lost]
+        try:
+            with checkpointed(training, steps), pytest.raises(training["self_check"].GradientIsWrong):
+                training["self_check"].check_gradient(steps, first_question(training, steps), half_precision=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    with_steps(training, "sd15", use, layers="attention")
+
+
 def test_a_model_that_cannot_be_differentiated_is_refused(training):
     def use(steps):
         with checkpointed(training, steps):

@@ -122,3 +122,23 @@ def test_weights_are_brought_to_what_the_network_computes_in(pack):
     assert network["computed"].weight.dtype == torch.float16
     assert torch.equal(network["computed"].weight, before["computed"].half())
     assert all(network[name].weight is before[name] for name in ("cast", "eight_bits"))
+
+
+@newest_only
+@pytest.mark.parametrize("newer", ["cuda.matmul", "cudnn.conv"])
+def test_tf32_is_off_where_torch_lets_it_and_as_before_afterwards(pack, newer):
+    """torch refuses the older flag of a kind of products that was set in its newer way."""
+    kinds = {"cuda.matmul": torch.backends.cuda.matmul, "cudnn.conv": torch.backends.cudnn}
+    refusing, (other,) = kinds.pop(newer), kinds.values()
+    owner = {"cuda.matmul": refusing, "cudnn.conv": torch.backends.cudnn.conv}[newer]
+    before = owner.fp32_precision, other.allow_tf32
+    other.allow_tf32 = True
+    owner.fp32_precision = "ieee" if newer == "cudnn.conv" else "tf32"
+    try:
+        with pytest.raises(RuntimeError, match=r"(?i)tf32"):
+            _ = refusing.allow_tf32
+        with pack_module("nodes.training.in_float32")._whole_products():
+            assert not other.allow_tf32
+        assert other.allow_tf32
+    finally:
+        owner.fp32_precision, other.allow_tf32 = before

@@ -1,13 +1,10 @@
 """What is said about pairs that cannot be used, and what a pair is. Files are real ones, written by each test."""
 
-import json
-
 import pytest
 from pairs_on_disk import kinds, report, structs, write_parquet
 from pictures import encoded, picture, png, write_folders
 from PIL import Image
 
-from chats_train.data.verdicts import VERDICTS_FILE
 from chats_train.support.errors import UserError
 
 
@@ -87,21 +84,6 @@ def test_ids_follow_contents_only(open_pairs, tmp_path):
     assert first.fingerprint == second.fingerprint
     (here / "chosen" / "a.txt").write_text("another prompt")
     assert open_pairs(here).fingerprint != first.fingerprint
-
-
-def test_verdicts_are_kept_and_never_stale(open_pairs, tmp_path, monkeypatch):
-    folder = write_folders(tmp_path / "pairs")
-    first = open_pairs(folder)
-    verdicts = json.loads((tmp_path / "run" / "cache" / VERDICTS_FILE).read_text())
-    assert len(verdicts["images"]) == 4
-    monkeypatch.setattr("chats_train.data.verdicts.decode", lambda _: pytest.fail("decoded twice"))
-    assert open_pairs(folder) == first
-    monkeypatch.undo()
-    # The same name, length and time, other bytes: cut off in the middle and padded.
-    image = folder / "chosen" / "a.png"
-    whole = image.read_bytes()
-    image.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
-    assert kinds(open_pairs(folder)) == ["broken image"]
 
 
 def test_max_pairs(open_pairs, tmp_path):

@@ -15,7 +15,6 @@ from test_cache import Pooling
 
 from chats.buckets import Bucket
 from chats_train.data.images import picture_suffixes, pixels
-from chats_train.data.verdicts import VERDICTS_FILE
 from chats_train.encodings.cache import CachedEncodings, _digest, fill_cache
 from chats_train.encodings.shards import ShardStore
 
@@ -185,7 +184,7 @@ def test_verdicts_of_version_0_1_0_are_not_believed(open_pairs, tmp_path):
     image.write_bytes(several("GIF"))
     stored = {hashlib.sha256(file.read_bytes()).hexdigest(): [48, 32] for file in folder.glob("*/*.png")}
     (tmp_path / "run" / "cache").mkdir(parents=True)
-    (tmp_path / "run" / "cache" / VERDICTS_FILE).write_text(json.dumps(stored))
+    (tmp_path / "run" / "cache" / "images.json").write_text(json.dumps(stored))
     assert kinds(open_pairs(folder)) == ["several pictures"]
     assert kinds(open_pairs(folder)) == ["several pictures"], "from the new verdicts too"
 

@@ -60,7 +60,7 @@ def trainer_of(path: Path, folder: Path, **settings) -> Trainer:
     family, dataset = open_family(run.config, "cpu"), open_dataset(run.config, progress=False)
     encodings = CachedEncodings(run.config.cache_dir, family.fingerprint)
     config = student_config(filled, run.config, family, folder, 1)
-    return distillation._trainer(run, filled, config, family, dataset, encodings, Processes())
+    return distillation.make_trainer(run, filled, config, family, dataset, encodings, Processes())
 
 
 def first_batch(trainer: Trainer):

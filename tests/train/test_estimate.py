@@ -9,7 +9,8 @@ import torch
 from chats_train.check import estimate
 from chats_train.check.readiness import model_size
 from chats_train.data import Bucket, PairDataset, PairSample, open_dataset
-from chats_train.data.pairs import PairImage
+from chats_train.data.pair_columns import ColumnsMaker
+from chats_train.data.pairs import FileImage, PairImage
 from chats_train.encodings.cache import fill_cache
 from chats_train.families import adapter_of
 from chats_train.runs.members import make_members
@@ -68,9 +69,11 @@ def test_adapter_parameters():
 
 
 def test_cache_counts_each_image_and_prompt_once():
-    images = [PairImage(None, digest, 64, 64) for digest in "abc"]
-    samples = [PairSample(str(i), "", "same", images[0], images[i], Bucket(64, 32)) for i in (1, 2)]
-    found = estimate.cache_bytes(settings_of(), SDXL, PairDataset("d", tuple(samples), (), 0))
+    images = [PairImage(FileImage(digest), digest * 64, 64, 64) for digest in "abc"]
+    maker = ColumnsMaker()
+    for i in (1, 2):
+        maker.add(PairSample(f"{i:064}", "", "same", images[0], images[i], Bucket(64, 32)))
+    found = estimate.cache_bytes(settings_of(), SDXL, PairDataset("d", maker.columns(FileImage), (), 0))
     # Three images of 8 × 4 latents, 4 channels, 4 bytes; two prompts (with the null one) of 77 · 2048 + 1280 numbers in
     # bf16.
     assert found == 3 * 32 * 4 * 4 + 2 * (77 * 2048 + 1280) * 2

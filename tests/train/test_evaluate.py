@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from chats.locks import locked
+from chats.pair import read_metadata
 from chats_train.cli import main
 from chats_train.evaluation import drawing
 from chats_train.evaluation.conditions import make_conditions
@@ -23,8 +24,9 @@ from chats_train.evaluation.scoring import score_pictures
 from chats_train.families import load_family
 from chats_train.runs.checkpoint import State, save_checkpoint
 from chats_train.runs.members import make_members
+from chats_train.runs.negative_file import write_negative
 from chats_train.runs.opening import open_family
-from chats_train.runs.trained import open_trained, trained_members
+from chats_train.runs.trained import export, open_trained, trained_members
 from chats_train.sampling.pictures import to_images
 from chats_train.sampling.probe import PROBED_SHARES, probe_proxy
 from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_cfg, sample_pair
@@ -164,6 +166,10 @@ def test_nothing_is_drawn_or_scored_twice(run, clip, capsys):
             "scores": pytest.approx(before["scores"], abs=1e-4),
         }  # a score in another batch, in its last bits
     assert len(read_rows(folder / "scores.jsonl")) == 24
+    # Two prompts can show nothing, and that is kept as well, for these weights.
+    own = open_trained(load_config(path), "latest").weights_sha256
+    verdict = json.loads((folder.parent / "better_negative.json").read_text())
+    assert verdict == {"weights_sha256": own, "negative": None}
 
 
 def test_an_interrupted_run_goes_on(run, capsys, monkeypatch):
@@ -252,6 +258,16 @@ def test_flow_models_are_drawn_anew_with_their_scheduler(name, added, base, tmp_
         "seed": drawing.noise_seed("a cat", 0),
     }
     assert picture.key == drawing.digest({**before, **added})
+
+
+def test_an_export_states_the_better_negative_of_its_own_weights(run):
+    config = load_config(run())
+    own = open_trained(config, "latest").weights_sha256
+    stated = []
+    for weights, negative in (("others", "base"), (own, "base"), (own, None)):
+        write_negative(config.output_dir, weights, negative)
+        stated += [read_metadata(path).negative for path in export(config, "latest")]
+    assert stated == [None, None, "base", "base", None, None]
 
 
 def test_the_report_without_a_scorer_and_with_one_model(run, capsys):

@@ -7,7 +7,13 @@ import pytest
 
 from chats_train.evaluation.conditions import Condition, make_conditions
 from chats_train.evaluation.drawing import noise_seed
-from chats_train.evaluation.negatives import compare_negatives, negatives_table, negatives_verdicts
+from chats_train.evaluation.negatives import (
+    better_negative,
+    compare_negatives,
+    keep_verdict,
+    negatives_table,
+    negatives_verdicts,
+)
 from chats_train.evaluation.plots import GRID_ROWS, grid_prompts
 from chats_train.evaluation.prompts import EvaluationPrompt, read_prompts
 from chats_train.evaluation.report import as_markdown, as_text, compute_figures, group_table, overall_table
@@ -200,6 +206,26 @@ def test_which_negative_is_better():
     rows = negatives_table(list(found.values()))
     assert rows[2] == ["up: CHATS exact α=0.5", "4", "+0.000 ± 0.302", "1", "no difference"]
     assert rows[3][-1] == "the untouched base"
+
+
+def test_the_better_negative_is_kept_where_all_scorers_agree(tmp_path):
+    base, chats = Condition("base_negative", 2.0), Condition("pair", 2.0, 0.0, "proxy")
+    low, high, mixed = by_prompt(*[1.0] * 12), by_prompt(*[2.0] * 12), by_prompt(*[2.0, 0.0] * 6)
+    down, still = {base: high, chats: low}, {base: low, chats: mixed}
+    one, other, none = (
+        compare_negatives(scores)
+        for scores in ({"a": down, "b": still}, {"a": down, "b": {base: low, chats: high}}, {"b": still})
+    )
+    assert [better_negative(each) for each in (one, other, none, [])] == ["base", None, None, None]
+    (line,) = keep_verdict(tmp_path, "of these weights", one)
+    assert "the untouched base is the better negative; `export` writes that into the pair's files" in line
+    kept = tmp_path / "better_negative.json"
+    assert json.loads(kept.read_text()) == {"weights_sha256": "of these weights", "negative": "base"}
+    # A probe alone says nothing of it; a later evaluation without a clear verdict takes it back.
+    assert keep_verdict(tmp_path, "of these weights", []) == []
+    assert json.loads(kept.read_text())["negative"] == "base"
+    assert keep_verdict(tmp_path, "of these weights", other) == []
+    assert json.loads(kept.read_text())["negative"] is None
 
 
 def test_every_group_is_in_the_grid():

@@ -8,7 +8,19 @@ import pytest
 
 from benchmarks.miniature.choices import TOLERANCE, Counted, Records, chosen_settings, floor, worth
 from benchmarks.miniature.measured import Measured, holm
-from benchmarks.miniature.plan import FULL_PLAN, LOW, MAKERS, OWN, PLANS, QUICK_PLAN, REGIMES, TINY_PLAN, search
+from benchmarks.miniature.plan import (
+    DEFAULT_BETA,
+    FULL_PLAN,
+    FURTHER_PLAN,
+    LOW,
+    MAKERS,
+    OWN,
+    PLANS,
+    QUICK_PLAN,
+    REGIMES,
+    TINY_PLAN,
+    search,
+)
 from benchmarks.miniature.report import report
 from benchmarks.miniature.schedule import budget, cost, made_up, next_units
 from benchmarks.miniature.tables import short_table
@@ -36,11 +48,12 @@ def all_units(plan, result=made_up):
 
 def test_the_study_takes_less_than_five_hours_and_no_unit_long():
     assert sum(budget(FULL_PLAN).values()) < 4.5 * 3600
+    assert sum(budget(FURTHER_PLAN).values()) < 5 * 3600
     assert sum(budget(QUICK_PLAN).values()) < 15 * 60
     units, _ = all_units(TINY_PLAN)
     assert {unit.kind for unit in units} == {"pairs", "train", "dev", "test", "mechanism"}
     assert {unit.regime for unit in units} == set(REGIMES)
-    longest = max(cost(unit, FULL_PLAN) for unit in all_units(FULL_PLAN)[0])
+    longest = max(cost(unit, FURTHER_PLAN) for unit in all_units(FURTHER_PLAN)[0])
     assert longest < 95
 
 
@@ -58,13 +71,14 @@ def test_a_unit_comes_only_after_what_it_needs_and_never_twice():
     assert list(next_units(TINY_PLAN, records, lambda unit: unit.training is None)) == []
 
 
-@pytest.mark.parametrize("plan", [FULL_PLAN, QUICK_PLAN], ids=lambda plan: plan.name)
+@pytest.mark.parametrize("plan", [FULL_PLAN, FURTHER_PLAN, QUICK_PLAN], ids=lambda plan: plan.name)
 def test_every_method_is_searched_by_the_same_rates(plan):
     for entry in plan.entries:
         tried = search(plan, entry.method)
         assert {settings.rate for settings in tried} == set(plan.rates[entry.method.training_method])
         has_beta = entry.method.objective in ("chats", "diffusion_dpo")
-        assert len({settings.beta for settings in tried}) == (len(plan.betas) if has_beta else 1)
+        betas = plan.betas[entry.method.training_method] if has_beta else (DEFAULT_BETA,)
+        assert {settings.beta for settings in tried} == set(betas)
     assert plan.dev_prompts == 96
     assert plan.test_prompts == 240
 

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import stat
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loaded_process import start_trainer
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -148,9 +148,6 @@ def test_a_second_run_does_not_take_over_the_first_ones_folder(config):
         train(run)
 
 
-COMMAND = [sys.executable, "-m", "chats_train", "train"]
-
-
 def test_a_run_that_is_killed_ends_bitwise_as_one_that_is_not(config, tmp_path):
     """SIGKILL at a moment after a step's checkpoint; `benchmarks/kills.py` does it a hundred times, with other
     settings."""
@@ -163,14 +160,16 @@ def test_a_run_that_is_killed_ends_bitwise_as_one_that_is_not(config, tmp_path):
     train(whole)
     path, folder = tmp_path / "killed.yaml", killed.output_dir
     path.write_text(json.dumps(killed.model_dump(mode="json") | {"resume_from_checkpoint": "latest"}))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen([*COMMAND, path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    while process.poll() is None and not (folder / "checkpoints" / "step-00000002").exists():
+    process = start_trainer(tmp_path / "log", "train", path)
+    while process.is_alive() and not (folder / "checkpoints" / "step-00000002").exists():
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
     assert not (folder / "checkpoints" / "step-00000005").exists()
-    subprocess.run([*COMMAND, path], check=True, capture_output=True, env=environment)
+    process = start_trainer(tmp_path / "log", "train", path)
+    process.join()
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
     for name in ("members.safetensors", "optimizer.safetensors", "averages.safetensors"):
         files = [run.output_dir / "checkpoints" / "step-00000005" / name for run in (whole, killed)]
         assert files[0].read_bytes() == files[1].read_bytes(), name
@@ -184,17 +183,18 @@ def test_a_signal_saves_and_ends_well(number, config, tmp_path):
     run = config(max_train_steps=100000, checkpointing_steps=100000, training_method="full")
     path = tmp_path / "run.yaml"
     path.write_text(json.dumps(run.model_dump(mode="json")))
-    process = subprocess.Popen([*COMMAND, path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = start_trainer(tmp_path / "log", "train", path)
     while (
         not (run.output_dir / "metrics.jsonl").exists()
         or (run.output_dir / "metrics.jsonl").read_text().count("\n") < 2
     ):
-        assert process.poll() is None
+        assert process.is_alive(), (tmp_path / "log").read_text()
         time.sleep(0.05)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert output.strip().splitlines()[-1].startswith("stopped after step ")
+    os.kill(process.pid, number)
+    process.join(timeout=60)
+    output = (tmp_path / "log").read_text()
+    assert process.exitcode == 0, output
+    assert "stopped after step " in output.strip().splitlines()[-1]
     assert newest(run) is not None
 
 

@@ -1,16 +1,19 @@
 """Whole tiny runs on the CPU: pairs of noise, settings that finish in seconds, and a trainer of them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from chats_train.data import open_dataset
 from chats_train.encodings.cache import CachedEncodings, fill_cache
 from chats_train.runs.opening import open_family
 from chats_train.runs.processes import Processes
 from chats_train.settings.config import RunConfig
+from chats_train.training.train import open_data
 from chats_train.training.trainer import Trainer
 
 PAIRS = 12
@@ -55,3 +58,20 @@ def trainer_of(config: RunConfig) -> Trainer:
     family, dataset = open_family(config, "cpu"), open_dataset(config, progress=False)
     fill_cache(config.cache_dir, dataset.samples, family, progress=False)
     return Trainer(config, family, dataset, CachedEncodings(config.cache_dir, family.fingerprint), Processes())
+
+
+def first_step(config: RunConfig, folder: Path) -> None:
+    """The gradients and the report of a run's first step, as files that its first process writes; the others take the
+    pairs of that, which leaves no file of them."""
+    processes = Processes()
+    samples = open_data(config, processes).samples
+    assert len(samples) == PAIRS
+    assert samples[0].chosen.read()
+    processes.wait()
+    assert not list(config.cache_dir.glob(".pairs*"))
+    trainer = trainer_of(config)
+    report = trainer.train_step()
+    if trainer.processes.is_main:
+        gradients = {name: value.grad for name, value in trainer.parameters.items() if value.grad is not None}
+        save_file(gradients, folder / "gradients.safetensors")
+        (folder / "metrics.json").write_text(json.dumps(report.metrics))
