@@ -12,16 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .guidance import Form, cfg_from_guidance_scale
-from .pair import (
-    DISTILLED_PREFIX,
-    FORMAT_VERSION,
-    Member,
-    NullPrompt,
-    PredictionType,
-    header_entries,
-    parsed_fields,
-    read_header,
-)
+from .headers import FORMAT_VERSION, header_entries, parsed_fields
+from .pair import DISTILLED_PREFIX, Member, NullPrompt, PredictionType, read_header
 from .words import shown
 
 USAGE = "cfg 1, no pair needed"

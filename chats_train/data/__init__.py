@@ -2,7 +2,7 @@
 
 from chats.buckets import Bucket, SizeConditioning
 
-from .dataset import PairDataset, open_dataset
+from .dataset import PairDataset, open_dataset, take_over
 from .pairs import PairSample, Problem
 
-__all__ = ["Bucket", "PairDataset", "PairSample", "Problem", "SizeConditioning", "open_dataset"]
+__all__ = ["Bucket", "PairDataset", "PairSample", "Problem", "SizeConditioning", "open_dataset", "take_over"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from chats.draws import fingerprint
@@ -16,11 +16,13 @@ from chats.taste.names import CANDIDATES
 from chats.words import shown
 
 from ..settings.config import RunConfig
+from ..support.amounts import counted
 from ..support.errors import UserError
 from .checks import check_pairs
 from .folders import METADATA, metadata_folder, two_folders
+from .listing import Listing, taken_over
 from .pair_columns import PairColumns
-from .pairs import LONGEST_DETAIL, LazyPairs, PairSource, Problem
+from .pairs import LONGEST_DETAIL, ImageBytes, LazyPairs, PairSource, Problem
 from .rated import rated_folder, rated_near
 from .summary import buckets_of, enlarged, near_duplicates
 from .tables import PARQUET, hub, parquet
@@ -75,17 +77,47 @@ def open_dataset(config: RunConfig, progress: bool = True) -> PairDataset:
             set.
     """
     source = _open_source(config)
-    verdicts = Verdicts(config.cache_dir, config.data.checksum)
-    problems = list(source.problems)
+    listing = Listing(source, config)
+    if not config.data.checksum and (found := listing.read()) is not None:
+        samples, problems, trusted = found
+        replaced: list[str] = []
+    else:
+        verdicts = Verdicts(config.cache_dir, config.data.checksum)
+        samples, problems = _checked(source, config, verdicts, progress)
+        listing.write(samples, problems, verdicts.looked_at)
+        trusted, replaced = verdicts.trusted, verdicts.replaced
+    remarks = (*source.remarks, *_said_of(trusted, replaced))
+    dataset = PairDataset(source.name, samples, (*source.problems, *problems), source.ties, remarks)
+    _refuse_unusable(dataset, config.data.strict)
+    return dataset
+
+
+def take_over(path: Path, config: RunConfig) -> PairDataset | None:
+    """The pairs that the main process has opened and handed over (:func:`.listing.hand_over`), without what was wrong
+    with others; None where the file is not there. No image is looked at."""
+
+    @cache
+    def source() -> PairSource:
+        # What is to be read anew, the main process has read.
+        data = config.data.model_copy(update={"checksum": False})
+        return _open_source(config.model_copy(update={"data": data}))
+
+    def image(place: str) -> ImageBytes:
+        return source().image(place)
+
+    return None if (found := taken_over(path, image)) is None else PairDataset(found[1], found[0], (), 0)
+
+
+def _checked(
+    source: PairSource, config: RunConfig, verdicts: Verdicts, progress: bool
+) -> tuple[PairColumns, list[Problem]]:
+    """The usable pairs, and what is wrong with others."""
+    problems: list[Problem] = []
     try:
-        samples = check_pairs(source, config, verdicts, problems, progress).columns(source.image)
+        return check_pairs(source, config, verdicts, problems, progress).columns(source.image), problems
     finally:
         # Ctrl-C and errors keep what was found.
         verdicts.save()
-    remarks = (*source.remarks, *_said_of(verdicts))
-    dataset = PairDataset(source.name, samples, tuple(problems), source.ties, remarks)
-    _refuse_unusable(dataset, config.data.strict)
-    return dataset
 
 
 def _open_source(config: RunConfig) -> PairSource:
@@ -129,17 +161,16 @@ def _local_source(path: Path, config: RunConfig) -> PairSource:
     )
 
 
-def _said_of(verdicts: Verdicts) -> list[str]:
+def _said_of(trusted: int, replaced: Sequence[str]) -> list[str]:
     """What a user should know of images that were not read again, and of those that look the same and are others."""
     lines = []
-    if verdicts.trusted:
-        images = f"{verdicts.trusted} images" if verdicts.trusted > 1 else "1 image"
+    if trusted:
         lines.append(
-            f"not read again: {images} in files whose size and times are those of an earlier start "
+            f"not read again: {counted(trusted, 'image')} in files whose size and times are those of an earlier start "
             "(`data.checksum: true` reads all)"
         )
-    if replaced := sorted(verdicts.replaced):
-        first = shown(replaced[0], LONGEST_DETAIL)
+    if replaced:
+        first = shown(min(replaced), LONGEST_DETAIL)
         lines.append(f"replaced by others of equal size and time of change: {len(replaced)}, such as {first}")
     return lines
 

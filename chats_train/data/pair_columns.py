@@ -53,7 +53,7 @@ class PairColumns(Sequence[PairSample]):
     """
 
     def __init__(self, table: pa.Table, image: Callable[[str], ImageBytes], rows: numpy.ndarray | None = None):
-        self._table, self._image, self._rows = table, image, rows
+        self._table, self.image, self._rows = table, image, rows
         self._blocks = [[batch.column(name) for name in SCHEMA.names] for batch in table.to_batches()]
         self._starts = [0, *itertools.accumulate(len(block[0]) for block in self._blocks)]
 
@@ -91,7 +91,7 @@ class PairColumns(Sequence[PairSample]):
     def take(self, places: Sequence[int]) -> PairColumns:
         """Some of the pairs, by their places among these."""
         picked = numpy.asarray(places, "i8")
-        return PairColumns(self._table, self._image, picked if self._rows is None else self._rows[picked])
+        return PairColumns(self._table, self.image, picked if self._rows is None else self._rows[picked])
 
     @property
     def ids(self) -> Ids:
@@ -119,7 +119,7 @@ class PairColumns(Sequence[PairSample]):
         return PairSample(identity.hex(), _text(name), prompt, chosen, rejected, Bucket(width, height))
 
     def _side(self, place: bytes, sha256: bytes, width: int, height: int, by_range: bool) -> PairImage:
-        return PairImage(self._image(_text(place)), sha256.hex(), width, height, by_range)
+        return PairImage(self.image(_text(place)), sha256.hex(), width, height, by_range)
 
 
 class Ids(Sequence[str]):
@@ -207,7 +207,10 @@ def read_columns(path: Path, image: Callable[[str], ImageBytes]) -> tuple[PairCo
     there."""
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table.validate()
     except (OSError, pa.ArrowException):
+        return None
+    if not table.schema.equals(SCHEMA):
         return None
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     return PairColumns(table, image), metadata

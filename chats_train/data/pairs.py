@@ -178,7 +178,7 @@ class PairSource:
     """All pairs that a folder or table states, and the problems found without opening an image.
 
     ``ties`` were left out; ``remarks`` are lines on what else was, and on what was read. ``image`` makes an image of
-    its ``place``.
+    its ``place``. ``state`` is a digest of all that the pairs follow from, None where only reading them tells.
     """
 
     name: str
@@ -187,3 +187,4 @@ class PairSource:
     ties: int = 0
     remarks: list[str] = field(default_factory=list)
     image: Callable[[str], ImageBytes] = FileImage
+    state: str | None = None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import itertools
+import json
 import os
-from collections.abc import Collection, Iterable, Iterator
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +24,7 @@ from .folder_tree import LeftOut, NamedFiles, files_below
 from .images import picture_suffixes
 from .pairs import LONGEST_DETAIL, FileImage, LazyPairs, Mark, PairSource, RawPair
 from .splits import of_splits, split_of, wanted_splits
+from .verdicts import is_settled
 
 if TYPE_CHECKING:
     import datasets
@@ -81,6 +85,7 @@ def parquet(path: Path, config: DataConfig, cache_dir: Path, without: Iterable[P
         LazyPairs(sum(len(part.pairs) for part in parts), lambda: itertools.chain(*(part.pairs for part in parts))),
         ties=sum(part.ties for part in parts),
         remarks=[*remarks, *left_out.remarks()],
+        state=_state([part.state for part in parts]),
         image=lambda place: parts[int(place.partition(":")[0])].image(place),
     )
 
@@ -191,7 +196,7 @@ def table_source(
     Raises:
         UserError: when a column is not there.
     """
-    there = table.column_names
+    now, there = time.time_ns(), table.column_names
     labelled = not (columns.chosen or columns.rejected or "chosen" in there) and set(PICK_A_PIC) <= set(there)
     if labelled:
         wanted = {"chosen": PICK_A_PIC[0], "rejected": PICK_A_PIC[1], "prompt": columns.prompt or PICK_A_PIC_PROMPT}
@@ -223,7 +228,15 @@ def table_source(
         return TableImage(images[column], int(row))
 
     ties = order.count(TIE)
-    return PairSource(name, LazyPairs(len(table) - ties, pairs), ties=ties, image=image)
+    told = [] if any(column.may_name.any() for column in images.values()) else where.origin.marks
+    state = _state([json.dumps([wanted, mark]) if is_settled(mark, now) else None for mark in told])
+    return PairSource(name, LazyPairs(len(table) - ties, pairs), ties=ties, image=image, state=state)
+
+
+def _state(parts: Sequence[str | None]) -> str | None:
+    """A digest of all parts; None where one is not known, or there are none."""
+    known = [part for part in parts if part is not None]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest() if parts and len(known) == len(parts) else None
 
 
 def _order(table: datasets.Dataset) -> bytes:

@@ -45,8 +45,8 @@ class Unusable(NamedTuple):
 
 
 class Verdicts:
-    """The verdicts of a cache. ``trusted`` counts the images that were not read again, ``replaced`` names those that
-    were replaced by others of the same size and time of modification.
+    """The verdicts of a cache. ``looked_at`` counts the images, ``trusted`` those that were not read again, and
+    ``replaced`` names those that were replaced by others of the same size and time of modification.
 
     Args:
         folder: the cache.
@@ -61,7 +61,7 @@ class Verdicts:
         # Of the new ones, which the files have not yet.
         self._by_digest: dict[bytes, Usable | Unusable] = {}
         self._saved_at = time.monotonic()
-        self.trusted = 0
+        self.looked_at = self.trusted = 0
         self.replaced: list[str] = []
 
     def look_at(self, images: Sequence[ImageBytes]) -> list[PairImage | Unusable]:
@@ -77,6 +77,7 @@ class Verdicts:
             else:
                 found.append(self._read(image, mark, before))
         with self._lock:
+            self.looked_at += len(images)
             self.trusted += trusted
         return found
 
@@ -110,7 +111,7 @@ class Verdicts:
             times = mark.size, mark.modified_ns, mark.changed_ns
             if before and before.sha256 != digest and before.mark[:2] == times[:2]:
                 self.replaced.append(str(image))
-            if now - max(times[1:]) < SETTLED_NS:
+            if not is_settled(mark, now):
                 times = (UNSETTLED,) * 3
         self._keep(_record(key, digest, times, verdict), before, verdict)
         return _found(image, digest, verdict)
@@ -138,6 +139,11 @@ class Verdicts:
                 f"{self._files.folder} cannot be written to ({error}); make room, or set `cache_dir` to another disk"
             ) from error
         self._new, self._by_digest, self._saved_at = [], {}, time.monotonic()
+
+
+def is_settled(mark: Mark, now_ns: int) -> bool:
+    """Whether a file's times tell what is written into it from now on."""
+    return now_ns - max(mark.modified_ns, mark.changed_ns) >= SETTLED_NS
 
 
 def _verdict(encoded: bytes) -> Usable | Unusable:

@@ -164,27 +164,32 @@ def fill_cache(
         prompt_key(text, fingerprint): text
         for text in (NULL_PROMPT, *extra_prompts, *(sample.prompt for sample in samples))
     }
-    images = {
-        image_key(image, sample.bucket, fingerprint): (image, sample.bucket)
-        for sample in samples
-        for image in (sample.chosen, sample.rejected)
-    }
+    # By its key, the place of an image among all pairs' two: objects of them all would fill the memory.
+    places: dict[str, int] = {}
+    keys_of: dict[Bucket, Keys] = {}
+    for row, sample in enumerate(samples):
+        for side, image in enumerate((sample.chosen, sample.rejected)):
+            key = image_key(image, sample.bucket, fingerprint)
+            if key not in places:
+                keys_of.setdefault(sample.bucket, []).append(key)
+            places[key] = 2 * row + side
+
+    def image_of(key: str) -> tuple[PairImage, Bucket]:
+        row, side = divmod(places[key], 2)
+        sample = samples[row]
+        return (sample.rejected if side else sample.chosen), sample.bucket
 
     def encoded_prompts(wanted: list[Keys]) -> Iterator[tuple[Keys, list[Entry]]]:
         for keys in wanted:
             yield keys, _encode_prompts(encoders, [prompts[key] for key in keys])
 
     def encoded_images(wanted: list[Keys]) -> Iterator[tuple[Keys, list[Entry]]]:
-        for keys, batch in ordered_map(
-            lambda keys: (keys, torch.stack([_checked_pixels(*images[key]) for key in keys])), wanted
-        ):
-            latents = _encode_images(encoders, [images[key][0] for key in keys], batch)
+        for keys, images, batch in ordered_map(lambda keys: _read(keys, image_of), wanted):
+            latents = _encode_images(encoders, images, batch)
             yield keys, [{LATENTS: latent} for latent in latents]
 
     prompt_batches = _batches(list(prompts), PROMPTS_AT_ONCE)[process_index::num_processes]
-    image_batches = _batches_by_bucket({key: bucket for key, (_, bucket) in images.items()})[
-        process_index::num_processes
-    ]
+    image_batches = _batches_by_bucket(keys_of)[process_index::num_processes]
     try:
         _fill(store, prompt_batches, encoded_prompts, "prompt", progress)
         _fill(store, image_batches, encoded_images, "image", progress)
@@ -214,20 +219,26 @@ def _batches(keys: Keys, size: int) -> list[Keys]:
     return [keys[start : start + size] for start in range(0, len(keys), size)]
 
 
-def _batches_by_bucket(bucket_of: dict[str, Bucket]) -> list[Keys]:
+def _batches_by_bucket(keys_of: dict[Bucket, Keys]) -> list[Keys]:
     """Batches of equal size in pixels. They follow from the data set alone, not from what is cached already, so that a
     run that was killed and resumed encodes in the same batches as one that was not, and gets the same bits."""
-    keys_of: dict[Bucket, Keys] = {}
-    for key, bucket in bucket_of.items():
-        keys_of.setdefault(bucket, []).append(key)
     return [batch for keys in keys_of.values() for batch in _batches(keys, IMAGES_AT_ONCE)]
+
+
+def _read(keys: Keys, image_of: Callable[[str], tuple[PairImage, Bucket]]) -> tuple[Keys, list[PairImage], Tensor]:
+    """Some images with their pixels [batch, 3, height, width]."""
+    found = [image_of(key) for key in keys]
+    return keys, [image for image, _ in found], torch.stack([_checked_pixels(*each) for each in found])
 
 
 def _checked_pixels(image: PairImage, bucket: Bucket) -> Tensor:
     """Pixels [3, height, width] of the image that was hashed, not of one that has taken its place since."""
     encoded = image.read()
     if hashlib.sha256(encoded).hexdigest() != image.sha256:
-        raise UserError(f"{image} changed while it was in use; start again, and the new one is taken")
+        raise UserError(
+            f"{image} changed since it was looked at; start again with `--set data.checksum=true`, which takes the new "
+            "one"
+        )
     return pixels(encoded, bucket)
 
 

@@ -19,6 +19,7 @@ from ..support.tensor_files import read_tensors
 SHARD_BYTES = 256 * 2**20
 # What a kill can cost at most: shards are also closed after this time.
 SHARD_SECONDS = 60.0
+DIGEST_CHARACTERS = 64
 # A temporary file older than this is from a process that was killed; a shard takes seconds to write.
 ABANDONED_SECONDS = 3600.0
 
@@ -37,8 +38,9 @@ class ShardStore:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._shard_of: dict[str, Path] = {}
-        self._parts_of: dict[str, list[str]] = {}
+        self._paths: set[Path] = set()
+        # Entries of one shard with the same parts share the value, and keys are kept as bytes: there can be millions.
+        self._place_of: dict[bytes, tuple[Path, tuple[str, ...]]] = {}
         self._open: dict[Path, safe_open] = {}
         self._pending: dict[str, Entry] = {}
         self._pending_since = 0.0
@@ -50,14 +52,14 @@ class ShardStore:
         for path in self.folder.glob(".shard-*.tmp"):
             if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
                 path.unlink(missing_ok=True)
-        for path in sorted(set(self.folder.glob("shard-*.safetensors")) - set(self._shard_of.values())):
+        for path in sorted(set(self.folder.glob("shard-*.safetensors")) - self._paths):
             self._take_in(path)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._shard_of or key in self._pending
+        return _compact(key) in self._place_of or key in self._pending
 
     def __len__(self) -> int:
-        return len(self._shard_of.keys() | self._pending.keys())
+        return len(self._place_of.keys() | map(_compact, self._pending))
 
     def read(self, key: str) -> Entry:
         """The entry's tensors, on the CPU.
@@ -67,10 +69,10 @@ class ShardStore:
         """
         if key in self._pending:
             return self._pending[key]
-        path = self._shard_of[key]
+        path, parts = self._place_of[_compact(key)]
         if path not in self._open:
             self._open[path] = safe_open(path, framework="pt")
-        return {part: self._open[path].get_tensor(f"{key}.{part}") for part in self._parts_of[key]}
+        return {part: self._open[path].get_tensor(f"{key}.{part}") for part in parts}
 
     def add(self, entries: Mapping[str, Entry]) -> None:
         """Adds entries, all of them into one shard; it is written when it is full, after a minute, and at
@@ -113,7 +115,16 @@ class ShardStore:
             # Damaged from outside, a copy that was cut off perhaps; its entries are made anew.
             path.unlink(missing_ok=True)
             return
+        self._paths.add(path)
+        parts_of: dict[str, tuple[str, ...]] = {}
         for name in names:
             key, _, part = name.partition(".")
-            if self._shard_of.setdefault(key, path) == path:
-                self._parts_of.setdefault(key, []).append(part)
+            parts_of[key] = (*parts_of.get(key, ()), part)
+        places = {parts: (path, parts) for parts in parts_of.values()}
+        for key, parts in parts_of.items():
+            self._place_of.setdefault(_compact(key), places[parts])
+
+
+def _compact(key: str) -> bytes:
+    """A key in few bytes: those that a hexadecimal one states."""
+    return bytes.fromhex(key) if len(key) == DIGEST_CHARACTERS else key.encode()

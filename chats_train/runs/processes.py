@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
@@ -80,6 +81,11 @@ class Processes:
         if self.count == 1:
             return value
         return bool(self.sum(torch.tensor(float(value), device=self.device)).item())
+
+    def one_number(self) -> int:
+        """A random number of 48 bits, the same in all processes."""
+        number = torch.tensor(secrets.randbits(48) if self.is_main else 0, device=self.device)
+        return int(self.sum(number).item())
 
     def agree(self, number: int) -> bool:
         """Whether a number is the same in all processes."""

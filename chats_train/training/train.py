@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from chats.locks import locked
 from chats.words import shown_error
 
-from ..data import PairDataset, open_dataset
+from ..data import PairDataset, open_dataset, take_over
+from ..data.listing import hand_over, handed_over
 from ..encodings.cache import CachedEncodings, LiveEncodings, PairEncodings, fill_cache
 from ..families import Family
 from ..runs.checkpoint import RESUME, has_checkpoint, open_checkpoint
@@ -80,12 +81,27 @@ def _probe(trainer: Trainer) -> dict[str, float]:
 
 
 def open_data(config: RunConfig, processes: Processes) -> PairDataset:
-    """The data set; the main process looks at it first and leaves its verdicts for the others."""
-    if not processes.is_main:
-        processes.wait()
-    dataset = open_pairs(config) if processes.is_main else open_dataset(config, progress=False)
+    """The data set; the main process looks at it and hands it over to the others.
+
+    Raises:
+        UserError: as :func:`..data.open_dataset`, and where the processes see different data.
+    """
+    if processes.count == 1:
+        return open_pairs(config)
+    path = handed_over(config.cache_dir, processes.one_number())
     if processes.is_main:
-        processes.wait()
+        dataset = open_pairs(config)
+        hand_over(dataset.samples, dataset.name, path)
+    processes.wait()
+    if not processes.is_main:
+        # On a machine with a cache of its own they look themselves.
+        dataset = take_over(path, config) or open_dataset(config, progress=False)
+    if not processes.agree(int(dataset.fingerprint[:12], 16)):
+        raise UserError("the processes see different data sets; put `data.path` where all machines see the same")
+    if processes.is_main:
+        # What the others have mapped stays theirs.
+        with suppress(PermissionError):
+            path.unlink()
     return dataset
 
 

@@ -8,7 +8,7 @@ import json
 
 import pytest
 import workflow_graph
-from conftest import COMFYUI, is_newest, pack_module
+from conftest import COMFYUI, ends_only, is_newest, pack_module
 from page import SUCCESS, FrontEnd
 from rating_page import put_rated
 from serving import ROOT
@@ -115,6 +115,7 @@ def inside(inner: list[float], outer: list[float]) -> bool:
     )
 
 
+@ends_only
 def test_runs(opened, front_end, server):
     """On models of random weights under the files' names; last, as it changes the graph."""
     name, workflow = opened

@@ -55,7 +55,8 @@ def main() -> None:
         seconds = [load_seconds() for _ in range(REPETITIONS)]
         print(END, flush=True)
         sys.dont_write_bytecode = True
-    print(json.dumps({"seconds": seconds, "same": torch.equal(before, stock_latent())}))
+    rating = sorted(name for name in sys.modules if ".chats.taste" in name)
+    print(json.dumps({"seconds": seconds, "same": torch.equal(before, stock_latent()), "rating": rating}))
 
 
 if __name__ == "__main__":

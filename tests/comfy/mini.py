@@ -70,10 +70,10 @@ def unet_weights(config: dict, seed: int) -> dict[str, torch.Tensor]:
 
 
 def sd3_weights(
-    seed: int, qk_norm: str | None = None, context: int = 4096, pooled: int = 2048
+    seed: int, qk_norm: str | None = None, context: int = 4096, pooled: int = 2048, depth: int = 2
 ) -> dict[str, torch.Tensor]:
-    """Native keys of an SD3 transformer of depth 2, without prefix; SD3.5 normalizes q and k (`rms`). ``context`` and
-    ``pooled`` are the widths of the encodings that it takes."""
+    """Native keys of an SD3 transformer, which has a head for each block, without prefix; SD3.5 normalizes q and k
+    (`rms`). ``context`` and ``pooled`` are the widths of the encodings that it takes."""
     from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
     from comfy.ops import disable_weight_init
 
@@ -84,11 +84,14 @@ def sd3_weights(
         pos_embed_max_size=16,
         patch_size=2,
         in_channels=16,
-        depth=2,
+        depth=depth,
         num_patches=256,
         qk_norm=qk_norm,
         adm_in_channels=pooled,
-        context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": context, "out_features": 128}},
+        context_embedder_config={
+            "target": "torch.nn.Linear",
+            "params": {"in_features": context, "out_features": 64 * depth},
+        },
         device="meta",
         dtype=torch.float32,
         operations=disable_weight_init,

@@ -46,3 +46,7 @@ def test_loading_takes_no_time_to_speak_of(measured):
 
 def test_a_stock_sampler_gives_the_same_to_the_bit(measured):
     assert measured["same"]
+
+
+def test_what_rates_is_loaded_with_the_first_that_is_used(measured):
+    assert measured["rating"] == []

@@ -74,7 +74,8 @@ def nothing_changes(place) -> Iterator[None]:
     def files() -> dict[Path, bytes]:
         found = [path for name in ("output", "user", "input", "temp") for path in (place / "base" / name).rglob("*")]
         found += [*(place / "base").glob("*")]
-        return {path: path.read_bytes() for path in found if path.is_file() and not path.name.endswith((".lock", ".log"))}
+        told = [path for path in found if path.is_file() and not path.name.endswith((".lock", ".log"))]
+        return {path: path.read_bytes() for path in told}
 
     before = files()
     yield

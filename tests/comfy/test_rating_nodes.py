@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import folder_paths
 import pytest
 import torch
-from conftest import COMFYUI, ROOT, newest_only, pack_module
+from conftest import pack_module
 from PIL import Image
 
 GRAPH = {
@@ -246,15 +244,3 @@ def test_seeds_and_models_are_those_above_the_node():
     assert origin.seeds_and_models(GRAPH, "8") == ([], [])
     assert origin.seeds_and_models(None, None) == ([], [])
     assert origin.seeds_and_models({"1": {"inputs": None}, "2": {}}, "1") == ([], [])
-
-
-@newest_only
-def test_the_pack_loads_little_for_rating():
-    """What a data set needs comes with the first that is used; here the tests have used it, so a fresh process says."""
-    code = (
-        "import sys; sys.path[:0] = [{comfy!r}, {tests!r}]; import conftest; conftest.load_pack();"
-        "print(*sorted(name for name in sys.modules if '.chats.taste' in name))"
-    ).format(comfy=str(COMFYUI), tests=str(ROOT / "tests" / "comfy"))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert ".chats.taste" not in done.stdout

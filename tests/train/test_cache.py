@@ -134,7 +134,7 @@ def test_keys_do_not_run_together():
 
 def test_an_image_that_changed_since_it_was_checked_stops(samples, tmp_path):
     samples[2].chosen.source.path.write_bytes(png(99))
-    with pytest.raises(UserError, match=r"2c\.png changed while it was in use"):
+    with pytest.raises(UserError, match=r"2c\.png changed since it was looked at"):
         fill_cache(tmp_path / "cache", samples, Pooling(), progress=False)
 
 

@@ -6,11 +6,13 @@ import pytest
 from pairs_on_disk import contents, kinds, report, structs, write_parquet
 from pictures import encoded, picture, png, write_folders
 
-from chats_train.data import records, verdicts
+from chats_train.data import records, take_over, verdicts
 from chats_train.data.cells import TableImage
+from chats_train.data.listing import hand_over, handed_over
 from chats_train.data.pairs import FileImage
 from chats_train.data.records import RecordFiles
 from chats_train.data.verdicts import Verdicts
+from chats_train.settings.config_file import PLACEHOLDERS, parse_config
 
 
 @pytest.fixture
@@ -206,3 +208,45 @@ def test_many_files_of_records_become_one(old, reads, open_pairs, tmp_path, monk
     reads.clear()
     second = open_pairs(folder)
     assert (second.problems, second.fingerprint, reads) == (first.problems, first.fingerprint, [])
+
+
+def test_an_unchanged_table_is_listed_without_asking_for_its_rows(old, reads, open_pairs, tmp_path, monkeypatch):
+    """With the problems of before; any setting that pairs follow from makes another list, and `checksum` reads all."""
+    rows = {"chosen": structs(5, 0, 1, 2), "rejected": structs(6, 1, 0, 2), "prompt": ["q", "p", "p", "p"]}
+    path = write_parquet(tmp_path / "1.parquet", rows)
+    first = open_pairs(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("chats_train.data.dataset.check_pairs", lambda *_: pytest.fail("rows were asked for"))
+        second = open_pairs(path)
+    assert contents(second) == contents(first) == [("q", png(5), png(6))]
+    assert kinds(second) == ["reversed pair", "reversed pair", "same image"]
+    assert (second.problems, second.fingerprint) == (first.problems, first.fingerprint)
+    assert second.remarks[-1].startswith("not read again: 8 images")
+    assert [len(open_pairs(path, {"max_pairs": count}).problems) for count in (2, 3, 4)] == [0, 2, 3]
+    reads.clear()
+    assert open_pairs(path, {"checksum": True}).fingerprint == first.fingerprint
+    assert len(reads) == 8
+    for file in (tmp_path / "run" / "cache" / "pairs").glob("*"):
+        file.write_bytes(file.read_bytes()[:-50])
+    assert open_pairs(path).problems == first.problems, "a listing that is cut off is none"
+
+
+@pytest.mark.parametrize("form", ["folder", "table"])
+def test_other_processes_take_the_pairs_of_the_first(form, open_pairs, tmp_path):
+    """Without looking for themselves; of a table they open the file when an image is wanted."""
+    if form == "folder":
+        path = write_folders(tmp_path / "pairs")
+    else:
+        path = write_parquet(tmp_path / "1.parquet", {"chosen": structs(0), "rejected": structs(1), "prompt": ["p"]})
+    opened = open_pairs(path)
+    raw = {"version": 1, "family": "sd15", **PLACEHOLDERS, "output_dir": str(tmp_path / "run")}
+    config = parse_config({**raw, "data": {"path": str(path)}})
+    file = handed_over(tmp_path, 7)
+    assert take_over(file, config) is None
+    hand_over(opened.samples, opened.name, file)
+    if form == "folder":
+        (path / "chosen" / "a.txt").unlink()
+    taken = take_over(file, config)
+    file.unlink()
+    assert (taken.name, taken.fingerprint, contents(taken)) == (opened.name, opened.fingerprint, contents(opened))
+    assert [sample.bucket for sample in taken.samples] == [sample.bucket for sample in opened.samples]

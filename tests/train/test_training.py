@@ -219,7 +219,7 @@ from chats_train.runs.opening import open_family
 from chats_train.runs.processes import Processes
 processes = Processes()
 assert processes.count == 2
-answers = [processes.agree(3), processes.agree(processes.index)]
+answers = [processes.agree(3), processes.agree(processes.index), processes.agree(processes.one_number())]
 during = threads() > alone
 """
 
@@ -233,7 +233,7 @@ def test_processes_know_whether_they_agree_and_part_before_they_end(tmp_path):
     )
     assert result.returncode == 0, result.stderr[-3000:]
     # While they were joined there were such threads; at the end the main one alone.
-    assert [json.loads((tmp_path / index).read_text()) for index in "01"] == [[True, False, True, 1]] * 2
+    assert [json.loads((tmp_path / index).read_text()) for index in "01"] == [[True, False, True, True, 1]] * 2
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

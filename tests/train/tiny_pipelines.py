@@ -128,11 +128,12 @@ def denoiser(family: str, seed: int = 0, comfy: bool = False) -> torch.nn.Module
 
 
 def _sd15(comfy: bool) -> torch.nn.Module:
+    """ComfyUI knows SD1.5 by its widths; one level will do."""
     return UNet2DConditionModel(
-        block_out_channels=(320, 320) if comfy else (16, 32),
+        block_out_channels=(320,) if comfy else (16, 32),
         layers_per_block=1 if comfy else 2,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D" if comfy else "DownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D" if comfy else "UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D",) if comfy else ("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D",) if comfy else ("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=768 if comfy else CLIP_WIDTHS["sd15"][0],
         attention_head_dim=8,
         norm_num_groups=32 if comfy else 8,
