@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import shutil
 import struct
 import subprocess
@@ -19,10 +21,15 @@ import sys
 import tempfile
 import time
 import zlib
+from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from chats_train.data.pair_columns import PairColumns
 
 PAIRS, ROWS_OF_A_FILE, SIDE = 851_293, 50_000, 8
-PAIRS_A_STEP, STEPS = 128, 1000
+PAIRS_A_STEP, STEPS = 128, 100
 # Pick-a-Pic v2 has some 14 pairs a prompt.
 PAIRS_OF_A_PROMPT = 14
 
@@ -81,19 +88,21 @@ def start(folder: Path) -> dict[str, float]:
     print("\n".join(dataset.report()), file=sys.stderr)
     found = {"pairs": len(dataset.samples), "fingerprint": int(dataset.fingerprint[:12], 16)}
     found |= {"seconds": time.perf_counter() - clock, "processor": time.process_time() - processor}
-    return {**found, **order(dataset.samples.ids), "gigabytes": peak_bytes() / 1e9}
+    return {**found, **order(dataset.samples), "gigabytes": peak_bytes() / 1e9}
 
 
-def order(ids) -> dict[str, float]:
-    """Milliseconds of processor time for the pairs of an epoch's first step, and of each of the next thousand."""
+def order(samples: PairColumns) -> dict[str, float]:
+    """Milliseconds of processor time for the pairs of an epoch's first step, and of each of the next ones, the pairs
+    themselves included."""
     from chats.draws import Order
 
-    order, marks = Order(ids, 0), [time.process_time()]
+    order, marks = Order(samples.ids, 0), [time.process_time()]
     for step in range(STEPS + 1):
-        order.step(step, PAIRS_A_STEP)
+        for _, row in order.step(step, PAIRS_A_STEP):
+            samples[row]
         marks.append(time.process_time())
     first, later = marks[1] - marks[0], (marks[-1] - marks[1]) / STEPS
-    steps = max(1, len(ids) // PAIRS_A_STEP)
+    steps = max(1, len(samples) // PAIRS_A_STEP)
     return {"first_step": 1e3 * first, "later_step": 1e3 * later, "mean_step": 1e3 * (later + first / steps)}
 
 
@@ -122,9 +131,27 @@ def main() -> None:
     found = {}
     for which in ("first", "second", "third"):
         found[which] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        print(f"{which} start: {json.dumps(found[which])}", flush=True)
+        print(f"{which} start: {json.dumps(found[which])}", file=sys.stderr, flush=True)
     assert len({each["fingerprint"] for each in found.values()}) == 1
     shutil.rmtree(args.folder)
+    print(record(args.form, found))
+
+
+def record(form: str, found: dict[str, dict[str, float]]) -> str:
+    """The starts as a table of large_data.md."""
+    lines = [
+        f"`python -m benchmarks.large_data --form {form} --pairs {found['first']['pairs']}`, {date.today()}, "
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "",
+        "| start | s | s of a core | highest resident GB | ms of a core: an epoch's first step | a later step | mean |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for which, each in found.items():
+        steps = " | ".join(f"{each[f'{step}_step']:.1f}" for step in ("first", "later", "mean"))
+        lines.append(
+            f"| {which} | {each['seconds']:.1f} | {each['processor']:.1f} | {each['gigabytes']:.2f} | {steps} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

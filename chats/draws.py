@@ -95,9 +95,10 @@ class Order:
             ``size`` times an epoch, counted from 0, and a pair's place in ``ids``; a step may reach into the next
             epoch.
         """
-        first = step * size // len(self._ids)
+        count = len(self._ids)
+        first = step * size // count
         self._epochs = {epoch: rows for epoch, rows in self._epochs.items() if epoch >= first}
-        positions = (divmod(position, len(self._ids)) for position in range(step * size, (step + 1) * size))
+        positions = (divmod(position, count) for position in range(step * size, (step + 1) * size))
         return [(epoch, self._rows(epoch)[index]) for epoch, index in positions]
 
     def _rows(self, epoch: int) -> list[int]:

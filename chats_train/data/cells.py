@@ -17,6 +17,7 @@ from .pairs import FileImage, Mark
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
 
 # Characters of the longest path that Linux takes; Base64 of a picture is longer.
 LONGEST_PATH = 4096
@@ -57,6 +58,15 @@ class ImageColumn:
         return str(self.data.column_names[0])
 
     @cached_property
+    def cells(self) -> pa.ChunkedArray | None:
+        """As the table stores them; None where its rows were picked from others, and lie elsewhere in the column."""
+        return self.data.data.column(self.name) if self.data._indices is None else None
+
+    def cell(self, row: int) -> object:
+        # Some ten times as fast as a row of the data set.
+        return self.data[row][self.name] if self.cells is None else self.cells[row].as_py()
+
+    @cached_property
     def may_name(self) -> numpy.ndarray:
         """Of each row, whether its cell may be a file's name, told by types and lengths alone."""
         if self.files is None:
@@ -64,13 +74,14 @@ class ImageColumn:
         import pyarrow.compute as pc
         from pyarrow import types
 
-        cells = self.data.data.column(self.name)
+        if self.cells is None:
+            return numpy.ones(len(self.data), bool)
+        cells = self.cells
         if types.is_struct(cells.type) and cells.type.get_field_index("bytes") >= 0:
             cells = pc.struct_field(cells, "bytes")
         is_text = types.is_string(cells.type) or types.is_large_string(cells.type)
         is_bytes = types.is_binary(cells.type) or types.is_large_binary(cells.type)
-        # Rows that were picked from others lie elsewhere in the column.
-        if not (is_text or is_bytes) or self.data._indices is not None:
+        if not (is_text or is_bytes):
             return numpy.ones(len(self.data), bool)
         longest = LONGEST_PATH * LONGEST_CHARACTER if is_text else 0
         short: numpy.ndarray = pc.less_equal(pc.fill_null(pc.binary_length(cells), 0), longest).to_numpy()
@@ -113,7 +124,7 @@ class TableImage:
         return f"`{self.column.name}` of row {self.column.rows_before + self.row}"
 
     def _cell(self) -> object:
-        cell = single(self.column.data[self.row][self.column.name])
+        cell = single(self.column.cell(self.row))
         return cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell
 
     def _named(self, cell: object) -> FileImage | None:

@@ -13,6 +13,7 @@ from chats_train.encodings.cache import CachedEncodings, fill_cache
 from chats_train.runs.opening import open_family
 from chats_train.runs.processes import Processes
 from chats_train.settings.config import RunConfig
+from chats_train.training.train import open_data
 from chats_train.training.trainer import Trainer
 
 PAIRS = 12
@@ -60,7 +61,14 @@ def trainer_of(config: RunConfig) -> Trainer:
 
 
 def first_step(config: RunConfig, folder: Path) -> None:
-    """The gradients and the report of a run's first step, as files that its first process writes."""
+    """The gradients and the report of a run's first step, as files that its first process writes; the others take the
+    pairs of that, which leaves no file of them."""
+    processes = Processes()
+    samples = open_data(config, processes).samples
+    assert len(samples) == PAIRS
+    assert samples[0].chosen.read()
+    processes.wait()
+    assert not list(config.cache_dir.glob(".pairs*"))
     trainer = trainer_of(config)
     report = trainer.train_step()
     if trainer.processes.is_main:
