@@ -10,7 +10,7 @@ from ..miniature.plan import ALPHA
 from ..miniature.tables import Table, shown
 from ..miniature.titles import as_markdown
 from .measured import Measured, Row
-from .plan import REGIMES, SEARCHED, pair_training, rate_unit
+from .plan import REGIMES, SEARCHED, pair_training, rate_unit, units
 
 PAIRED = ["right − pair's", "taste − pair's", "right − base's", "taste − base's"]
 
@@ -60,12 +60,17 @@ def heading(measured: Measured) -> str:
         "for those; noise levels differ within a batch, and are those of the sampler that the student is counted with.",
         f"\n\nCut, for lack of time: all but LoRAs of rank {plan.rank} on the pairs are counted after the last step "
         "alone, and rows that say so have fewer training seeds; their differences are from the pair and the base of "
-        "those.",
+        f"those. Planned, and not done with every seed in both regimes: {', '.join(not_done(measured))}.",
         f"\n\nNothing is chosen here: LoRAs train at {plan.rate:g} and whole models at {plan.full_rate:g}, the "
         f"defaults of `distill`. Other rates were tried on dev, at rank {plan.rank} with the first seed of "
         f"*{SEARCHED}*:",
     )
     return " ".join(sentences).replace(" \n\n", "\n\n")
+
+
+def not_done(measured: Measured) -> list[str]:
+    left = [unit.student.name for unit in units(measured.plan) if unit.student and unit.name not in measured.records]
+    return list(dict.fromkeys(left)) or ["nothing"]
 
 
 def pair_text(measured: Measured, regime: str) -> str:
