@@ -76,6 +76,11 @@ class Measured:
             for step in kind.marks
         ]
 
+    def default(self, regime: str) -> Row:
+        """The LoRA of the trainer's defaults, after its last step."""
+        first = kinds(self.plan)[0]
+        return self.of_student(first, regime, self.plan.steps, first.seeds)
+
     def at_scales(self, regime: str) -> list[tuple[float, Row, Row]]:
         """Of the first seed: a scale, the pair at it, and its student after the last step."""
         plan, found = self.plan, []

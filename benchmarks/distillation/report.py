@@ -10,7 +10,7 @@ from ..miniature.plan import ALPHA
 from ..miniature.tables import Table, shown
 from ..miniature.titles import as_markdown
 from .measured import Measured, Row
-from .plan import REGIMES, SEARCHED, pair_training, rate_unit
+from .plan import REGIMES, SEARCHED, pair_training, rate_unit, units
 
 PAIRED = ["right − pair's", "taste − pair's", "right − base's", "taste − base's"]
 
@@ -26,6 +26,8 @@ def report(results: Mapping[str, Any], plot: str) -> str:
             f"## {regime.capitalize()}",
             pair_text(measured, regime),
             as_markdown(main_table(measured, regime, rows)),
+            "After the last step, less the LoRA of the defaults with the same seeds:",
+            as_markdown(default_table(measured, regime)),
             "The differences of each training seed:",
             as_markdown(seed_table(measured, regime)),
             "On dev, and the pictures' distance from the pair's:",
@@ -58,12 +60,17 @@ def heading(measured: Measured) -> str:
         "for those; noise levels differ within a batch, and are those of the sampler that the student is counted with.",
         f"\n\nCut, for lack of time: all but LoRAs of rank {plan.rank} on the pairs are counted after the last step "
         "alone, and rows that say so have fewer training seeds; their differences are from the pair and the base of "
-        "those.",
+        f"those. Planned, and not done with every seed in both regimes: {', '.join(not_done(measured))}.",
         f"\n\nNothing is chosen here: LoRAs train at {plan.rate:g} and whole models at {plan.full_rate:g}, the "
         f"defaults of `distill`. Other rates were tried on dev, at rank {plan.rank} with the first seed of "
         f"*{SEARCHED}*:",
     )
     return " ".join(sentences).replace(" \n\n", "\n\n")
+
+
+def not_done(measured: Measured) -> list[str]:
+    left = [unit.student.name for unit in units(measured.plan) if unit.student and unit.name not in measured.records]
+    return list(dict.fromkeys(left)) or ["nothing"]
 
 
 def pair_text(measured: Measured, regime: str) -> str:
@@ -96,6 +103,19 @@ def main_table(measured: Measured, regime: str, rows: Sequence[Row]) -> Table:
     return table
 
 
+def default_table(measured: Measured, regime: str) -> Table:
+    default = measured.default(regime)
+    table = [["", "right", "taste", "distance, test"]]
+    for row in measured.students(regime):
+        if row.point == default.point and row != default:
+            beside = Row("", default.units[: len(row.units)], default.point)
+            far = [measured.mean(each, "test", "distance") for each in (row, beside)]
+            assert far[0] is not None
+            assert far[1] is not None
+            table.append([row.title, *differences(measured, row, default), f"{far[0] - far[1]:+.4f}"])
+    return table
+
+
 def seed_table(measured: Measured, regime: str) -> Table:
     """Less the pair's, by training seed."""
     pair = measured.pair(regime)
@@ -118,8 +138,7 @@ def rate_table(measured: Measured) -> Table:
     plan = measured.plan
     point = str(plan.steps)
     found = {rate: Row("", (rate_unit(plan, rate),), point) for rate in plan.other_rates}
-    own = next(row for row in measured.students(SEARCHED) if row.point == point and f"rank {plan.rank}" in row.title)
-    found[plan.rate] = Row("", own.units[:1], point)
+    found[plan.rate] = Row("", measured.default(SEARCHED).units[:1], point)
     rows = {f"{rate:g}": row for rate, row in sorted(found.items())}
     rows["the pair"] = Row("", measured.pair(SEARCHED).units[:1], "pair")
     table = [["learning rate", "% right, dev", "taste, dev", "distance, dev"]]
