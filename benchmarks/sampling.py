@@ -1,5 +1,5 @@
-"""What CHATS costs in real ComfyUI beside stock CFG: time a step and memory, for two loaded models and for two LoRAs on
-one base.
+"""What CHATS costs in real ComfyUI beside stock CFG: time a step and memory, for two loaded models, for two LoRAs on
+one base, and for one LoRA that a pair was distilled into.
 
 All sides sample models of random weights at an architecture's real widths, alternately in one process, so that a noisy
 moment hits all; only steps are timed (from one to the next), not loading. Memory is what ComfyUI holds loaded, and the
@@ -51,6 +51,7 @@ UNETS = {
 ATTENTION = (".to_q.weight", ".to_k.weight", ".to_v.weight", ".to_out.0.weight")
 RANKS = (16, 32, 64)
 CFG, INTERVAL_END = 6.0, 0.85
+STOCK, DISTILLED = "stock CFG", "distilled LoRA, rank 16, cfg 1"
 # The steps between the first callback and the last; with the interval, the last of them is beyond it.
 STEPS = 6
 PIXELS_PER_LATENT = 8
@@ -59,22 +60,24 @@ PIXELS_PER_LATENT = 8
 class Sides:
     """The guiders to be compared, made when first asked for, over as few models as they need."""
 
-    def __init__(self, layout: str):
-        self.config = UNETS[layout]
+    def __init__(self, layout: str, chosen: list[str] | None = None):
+        self.config, self.chosen = UNETS[layout], chosen
         self.models: dict[int, object] = {}
         self.conds = mini.conditioning("sd15", 3), mini.conditioning("sd15", 4)
         self.pair_models = conftest.pack_module("nodes.sampling.pairing").pair_models
 
     def names(self) -> list[str]:
         dual = ["core's DualModelGuider"] if hasattr(nodes_custom_sampler, "DualModelGuider") else []
-        return [
-            "stock CFG",
+        names = [
+            STOCK,
             *dual,
             "full pair",
             *(f"shared pair, rank {rank}" for rank in RANKS),
             "full pair, interval",
             "shared pair, rank 32, interval",
+            DISTILLED,
         ]
+        return [name for name in names if self.chosen is None or name == STOCK or name in self.chosen]
 
     def model(self, seed: int):
         if seed not in self.models:
@@ -82,13 +85,15 @@ class Sides:
         return self.models[seed]
 
     def guider(self, name: str):
-        if name == "stock CFG":
+        if name == STOCK:
             return guider_of(self.model(1), *self.conds, CFG)
         if name.startswith("core's"):
             positive, negative = self.conds
             return result(nodes_custom_sampler.DualModelGuider, self.model(1), positive, CFG, self.model(2), negative)[
                 0
             ]
+        if name == DISTILLED:
+            return guider_of(self.adapted(16, 13), *self.conds, 1.0)
         end = INTERVAL_END if name.endswith("interval") else 1.0
         if name.startswith("full"):
             members = (self.model(1), self.model(2))
@@ -170,13 +175,11 @@ def table(times: dict[int, dict[str, list[float]]], memory: dict[str, dict[str, 
     for name in times[batches[0]]:
         cells = []
         for batch in batches:
-            ratios = [mine / stock for mine, stock in zip(times[batch][name], times[batch]["stock CFG"], strict=True)]
+            ratios = [mine / stock for mine, stock in zip(times[batch][name], times[batch][STOCK], strict=True)]
             cells.append(f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
         for kind in ("loaded", "peak"):
             held = memory.get(name)
-            cells.append(
-                "" if held is None else f"{held[kind] / memory['stock CFG'][kind]:.3f} ({held[kind] / 1e9:.2f} GB)"
-            )
+            cells.append("" if held is None else f"{held[kind] / memory[STOCK][kind]:.3f} ({held[kind] / 1e9:.2f} GB)")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
@@ -193,6 +196,7 @@ def main() -> None:
         default=1,
         help="with 1, time is the process's own, which other work on the machine lengthens least",
     )
+    parser.add_argument("--sides", nargs="+", help="beside stock CFG; by default all")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -201,13 +205,11 @@ def main() -> None:
     if args.memory_of:
         measure_memory(args.layout, args.memory_of, args.pixels)
         return
-    sides = Sides(args.layout)
+    sides = Sides(args.layout, args.sides)
     memory = memory_of_all(args.layout, [name for name in sides.names() if not name.endswith("interval")], args.pixels)
     clock = time.process_time if args.threads == 1 else time.perf_counter
     times = measure_time(sides, args.batches, args.rounds, args.pixels, clock)
-    stock = ", ".join(
-        f"{statistics.median(times[batch]['stock CFG']):.3f} s at batch {batch}" for batch in args.batches
-    )
+    stock = ", ".join(f"{statistics.median(times[batch][STOCK]):.3f} s at batch {batch}" for batch in args.batches)
     heading = (
         f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {args.threads} thread(s), no GPU, ComfyUI {__version__}, "
         f"torch {torch.__version__}, {args.layout} layout with random fp32 weights, {args.pixels} × {args.pixels} "

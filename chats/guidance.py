@@ -33,6 +33,11 @@ def cfg_from_guidance_scale(guidance_scale: float) -> float:
     return 1.0 + guidance_scale
 
 
+def guidance_scale_from_cfg(cfg: float) -> float:
+    """The inverse of :func:`cfg_from_guidance_scale`."""
+    return cfg - 1.0
+
+
 def classifier_free_guidance(cond: Tensor, uncond: Tensor, guidance_scale: float) -> Tensor:
     """Classifier-free guidance (Eq. 8): ε̃ = (1+s) ε(z_t, c) − s ε(z_t).
 

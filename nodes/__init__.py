@@ -4,8 +4,8 @@ from comfy_api.latest import ComfyExtension, io
 
 from .loading import loaders, lora_loader
 from .rating import prompt_lines, routes, save_candidates
-from .sampling import apply, guider, ksampler, proxy_prompt
-from .training import train_lora_pair
+from .sampling import apply, guider, ksampler, proxy_prompt, stopwatch
+from .training import distill_pair, train_lora_pair
 
 routes.register()
 
@@ -19,9 +19,11 @@ class CHATSExtension(ComfyExtension):
             *apply.NODES,
             *guider.NODES,
             *ksampler.NODES,
+            *stopwatch.NODES,
             *prompt_lines.NODES,
             *save_candidates.NODES,
             *train_lora_pair.NODES,
+            *distill_pair.NODES,
         ]
 
 

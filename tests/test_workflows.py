@@ -28,11 +28,14 @@ EXPECTED = {
     "taste_2_train_and_compare_sd15",
     "taste_2_train_and_compare_sdxl",
     "taste_2_train_and_compare_z_image",
+    "taste_3_distill_and_compare_sdxl",
+    "taste_4_one_lora_core_nodes_sdxl",
 }
 # Those that draw candidates: of one model, before there is a pair.
 DRAWING = sorted(name for name in EXPECTED if name.startswith("taste_1_draw_"))
 TRAINING = sorted(name for name in EXPECTED if name.startswith("taste_2_train_and_compare_"))
-SAMPLING = sorted(EXPECTED - set(DRAWING))
+DISTILLING, DISTILLED = "taste_3_distill_and_compare_sdxl", "taste_4_one_lora_core_nodes_sdxl"
+SAMPLING = sorted(EXPECTED - {*DRAWING, DISTILLED})
 NOTES = {"Note", "MarkdownNote"}
 SEEDED = {"KSampler", "RandomNoise", "CHATSKSampler"}
 WALKING = {"CHATSPromptLines"}  # each run takes the next of its lines
@@ -42,6 +45,9 @@ OWN_LORAS = {
     "my-pair_preferred.safetensors",
     "my-pair_dispreferred.safetensors",
     "chats_sd15_dispreferred_lora_rank32.safetensors",
+    "my-pair-sdxl_preferred.safetensors",
+    "my-pair-sdxl_dispreferred.safetensors",
+    "my-pair-sdxl-cfg1.safetensors",
 }
 OWN_FILES = OWN_LORAS | {"chats_sd35_preferred.safetensors", "chats_sd35_dispreferred.safetensors"}
 TITLE_HEIGHT = 30  # of a node; its `pos` is below the title
@@ -206,8 +212,8 @@ def output_of(workflow: dict, node: dict, name: str) -> str:
 
 @pytest.mark.parametrize("workflow", SAMPLING, indirect=True)
 def test_the_null_prompt_is_the_one_the_pair_was_trained_with(workflow):
-    """Zeros for an SDXL pair from the trainer; an encoded empty prompt for the authors' pairs and for the other
-    families."""
+    """Zeros for an SDXL pair from the trainer; an encoded empty prompt for the authors' pairs, for the training node's
+    and for the other families."""
     types = {node["type"] for node in workflow["nodes"]}
     checkpoints = {
         value
@@ -215,7 +221,8 @@ def test_the_null_prompt_is_the_one_the_pair_was_trained_with(workflow):
         if node["type"] == "CheckpointLoaderSimple"
         for value in node["widgets_values"]
     }
-    zeros = "CHATSLoRAPairLoader" in types and "sd_xl_base_1.0.safetensors" in checkpoints
+    from_the_trainer = "CHATSLoRAPairLoader" in types and "CHATSDistillPair" not in types
+    zeros = from_the_trainer and "sd_xl_base_1.0.safetensors" in checkpoints
     takers = [node for node in workflow["nodes"] if node["type"] in ("CHATSProxyPrompt", "CHATSKSampler")]
     assert takers
     for taker in takers:
@@ -321,6 +328,37 @@ def test_what_was_drawn_and_rated_is_what_is_trained_on(name):
     )
     assert size == drawn
     assert only(training, "CHATSTrainLoRAPair")["widgets_values"][9] <= size[0]
+
+
+def test_the_lora_is_compared_with_what_it_was_distilled_from_and_used_alone():
+    """One prompt, latent, seed, sampler and schedule in three rows, each timed; the LoRA learns the pair as the second
+    row samples it, on the data set and with the files that the training before it names."""
+    workflow, alone = read(DISTILLING), read(DISTILLED)
+    training = only(read("taste_2_train_and_compare_sdxl"), "CHATSTrainLoRAPair")["widgets_values"]
+    distill, apply = only(workflow, "CHATSDistillPair"), only(workflow, "CHATSApply")
+    proxy, loader = only(workflow, "CHATSProxyPrompt"), only(workflow, "CHATSLoRAPairLoader")
+    dataset, name, cfg, *guidance = distill["widgets_values"]
+    assert dataset == training[0]
+    assert loader["widgets_values"][:2] == [
+        f"{training[1]}_{side}.safetensors" for side in ("preferred", "dispreferred")
+    ]
+    assert origin_of(workflow, distill, "model") == apply
+    assert origin_of(workflow, distill, "null") == origin_of(workflow, proxy, "null")
+    assert guidance[:2] == proxy["widgets_values"]
+    rows = [node for node in workflow["nodes"] if node["type"] == "KSampler"]
+    timers = [origin_of(workflow, row, "model") for row in rows]
+    assert {timer["type"] for timer in timers} == {"CHATSStopwatch"}
+    models = [origin_of(workflow, timer, "model")["type"] for timer in timers]
+    assert models == ["CheckpointLoaderSimple", "CHATSApply", "CHATSDistillPair"]
+    assert [row["widgets_values"][3] for row in rows] == [cfg, cfg, 1]
+    assert origin_of(workflow, rows[1], "negative") == proxy
+    for what in ("positive", "latent_image"):
+        assert len({origin_of(workflow, row, what)["id"] for row in rows}) == 1
+    (sampler,) = (node for node in alone["nodes"] if node["type"] == "KSampler")
+    assert len({(*values[:3], *values[4:]) for values in (row["widgets_values"] for row in [*rows, sampler])}) == 1
+    assert sampler["widgets_values"][3] == 1
+    assert origin_of(alone, sampler, "model")["widgets_values"] == [f"{name}.safetensors", 1]
+    assert not any(node["type"].startswith("CHATS") for node in alone["nodes"])
 
 
 def test_each_data_set_has_its_own_model():

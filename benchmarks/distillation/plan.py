@@ -157,9 +157,10 @@ def kinds(plan: Plan) -> list[Kind]:
 
     return [
         Kind(students(), plan.marks, plan.seeds),
-        *(Kind(students(rank=rank), last, first) for rank in plan.other_ranks),
+        *(Kind(students(rank=rank), last, first) for rank in plan.other_ranks[:2]),
         Kind(students(data="own paths"), last, first),
         Kind(students(rank=0, rate=plan.full_rate), last, first),
+        *(Kind(students(rank=rank), last, first) for rank in plan.other_ranks[2:]),
         Kind(students(data="own pictures"), last, first),
         *(Kind(students(rank=rank), last, others) for rank in plan.other_ranks),
         *(Kind(students(scale=scale), last, first) for scale in plan.other_scales),

@@ -57,7 +57,8 @@ def heading(measured: Measured) -> str:
         "pairs' prompts, in place of the chosen images. *On the pair's paths*: the points at which its sampler asked "
         "for those; noise levels differ within a batch, and are those of the sampler that the student is counted with.",
         f"\n\nCut, for lack of time: all but LoRAs of rank {plan.rank} on the pairs are counted after the last step "
-        "alone, and rows that say so have fewer training seeds; their differences are from the pair and the base of those.",
+        "alone, and rows that say so have fewer training seeds; their differences are from the pair and the base of "
+        "those.",
         f"\n\nNothing is chosen here: LoRAs train at {plan.rate:g} and whole models at {plan.full_rate:g}, the "
         f"defaults of `distill`. Other rates were tried on dev, at rank {plan.rank} with the first seed of "
         f"*{SEARCHED}*:",

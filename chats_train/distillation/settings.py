@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,20 +203,6 @@ def record(settings: DistillSettings, run: FinishedRun, pair: str, fingerprint: 
         "optimizer": run.config.optimizer,
         **asdict(settings),
     }
-
-
-def recorded_settings(folder: Path) -> DistillSettings:
-    """What a folder's distillation was asked, filled in.
-
-    Raises:
-        UserError: where there is none, or it cannot be read.
-    """
-    path = folder / SETTINGS_FILE
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-        return DistillSettings(**{field.name: recorded[field.name] for field in fields(DistillSettings)})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} holds no distillation that can be read ({path.name}); distill first") from error
 
 
 def record_sha256(recorded: dict[str, Any]) -> str:

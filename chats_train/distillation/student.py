@@ -1,10 +1,8 @@
-"""The student, and its start from the preferred model: equal to it, or as near as the rank of its LoRA allows; what it
-became."""
+"""The student, and its start from the preferred model: equal to it, or as near as the rank of its LoRA allows."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,13 +10,9 @@ from torch import nn
 from chats.lowrank import LowRank
 from chats.lowrank.truncation import factorize, in_rank_of, weight_difference
 
-from ..families import Denoiser, Family
-from ..runs.checkpoint import READ
-from ..runs.members import PREFERRED, FullMembers, LoRAMembers, Members, adapter_weights
-from ..runs.trained import open_trained
+from ..families import Family
+from ..runs.members import PREFERRED, LoRAMembers, Members, adapter_weights
 from ..settings.config import RunConfig
-from .finished_run import FinishedRun
-from .settings import recorded_settings, student_config
 
 STUDENT = "student"
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
@@ -79,22 +73,6 @@ def start_from_preferred(student: Members, teacher: Members, method: str, of_pai
 def _weights(members: Members, name: str) -> dict[str, nn.Parameter]:
     """What a member's parameters are called in a file."""
     return adapter_weights({f"{name}.{key}": value for key, value in members.parameters(name).items()}, name)
-
-
-def open_student(run: FinishedRun, family: Family, folder: Path) -> Denoiser:
-    """The student of a folder's newest checkpoint, on the family's device, to be sampled at s = 0.
-
-    Raises:
-        UserError: where there is none.
-    """
-    config = student_config(recorded_settings(folder), run.config, family, folder, 1)
-    members: Members
-    if config.training_method == "lora":
-        members = LoRAMembers(config, family, (STUDENT,), family.device)
-    else:
-        members = FullMembers(config, family, (STUDENT,), family.device, with_reference=False)
-    members.load_state(open_trained(config, "latest").weights(), READ.way_out)
-    return members.denoiser(STUDENT)
 
 
 # By module: the preferred model's difference from the base where it has factors, and the energy of all of it.

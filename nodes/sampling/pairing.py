@@ -9,6 +9,7 @@ from comfy.patcher_extension import WrappersMP
 from .run import KEY, Interval
 from .shared_weights import SharedWeights
 from .two_models import TwoModels
+from .wrappers import Pair
 
 
 def pair_models(
@@ -39,4 +40,10 @@ def pair_models(
 
 def is_paired(model: ModelPatcher) -> bool:
     """Whether the model already is a pair."""
-    return bool(model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY))
+    return pair_of(model) is not None
+
+
+def pair_of(model: ModelPatcher) -> Pair | None:
+    """The pair that a MODEL samples as; None where it is one model."""
+    wrappers = model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
+    return wrappers[0].__self__ if wrappers else None

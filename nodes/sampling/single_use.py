@@ -45,6 +45,12 @@ def saying_what_is_lost(pair: ModelPatcher) -> ModelPatcher:
     return pair
 
 
+def saying_nothing(model: ModelPatcher) -> ModelPatcher:
+    """The MODEL of the class that it had before it was a pair's."""
+    model.__class__ = next(kind for kind in type(model).__mro__ if not issubclass(kind, _SaysWhatIsLost))
+    return model
+
+
 def _saying(kind: type[ModelPatcher]) -> type[ModelPatcher]:
     return type(kind.__name__, (_SaysWhatIsLost, kind), {})
 

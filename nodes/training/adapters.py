@@ -1,4 +1,4 @@
-"""Two LoRAs on one set of weights: hooks on its linear layers, and a switch that says whose is in force.
+"""LoRAs on one set of weights: hooks on its linear layers, and a switch that says whose is in force.
 
 A hook adds to a layer's output and leaves its weight alone, so it does not matter how that is stored: quantised,
 patched by somebody else's LoRA, or brought from RAM for each call.
@@ -6,7 +6,7 @@ patched by somebody else's LoRA, or brought from RAM for each call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +16,8 @@ from torch.nn import functional
 from ...chats.pair import Member
 
 MEMBERS: tuple[Member, Member] = ("preferred", "dispreferred")
+# What a pair is distilled into.
+STUDENT = "student"
 # How ComfyUI calls the network within a MODEL; its LoRAs' keys begin with it, for every family.
 PREFIX = "diffusion_model."
 ATTENTION, ALL_LINEAR = "attention", "all linear"
@@ -42,22 +44,24 @@ class LowRank(nn.Module):
 
 
 class Adapters:
-    """The LoRAs of both members on the layers of a network.
+    """The LoRAs of a pair's members, or of a student, on the layers of a network.
 
     Attributes:
-        active: the member in force; None is the reference, the network as it is.
+        active: the one in force, by name; None is the reference, the network as it is.
 
     Args:
         network: of the MODEL.
         layers: `attention` or `all linear`.
         seed: of the first values.
+        names: of the LoRAs.
 
     Raises:
         ValueError: where the network has no such layer.
     """
 
-    def __init__(self, network: nn.Module, rank: int, layers: str, seed: int):
-        self.active: Member | None = None
+    def __init__(self, network: nn.Module, rank: int, layers: str, seed: int, names: Sequence[str] = MEMBERS):
+        self.active: str | None = None
+        self.names = tuple(names)
         self._modules = {name: module for name, module in network.named_modules() if _is_chosen(name, module, layers)}
         if not self._modules:
             raise ValueError(
@@ -66,11 +70,11 @@ class Adapters:
             )
         generator = torch.Generator().manual_seed(seed)
         self.loras = {
-            member: {
+            whose: {
                 name: LowRank(module.in_features, module.out_features, rank, generator)
                 for name, module in self._modules.items()
             }
-            for member in MEMBERS
+            for whose in self.names
         }
         self.rank = rank
 
@@ -80,10 +84,10 @@ class Adapters:
                 lora.to(device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """All that trains, as `<member>.<layer>.<up or down>`, always in the same order."""
+        """All that trains, as `<whose>.<layer>.<up or down>`, always in the same order."""
         return {
-            f"{member}.{name}.{key}": parameter
-            for member, loras in self.loras.items()
+            f"{whose}.{name}.{key}": parameter
+            for whose, loras in self.loras.items()
             for name, lora in loras.items()
             for key, parameter in lora.named_parameters()
         }
@@ -108,19 +112,19 @@ class Adapters:
         return add
 
 
-def trained_bytes(network: nn.Module, rank: int, layers: str) -> int:
-    """What both members take while they are trained: weight, gradient and AdamW's two moments, of four bytes each."""
+def trained_bytes(network: nn.Module, rank: int, layers: str, loras: int = len(MEMBERS)) -> int:
+    """What so many LoRAs take while they are trained: weight, gradient and AdamW's two moments, of four bytes each."""
     chosen = (module for name, module in network.named_modules() if _is_chosen(name, module, layers))
-    return len(MEMBERS) * 4 * 4 * rank * sum(module.in_features + module.out_features for module in chosen)
+    return loras * 4 * 4 * rank * sum(module.in_features + module.out_features for module in chosen)
 
 
-def lora_file(parameters: dict[str, Tensor], member: Member, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
-    """A member's weights, out of those of :meth:`Adapters.parameters`, by the keys that ComfyUI loads for every family;
+def lora_file(parameters: dict[str, Tensor], whose: str, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+    """One LoRA's weights, out of those of :meth:`Adapters.parameters`, by the keys that ComfyUI loads for every family;
     on the CPU."""
     tensors: dict[str, Tensor] = {}
     for key, value in parameters.items():
         owner, _, rest = key.partition(".")
-        if owner == member:
+        if owner == whose:
             layer, _, side = rest.rpartition(".")
             tensors[f"{PREFIX}{layer}.lora_{side}.weight"] = value.detach().to("cpu", dtype).contiguous()
             if side == "down":

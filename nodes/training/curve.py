@@ -1,8 +1,10 @@
-"""The picture of a run: its loss, step by step, and how often the held-out pairs are told right."""
+"""The picture of a run: its loss, step by step, and what the held-out pairs say of it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,24 +22,59 @@ HELD_OUT = "held_out."
 # log 2, the loss of two members that equal the reference: where a run begins.
 FIRST_LOSS = math.log(2)
 
+Row = dict[str, float]
 
-def draw_curve(history: list[dict[str, float]], steps: int) -> Image:
-    """Loss on the left axis, from 0; held-out accuracy on the right one, from 0 to 1; steps below."""
+
+@dataclass(frozen=True)
+class Measure:
+    """What the held-out pairs say, from 0 to 1: of a row, None where it was not measured.
+
+    Attributes:
+        of: gives it.
+        name: on the curve.
+        words: the node's line on a row.
+        first_loss: the least that the curve's left axis reaches.
+    """
+
+    of: Callable[[Row], float | None]
+    name: str
+    words: Callable[[Row], str]
+    first_loss: float
+
+    def line(self, history: list[Row]) -> str:
+        """The end of a text on the node, where something was measured."""
+        measured = [row for row in history if self.of(row) is not None]
+        # Nodes 2.0 shows the line break as a blank.
+        return f",\n{self.words(measured[-1])}" if measured else ""
+
+
+def _told_right(row: Row) -> str:
+    rights, of = row[ACCURACY_KEY], row[HELD_OUT + "pairs"]
+    return f"held-out told right: {rights * of:.0f} of {of:.0f}"
+
+
+ACCURACY_KEY = HELD_OUT + "implicit_accuracy"
+TOLD_RIGHT = Measure(lambda row: row.get(ACCURACY_KEY), "held-out pairs told right", _told_right, FIRST_LOSS)
+
+
+def draw_curve(history: list[Row], steps: int, measure: Measure = TOLD_RIGHT) -> Image:
+    """Loss on the left axis, from 0; what was measured on the right one, from 0 to 1; steps below."""
     from PIL import Image, ImageDraw, ImageFont
 
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(FONT_SIZE)
     losses = [row["loss"] for row in history]
-    highest = 1.1 * max([FIRST_LOSS, *losses])
+    highest = 1.1 * (max([measure.first_loss, *losses]) or 1.0)
+    digits = max(2, 1 - math.floor(math.log10(highest)))
     for share in (0, 0.25, 0.5, 0.75, 1):
         y = _place(0, share)[1]
         draw.line([(MARGIN, y), (WIDTH - MARGIN, y)], fill=GRID)
-        draw.text((MARGIN - 6, y), f"{share * highest:.2f}", fill=SMOOTHED, font=font, anchor="rm")
+        draw.text((MARGIN - 6, y), f"{share * highest:.{digits}f}", fill=SMOOTHED, font=font, anchor="rm")
         draw.text((WIDTH - MARGIN + 6, y), f"{share:.2f}", fill=ACCURACY, font=font, anchor="lm")
     _line(draw, [(index + 1, loss) for index, loss in enumerate(losses)], steps, highest, LOSS, 1)
     _line(draw, [(index + 1, loss) for index, loss in enumerate(_smoothed(losses))], steps, highest, SMOOTHED, 4)
-    key = HELD_OUT + "implicit_accuracy"
-    measured = [(index + 1, row[key]) for index, row in enumerate(history) if key in row]
+    found = ((index + 1, measure.of(row)) for index, row in enumerate(history))
+    measured = [(step, value) for step, value in found if value is not None]
     _line(draw, measured, steps, 1.0, ACCURACY, 4)
     for step, value in measured:
         x, y = _place(step / steps, value)
@@ -46,7 +83,7 @@ def draw_curve(history: list[dict[str, float]], steps: int) -> Image:
     draw.text((MARGIN, below), "0", fill=INK, font=font, anchor="lt")
     draw.text((WIDTH - MARGIN, below), f"{steps} steps", fill=INK, font=font, anchor="rt")
     draw.text((MARGIN, above), f"loss (step {len(history)})", fill=SMOOTHED, font=font, anchor="lb")
-    draw.text((WIDTH - MARGIN, above), "held-out pairs told right", fill=ACCURACY, font=font, anchor="rb")
+    draw.text((WIDTH - MARGIN, above), measure.name, fill=ACCURACY, font=font, anchor="rb")
     return picture
 
 

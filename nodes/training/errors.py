@@ -8,7 +8,7 @@ trained to be: ε, v or ε − z₀.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_sampling
@@ -41,6 +41,10 @@ class EncodedImage:
     latent: Tensor
     sizes: dict[str, int]
 
+    def told(self, prompt: Conditioning) -> Conditioning:
+        """The prompt with the image's sizes."""
+        return [(tokens, {**entry, **self.sizes}) for tokens, entry in prompt]
+
     def part(self, side: int) -> EncodedImage:
         """Of the image, at most so many of its latents each way; of what has no height and width all."""
         latent = self.latent[..., :side, :side] if self.latent.ndim > 3 else self.latent
@@ -49,7 +53,8 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked on one image: noisy and clean latents [1, channels, …], σ [1], encoded conditions."""
+    """What a model is asked on one image: noisy latents [1, channels, …], what denoising is to give of them, σ [1],
+    encoded conditions."""
 
     noisy: Tensor
     clean: Tensor
@@ -102,24 +107,34 @@ class Errors:
 
     @torch.no_grad()
     def question(self, image: EncodedImage, prompt: Conditioning, drawn: Draw, seed: int = 0) -> Question:
-        """What is asked on one image."""
+        """What is asked on one image, whose clean latents denoising is to give."""
+        asked = self.noised(image, drawn)
+        latent = image.latent.to(self.device, torch.float32)
+        conditions = self._conditions(image.told(prompt), self.model.process_latent_in(latent), seed)
+        return replace(asked, conditions=conditions)
+
+    @torch.no_grad()
+    def noised(self, image: EncodedImage, drawn: Draw) -> Question:
+        """The same without conditions, which a model that is not loaded may not be able to encode."""
         sampling = self.model.model_sampling
         latent, noise = image.latent.to(self.device, torch.float32), drawn.noise[None].to(self.device)
         clean = self.model.process_latent_in(latent)
         sigma = sigma_of(sampling, drawn.timestep).to(self.device)
-        sized = [(tokens, {**entry, **image.sizes}) for tokens, entry in prompt]
         return Question(
             sampling.noise_scaling(sigma, noise, clean, False),
             # Some kinds of sampling hold latents at a scale of their own, which shows at σ = 0.
             sampling.noise_scaling(torch.zeros_like(sigma), torch.zeros_like(noise), clean, False),
             sigma,
-            self._conditions(sized, clean, seed),
+            [],
         )
 
     def error(self, question: Question) -> Tensor:
         """d of Eq. 13, [1], with whatever is in force."""
         asked = (self.model, [question.conditions], question.noisy, question.sigma, self.options)
-        denoised = comfy.samplers.calc_cond_batch(*asked)[0]
+        return self.distance(comfy.samplers.calc_cond_batch(*asked)[0], question)
+
+    def distance(self, denoised: Tensor, question: Question) -> Tensor:
+        """d, [1], of what some model has denoised, in terms of what the network predicts."""
         sampling, zeros = self.model.model_sampling, torch.zeros_like(question.noisy)
         factor = sampling.calculate_denoised(question.sigma, zeros + 1, zeros)
         return squared_error(denoised / factor, question.clean / factor)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ...chats import guidance
 from ...chats.words import shown_error
 from ..sampling.proxy_prompt import AUTO, build_negative
-from .adapters import MEMBERS, Adapters
+from .adapters import Adapters
 from .errors import Conditioning, Errors
 from .steps import EncodedPair
 
@@ -73,7 +73,8 @@ class Previews:
 
 
 def sampled(errors: Errors, adapters: Adapters, pair: EncodedPair, null: Conditioning, seed: int) -> Tensor:
-    """Latents [1, channels, …] as a VAE takes them, guided by the two members in the network."""
+    """Latents [1, channels, …] as a VAE takes them, guided by the two members in the network, or of one LoRA at cfg
+    1."""
     model, device = errors.model, errors.device
     shape = pair.chosen.latent.shape
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
@@ -91,7 +92,8 @@ def sampled(errors: Errors, adapters: Adapters, pair: EncodedPair, null: Conditi
 
 
 class _Guided:
-    """The pair as ComfyUI's samplers ask a model (Eq. 16 and 17): each pass with its member's LoRA in force."""
+    """The pair as ComfyUI's samplers ask a model (Eq. 16 and 17): each pass with its member's LoRA in force. With one
+    LoRA alone there is one pass."""
 
     def __init__(self, errors: Errors, adapters: Adapters, conditions: dict[str, list], sigmas: Tensor):
         self.model, self.adapters, self.conditions = errors.model, adapters, conditions
@@ -101,12 +103,13 @@ class _Guided:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         predicted = []
-        for member, name in zip(MEMBERS, ("positive", "negative"), strict=True):
-            self.adapters.active = member
+        # One LoRA is asked the positive alone.
+        for whose, name in zip(self.adapters.names, ("positive", "negative"), strict=False):
+            self.adapters.active = whose
             asked = (self.model, [self.conditions[name]], x, sigma, self.options)
             predicted += comfy.samplers.calc_cond_batch(*asked)
-        positive, negative = predicted
-        return negative + CFG * (positive - negative)
+        positive, negative = predicted[0], predicted[-1]
+        return negative + CFG * (positive - negative) if len(predicted) > 1 else positive
 
 
 def _as_picture(decoded: Tensor) -> Image:

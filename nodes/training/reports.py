@@ -12,7 +12,7 @@ import comfy.utils
 from server import PromptServer
 
 from ..advice import show
-from .curve import HELD_OUT, beside, draw_curve
+from .curve import TOLD_RIGHT, Measure, beside, draw_curve
 from .saved_run import SavedRun
 from .session import Limits, Session
 
@@ -32,10 +32,19 @@ class Reports:
 
     Args:
         node_id: of the node; None shows nothing.
+        measure: what the held-out pairs say.
+        made: what is made, in a word.
     """
 
-    def __init__(self, limits: Limits, node_id: str | None, clock: Callable[[], float] = time.monotonic):
-        self.limits, self.node_id, self.clock = limits, node_id, clock
+    def __init__(
+        self,
+        limits: Limits,
+        node_id: str | None,
+        clock: Callable[[], float] = time.monotonic,
+        measure: Measure = TOLD_RIGHT,
+        made: str = "pair",
+    ):
+        self.limits, self.node_id, self.clock, self.measure, self.made = limits, node_id, clock, measure, made
         self.bar = comfy.utils.ProgressBar(limits.steps)
         self.started: tuple[float, int] | None = None
         self.shown_at = -SECONDS_BETWEEN_REPORTS
@@ -49,7 +58,7 @@ class Reports:
         picture = None
         if preview or now - self.shown_at >= SECONDS_BETWEEN_REPORTS or step == self.limits.steps:
             self.shown_at = now
-            curve = draw_curve(history, self.limits.steps)
+            curve = draw_curve(history, self.limits.steps, self.measure)
             shown = beside(curve, self.preview) if self.preview else curve
             picture = ("JPEG", shown, BOTH_SIZE if self.preview else CURVE_SIZE)
             show(self._line(history, now), self.node_id)
@@ -82,6 +91,10 @@ class Reports:
             show(f"stopped {where}", self.node_id)
             raise
 
+    def asking(self, pictures: int) -> None:
+        """Before a teacher is asked about so many pictures, which takes a while."""
+        show(f"asking the pair about {pictures} pictures", self.node_id)
+
     def written(self, name: str) -> None:
         """Tells the front end that there are new files to list."""
         server = getattr(PromptServer, "instance", None)
@@ -90,21 +103,21 @@ class Reports:
 
     def end(self, run: SavedRun, name: str, trained: bool) -> None:
         """Says where the run stands after a go."""
-        steps, accuracy = self.limits.steps, _accuracy(run.history)
+        steps, measured = self.limits.steps, self.measure.line(run.history)
         if run.step > steps:
             line = (
                 f"`steps` is {steps}, and the run `{name}` is at step {run.step} already: nothing was "
-                f"trained, and the pair is that of step {run.step}; for one of {steps} steps choose "
+                f"trained, and the {self.made} is that of step {run.step}; for one of {steps} steps choose "
                 "another `name`"
             )
             logging.warning("CHATS: %s", line)
-            show(f"⚠ {line}{accuracy}", self.node_id)
+            show(f"⚠ {line}{measured}", self.node_id)
         elif run.step < steps:
-            show(f"step {run.step} of {steps}, queue to go on{accuracy}", self.node_id)
+            show(f"step {run.step} of {steps}, queue to go on{measured}", self.node_id)
         elif trained:
-            show(f"step {run.step} of {steps}: done, in loras{accuracy}", self.node_id)
+            show(f"step {run.step} of {steps}: done, in loras{measured}", self.node_id)
         else:
-            show(f"done before, nothing to train{accuracy}", self.node_id)
+            show(f"done before, nothing to train{measured}", self.node_id)
 
     def _line(self, history: list[dict[str, float]], now: float) -> str:
         assert self.started is not None
@@ -115,18 +128,7 @@ class Reports:
             if self.limits.seconds:
                 seconds = min(seconds, since + self.limits.seconds - now)
             left = f", {_duration(max(0.0, seconds))} left"
-        return f"step {step} of {self.limits.steps}{left}{_accuracy(history)}"
-
-
-def _accuracy(history: list[dict[str, float]]) -> str:
-    """A line on the held-out pairs, where they were measured."""
-    key = HELD_OUT + "implicit_accuracy"
-    measured = [(row[key], row[HELD_OUT + "pairs"]) for row in history if key in row]
-    if not measured:
-        return ""
-    rights, of = measured[-1]
-    # Nodes 2.0 shows the line break as a blank.
-    return f",\nheld-out told right: {rights * of:.0f} of {of:.0f}"
+        return f"step {step} of {self.limits.steps}{left}{self.measure.line(history)}"
 
 
 def _duration(seconds: float) -> str:

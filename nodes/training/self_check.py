@@ -4,7 +4,7 @@ What it proves: the derivative of the error by the computed gradient, of each pa
 itself does when the weights go a little one way and a little back; and a layer without a gradient counts for nothing.
 The ways are the gradient's own and a random one together. A gradient that lost a path through the network, or that a
 tensor changed in place has spoilt, lacks something that often stands at right angles to it: along the gradient alone
-one that is wrong by half passes. Checked on the factor `up` of the preferred LoRA, at the base, on one pair; that of
+one that is wrong by half passes. Checked on the factor `up` of the first LoRA, at the base, on one pair; that of
 `down` is zero there, and it goes through the same layers.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...chats.words import shown_error
 from .errors import Question
 from .memory import is_out_of_memory
-from .steps import PREFERRED, Steps
+from .steps import Steps
 
 # Layers are taken together in this many parts of the network, from its beginning to its end.
 PARTS = 3
@@ -46,9 +46,10 @@ def check_gradient(steps: Steps, question: Question, half_precision: bool) -> li
         GradientIsWrong: where they differ, or ComfyUI's code for the model cannot be differentiated.
     """
     tolerance = HALF_PRECISION_TOLERANCE if half_precision else TOLERANCE
-    ups = [lora.up for lora in steps.adapters.loras[PREFERRED].values()]
+    first = steps.adapters.names[0]
+    ups = [lora.up for lora in steps.adapters.loras[first].values()]
     parts = [part for part in _parts(ups) if part]
-    steps.adapters.active = PREFERRED
+    steps.adapters.active = first
     try:
         value = _differentiate(steps, question)
         gradients = [[_gradient(up) / steps.scale for up in part] for part in parts]
@@ -76,7 +77,7 @@ def check_gradient(steps: Steps, question: Question, half_precision: bool) -> li
 def settle(steps: Steps, question: Question) -> None:
     """One pass there and back whose gradient is thrown away, before a run begins or goes on: the first of a session may
     add in another order than those after it, and the check goes another way."""
-    steps.adapters.active = PREFERRED
+    steps.adapters.active = steps.adapters.names[0]
     try:
         _differentiate(steps, question)
     finally:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import comfy.model_management
 import torch
@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from ...chats.draws import VALIDATION_EPOCH, draw, held_out
 from ...chats.pair import PredictionType
 from ...chats.words import shown_error
-from .adapters import Adapters, trained_bytes
+from .adapters import MEMBERS, Adapters, trained_bytes
 from .checkpointing import blocks_of, checkpointed
 from .curve import HELD_OUT
 from .errors import EncodedImage, Errors, Question, prediction_type
@@ -49,6 +49,25 @@ class Settings:
     seed: int
 
 
+class AnySettings(Protocol):
+    """What every kind of session is set to."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def layers(self) -> str: ...
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    @property
+    def accumulate(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Limits:
     """Where a go ends: after so many ``steps`` in all, or after so many ``seconds`` of this go."""
@@ -58,7 +77,7 @@ class Limits:
 
 
 class Session:
-    """Trains a run in ComfyUI.
+    """Trains a run in ComfyUI: here a pair.
 
     Args:
         facts: of the run, kept with its state.
@@ -68,9 +87,12 @@ class Session:
         previews: of the first held-out prompt, or of the first; None draws none.
     """
 
+    # The LoRAs that train.
+    names: ClassVar[tuple[str, ...]] = MEMBERS
+
     def __init__(
         self,
-        settings: Settings,
+        settings: AnySettings,
         limits: Limits,
         pairs: list[EncodedPair],
         null: Null,
@@ -94,21 +116,26 @@ class Session:
             NotWritten: when the disk does not take the state.
         """
         largest = max((pair.chosen.latent for pair in self.pairs), key=torch.numel)
-        trained = trained_bytes(model.model.diffusion_model, self.settings.rank, self.settings.layers)
+        settings, network = self.settings, model.model.diffusion_model
+        trained = trained_bytes(network, settings.rank, settings.layers, len(self.names))
         with_loaded(model, self.pairs[0].prompt, largest, self._work, trained)
         assert self.saved is not None
         return self.saved
 
     def _work(self, errors: Errors) -> None:
-        network = errors.model.diffusion_model
-        adapters = Adapters(network, self.settings.rank, self.settings.layers, self.settings.seed)
+        network, settings = errors.model.diffusion_model, self.settings
+        adapters = Adapters(network, settings.rank, settings.layers, settings.seed, self.names)
         adapters.to(errors.device)
         steps = self._steps(errors, adapters)
         anchor = torch.zeros(1, device=errors.device, requires_grad=True)
         with adapters.installed(), checkpointed(blocks_of(network), anchor):
-            if self.saved is not None:
+            if self.saved is None or self.saved.step == 0:
+                self._check_gradient(steps, self.pairs[0])
+            if self.saved is None:
+                self._begin(adapters)
+            else:
                 steps.load_state(self.saved.tensors, self.saved.step)
-            self._check(steps)
+            settle(steps, self._question(steps, self.pairs[0], self.pairs[0].chosen))
             try:
                 self._take_steps(steps)
             finally:
@@ -150,11 +177,9 @@ class Session:
             save_run(self.folder, run)
             self.saved = run
 
-    def _check(self, steps: Steps) -> None:
-        pair = self.pairs[0]
-        if steps.step == 0:
-            self._check_gradient(steps, pair)
-        settle(steps, self._question(steps, pair, pair.chosen))
+    def _begin(self, adapters: Adapters) -> None:
+        """Gives the LoRAs of a new run the weights that they begin with, after the check, which needs those that change
+        nothing."""
 
     def _check_gradient(self, steps: Steps, pair: EncodedPair) -> None:
         """In float32 and on a part of a picture, which costs less memory than a step; where a network cannot compute
@@ -174,19 +199,27 @@ class Session:
 
     def _steps(self, errors: Errors, adapters: Adapters) -> Steps:
         settings = self.settings
+        assert isinstance(settings, Settings)
         return Steps(
             errors,
             adapters,
             self.pairs,
             self.held_out,
             self.null,
-            learning_rate=settings.learning_rate,
-            accumulate=settings.accumulate,
             beta=settings.beta,
-            seed=settings.seed,
-            scale=FP16_SCALE if _computed_in(errors.model) == torch.float16 else 1.0,
-            interrupted=comfy.model_management.throw_exception_if_processing_interrupted,
+            **self._pace(errors),
         )
+
+    def _pace(self, errors: Errors) -> dict[str, Any]:
+        """The arguments that every kind of steps has."""
+        settings = self.settings
+        return {
+            "learning_rate": settings.learning_rate,
+            "accumulate": settings.accumulate,
+            "seed": settings.seed,
+            "scale": FP16_SCALE if _computed_in(errors.model) == torch.float16 else 1.0,
+            "interrupted": comfy.model_management.throw_exception_if_processing_interrupted,
+        }
 
 
 def predicts(model: ModelPatcher) -> PredictionType:

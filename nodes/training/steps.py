@@ -1,4 +1,4 @@
-"""The steps of a run: pairs in, two LoRAs changed, by the objective, draws and gradients of ``chats/``.
+"""The steps of a run: pairs in, LoRAs changed, by the objective, draws and gradients of ``chats/``.
 
 A micro-batch is one pair, and one graph is alive at a time.
 """
@@ -17,7 +17,6 @@ from torch import Tensor
 from ...chats.backpropagation import one_graph_at_a_time
 from ...chats.draws import VALIDATION_EPOCH, draw, step_pairs
 from ...chats.objective import OBJECTIVES, PairErrors
-from ...chats.pair import Member
 from .adapters import MEMBERS, Adapters
 from .errors import Conditioning, EncodedImage, Errors, Question
 
@@ -52,7 +51,7 @@ class NotFinite(ArithmeticError):
 
 
 class Steps:
-    """What trains and how it takes a step.
+    """What trains and how it takes a step: here the two members of a pair.
 
     Args:
         errors: of the MODEL that the adapters are on.
@@ -61,6 +60,8 @@ class Steps:
         accumulate: pairs in a step.
         interrupted: called between pairs; raises to stop.
     """
+
+    objective = OBJECTIVE
 
     def __init__(
         self,
@@ -111,16 +112,16 @@ class Steps:
             with torch.no_grad():
                 sides, references = self._asked(VALIDATION_EPOCH, pair)
                 errors = PairErrors(**{name: error() for name, error in sides.items()}, **references)
-                rows.append(OBJECTIVE.loss(errors, self.beta))
+                rows.append(self.objective.loss(errors, self.beta))
         return _means(rows)
 
     def backward(self, epoch: int, pair: EncodedPair, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adds ``scale`` × the gradient of one pair's loss to the members' gradients; its loss and metrics, [1]
+        """Adds ``scale`` × the gradient of one pair's loss to the LoRAs' gradients; its loss and metrics, [1]
         each."""
         sides, references = self._asked(epoch, pair)
-        errors = one_graph_at_a_time(OBJECTIVE, self.beta, sides, references, scale)
+        errors = one_graph_at_a_time(self.objective, self.beta, sides, references, scale)
         with torch.no_grad():
-            return OBJECTIVE.loss(errors, self.beta)
+            return self.objective.loss(errors, self.beta)
 
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on, by name: weights, what the optimizer keeps of each, the fp16 scale."""
@@ -176,9 +177,9 @@ class Steps:
             "rejected": partial(self._error, DISPREFERRED, rejected),
         }, references
 
-    def _error(self, member: Member | None, question: Question) -> Tensor:
+    def _error(self, whose: str | None, question: Question) -> Tensor:
         # Not only around the forward pass: the backward pass runs the blocks again.
-        self.adapters.active = member
+        self.adapters.active = whose
         return self.errors.error(question)
 
 

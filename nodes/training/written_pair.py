@@ -40,7 +40,7 @@ def pair_metadata(
     accuracies = [row[key] for row in run.history if (key := HELD_OUT + "implicit_accuracy") in row]
     return PairMetadata(
         MEMBERS[0],
-        pair_id=uuid.uuid5(uuid.NAMESPACE_URL, f"{_facts_sha256(facts)} {run.step}").hex,
+        pair_id=uuid.uuid5(uuid.NAMESPACE_URL, f"{facts_sha256(facts)} {run.step}").hex,
         base_name=base_name,
         prediction_type=predicted,
         null_prompt=null,
@@ -50,7 +50,7 @@ def pair_metadata(
         beta=facts["beta"],
         resolution=facts["resolution"],
         step=run.step,
-        config_sha256=_facts_sha256(facts),
+        config_sha256=facts_sha256(facts),
         dataset_fingerprint=facts["dataset"],
         dataset_name=dataset,
         dataset_pairs=pairs,
@@ -77,16 +77,22 @@ def require_free(name: str, dataset: str, facts: dict[str, Any], step: int) -> N
         if not path.exists():
             continue
         made = _stated(path)
-        if made is None or (made.config_sha256, made.dataset_name) != (_facts_sha256(facts), dataset):
-            raise RunError(
-                f"`name` is {name}, and {path} is there already, made by something else than this run; choose another "
-                "`name`, or move that file"
-            )
-        if made.step is not None and made.step > step:
+        own = made is not None and (made.config_sha256, made.dataset_name) == (facts_sha256(facts), dataset)
+        require_own(name, path, own)
+        if made is not None and made.step is not None and made.step > step:
             raise RunError(
                 f"`steps` asks for a pair of step {step}, and {path} is of step {made.step} of the same training, "
                 f"which is not written over; set `steps` to {made.step} or more, take another `name`, or move the file"
             )
+
+
+def require_own(name: str, path: Path, own: bool) -> None:
+    """Raises RunError for a file that is there and not this run's own."""
+    if not own:
+        raise RunError(
+            f"`name` is {name}, and {path} is there already, made by something else than this run; choose another "
+            "`name`, or move that file"
+        )
 
 
 def write_pair(name: str, run: SavedRun, metadata: PairMetadata) -> bool:
@@ -104,22 +110,24 @@ def write_pair(name: str, run: SavedRun, metadata: PairMetadata) -> bool:
         if not path.exists() or read_metadata(path) != stated:
             written = True
             with writing(path.parent):
-                write_member(path, lora_file(_weights(run), member), stated, _modelspec(path.stem, stated))
+                write_member(path, lora_file(weights(run), member), stated, modelspec(path.stem, stated.resolution))
     return written
 
 
 def on_model(model: ModelPatcher, run: SavedRun, metadata: PairMetadata) -> tuple[ModelPatcher, ...]:
     """The MODEL as the preferred and as the dispreferred member, as loading the files gives them."""
-    places = comfy.lora.model_lora_keys_unet(model.model, {})
-    members = []
-    for member in MEMBERS:
-        patched = model.clone()
-        patched.add_patches(comfy.lora.load_lora(lora_file(_weights(run), member), places), 1.0)
-        members.append(patched)
-    return with_metadata(metadata, *members)
+    return with_metadata(metadata, *(with_trained(model, run, member) for member in MEMBERS))
 
 
-def _weights(run: SavedRun) -> dict[str, Tensor]:
+def with_trained(model: ModelPatcher, run: SavedRun, whose: str) -> ModelPatcher:
+    """The MODEL with one of a run's LoRAs on it."""
+    places, patched = comfy.lora.model_lora_keys_unet(model.model, {}), model.clone()
+    patched.add_patches(comfy.lora.load_lora(lora_file(weights(run), whose), places), 1.0)
+    return patched
+
+
+def weights(run: SavedRun) -> dict[str, Tensor]:
+    """Those that trained, as :meth:`.adapters.Adapters.parameters` names them."""
     return {key.removeprefix(WEIGHTS): value for key, value in run.tensors.items() if key.startswith(WEIGHTS)}
 
 
@@ -130,14 +138,16 @@ def _stated(path: Path) -> PairMetadata | None:
         return None
 
 
-def _facts_sha256(facts: dict[str, Any]) -> str:
+def facts_sha256(facts: dict[str, Any]) -> str:
+    """Digest of what a run was begun with, hexadecimal."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _modelspec(title: str, metadata: PairMetadata) -> dict[str, str]:
+def modelspec(title: str, resolution: int | None) -> dict[str, str]:
+    """Header entries of a LoRA's file that other programs read."""
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.implementation": "https://github.com/comfyanonymous/ComfyUI",
         "modelspec.title": title,
-        "modelspec.resolution": f"{metadata.resolution}x{metadata.resolution}",
+        "modelspec.resolution": f"{resolution}x{resolution}",
     }

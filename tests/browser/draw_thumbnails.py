@@ -34,6 +34,8 @@ TITLES = {
     "taste_2_train_and_compare_sd15": "Your taste, 2: train, SD1.5",
     "taste_2_train_and_compare_sdxl": "Your taste, 2: train, SDXL",
     "taste_2_train_and_compare_z_image": "Your taste, 2: train, Z-Image",
+    "taste_3_distill_and_compare_sdxl": "Your taste, 3: one LoRA, SDXL",
+    "taste_4_one_lora_core_nodes_sdxl": "Your taste, 4: use it, SDXL",
 }
 
 

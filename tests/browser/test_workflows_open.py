@@ -130,14 +130,21 @@ def test_runs(opened, front_end, server):
         clips = {"clip_name1": "clip_l.safetensors", "clip_name2": "clip_g.safetensors", "type": "sd3"}
         front_end.replace_node("TripleCLIPLoader", "DualCLIPLoader", **clips)
     trainings = [node["widgets_values"] for node in workflow["nodes"] if node["type"] == "CHATSTrainLoRAPair"]
-    for dataset, *_ in trainings:
+    distillations = [node["widgets_values"] for node in workflow["nodes"] if node["type"] == "CHATSDistillPair"]
+    loras = server.base / "models" / "loras"
+    for dataset, name, *_ in [*trainings, *distillations]:
         put_rated(server, dataset)
+        (loras / f"{name}.safetensors").unlink(missing_ok=True)  # the stand-in of the workflow that uses it
         front_end.set_widgets(rank=2, accumulate=1, resolution=64)
     front_end.set_widgets(steps=2, width=64, height=64, tile_size=64, overlap=16)
     assert front_end.run() == SUCCESS
     for dataset, pair, *_ in trainings:
-        file = server.base / "models" / "loras" / f"{pair}_preferred.safetensors"
+        file = loras / f"{pair}_preferred.safetensors"
         metadata = pack_module("chats.pair").read_metadata(file)
         loader = next(node for node in workflow["nodes"] if node["type"] in ("CheckpointLoaderSimple", "UNETLoader"))
         assert (metadata.dataset_name, metadata.dataset_pairs) == (dataset, 2)
         assert metadata.base_file == loader["widgets_values"][0]
+    for _, lora, *_ in distillations:
+        header = pack_module("chats.pair").read_header(loras / f"{lora}.safetensors")
+        assert pack_module("chats.distilled").DistilledMetadata.from_header(header).step == 2
+        assert front_end.page.get_by_text("2 steps in").count() == 3

@@ -96,10 +96,15 @@ def write_loras(loras: Path) -> None:
     writes."""
     loras.mkdir()
     pair, base = pack_module("chats.pair"), mini.model("sd15", 1)
-    own = [("my-pair_preferred", "preferred"), ("my-pair_dispreferred", "dispreferred")]
-    for seed, (name, member) in enumerate([*own, ("chats_sd15_dispreferred_lora_rank32", "dispreferred")], start=5):
+    made = [("my-pair_preferred", "preferred"), ("my-pair_dispreferred", "dispreferred")]
+    made += [("chats_sd15_dispreferred_lora_rank32", "dispreferred")]
+    made += [("my-pair-sdxl_preferred", "preferred"), ("my-pair-sdxl_dispreferred", "dispreferred")]
+    for seed, (name, member) in enumerate(made, start=5):
         metadata = pair.PairMetadata(member, pair_id=name.split("_")[0], prediction_type="epsilon")
         pair.write_member(loras / f"{name}.safetensors", running.lora(base, seed), metadata)
+
+    stated = pack_module("chats.distilled").DistilledMetadata(pair_id="my-pair-sdxl")
+    pair.write_member(loras / "my-pair-sdxl-cfg1.safetensors", running.lora(base, 10), stated)
 
 
 def write_sd35(models: Path) -> None:

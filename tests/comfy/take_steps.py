@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from chats.draws import VALIDATION_EPOCH
 from chats.pair import PairMetadata
+from chats_train.data import PairDataset
 from chats_train.encodings.cache import CachedEncodings, fill_cache
 from chats_train.families import Family
 from chats_train.layouts.formats import lora_names
@@ -25,7 +26,7 @@ from chats_train.runs.pair_export import export_pair
 from chats_train.runs.pair_files import export_full
 from chats_train.runs.processes import Processes
 from chats_train.settings.config_file import load_config
-from chats_train.training.trainer import Trainer
+from chats_train.training.trainer import Trainer, null_prompt
 
 # The second step reaches into the second epoch. A loss has the errors' rounding, BETA times.
 PAIRS, STEPS, ACCUMULATE, RANK, BETA, LEARNING_RATE, SEED = 3, 3, 2, 4, 10.0, 1e-3, 7
@@ -53,6 +54,17 @@ def settings(family: str, folder: Path) -> dict:
         "network_rank": RANK,
         "network_alpha": float(RANK),
     }
+
+
+def given(family: Family, dataset: PairDataset, encodings: CachedEncodings) -> dict[str, torch.Tensor]:
+    """Latents and prompts by pair."""
+    null = null_prompt(family, encodings, torch.device("cpu"))
+    written = {f"null.{name}": value for name, value in null.items()}
+    for sample in dataset.samples:
+        pair = encodings.pair(sample)
+        prompt = {f"{sample.id}.prompt.{name}": value for name, value in pair.prompt.items()}
+        written |= prompt | {f"{sample.id}.chosen": pair.chosen, f"{sample.id}.rejected": pair.rejected}
+    return written
 
 
 def factors(trainer: Trainer, when: str) -> dict[str, torch.Tensor]:
@@ -83,12 +95,7 @@ def make(family_name: str, folder: Path) -> None:
     fill_cache(config.cache_dir, dataset.samples, family, [], process_index=0, num_processes=1, progress=False)
     encodings = CachedEncodings(config.cache_dir, family.fingerprint)
     trainer = Trainer(config, family, dataset, encodings, processes)
-    written = {f"null.{name}": value for name, value in trainer.null.items()}
-    for sample in dataset.samples:
-        pair = encodings.pair(sample)
-        prompt = {f"{sample.id}.prompt.{name}": value for name, value in pair.prompt.items()}
-        written |= prompt | {f"{sample.id}.chosen": pair.chosen, f"{sample.id}.rejected": pair.rejected}
-    written |= factors(trainer, "before")
+    written = given(family, dataset, encodings) | factors(trainer, "before")
     for _ in range(STEPS):
         trainer.train_step()
     written |= factors(trainer, "after")

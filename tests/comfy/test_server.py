@@ -33,6 +33,8 @@ NODES = {
     "CHATSPromptLines",
     "CHATSSaveCandidates",
     "CHATSTrainLoRAPair",
+    "CHATSDistillPair",
+    "CHATSStopwatch",
 }
 PAIR_LOADERS = {"CHATSDiffusionModelPairLoader", "CHATSLoRAPairLoader"}
 RARE_INPUTS = {"form", "start_percent", "end_percent", "weight_dtype"}

@@ -8,7 +8,7 @@ as ComfyUI loads it, and what the headless sampler gives.
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import tiny_pipelines
@@ -19,7 +19,10 @@ from safetensors.torch import save_file
 from chats.pair import PairMetadata
 from chats_train.cli import main as chats_train
 from chats_train.distillation.finished_run import open_finished_run
-from chats_train.distillation.student import open_student
+from chats_train.distillation.settings import DistillSettings, student_config
+from chats_train.distillation.student import STUDENT
+from chats_train.families import Denoiser, Family
+from chats_train.runs.members import LoRAMembers
 from chats_train.runs.opening import open_family
 from chats_train.runs.pair_files import export_full
 from chats_train.runs.trained import open_trained, trained_members
@@ -48,6 +51,17 @@ def save_pairs(folder: Path, count: int = 4) -> Path:
             Image.fromarray(content).save(folder / side / f"{index}.png")
             (folder / side / f"{index}.txt").write_text("abcd"[index])
     return folder
+
+
+def student_of(run: Path, family: Family) -> Denoiser:
+    """What the newest checkpoint of a run's distillation holds, to be sampled at s = 0."""
+    finished = open_finished_run(run, [], "latest")
+    stated = json.loads((run / "distilled" / "distillation.json").read_text())
+    settings = DistillSettings(**{field.name: stated[field.name] for field in fields(DistillSettings)})
+    config = student_config(settings, finished.config, family, run / "distilled", 1)
+    members = LoRAMembers(config, family, (STUDENT,), family.device)
+    members.load_state(open_trained(config, "latest").weights(), "")
+    return members.denoiser(STUDENT)
 
 
 def make(family_name: str, method: str, folder: Path) -> None:
@@ -89,7 +103,7 @@ def make(family_name: str, method: str, folder: Path) -> None:
     results = {"trained": sample_pair(family, *pair, prompt, null, noise, settings)}
     late = replace(settings, start_percent=0.5)
     results["interval"] = sample_pair(family, *pair, prompt, null, noise, late)
-    student = open_student(open_finished_run(run, [], "latest"), family, run / "distilled")
+    student = student_of(run, family)
     alone = SamplingSettings(STEPS, "normal", guidance_scale=0.0)
     results["distilled"] = sample_cfg(family, student, prompt, null, noise, alone)
     untrained = family.load_denoiser()
