@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import shutil
 import struct
 import subprocess
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 import zlib
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,9 +131,27 @@ def main() -> None:
     found = {}
     for which in ("first", "second", "third"):
         found[which] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        print(f"{which} start: {json.dumps(found[which])}", flush=True)
+        print(f"{which} start: {json.dumps(found[which])}", file=sys.stderr, flush=True)
     assert len({each["fingerprint"] for each in found.values()}) == 1
     shutil.rmtree(args.folder)
+    print(record(args.form, found))
+
+
+def record(form: str, found: dict[str, dict[str, float]]) -> str:
+    """The starts as a table of large_data.md."""
+    lines = [
+        f"`python -m benchmarks.large_data --form {form} --pairs {found['first']['pairs']}`, {date.today()}, "
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "",
+        "| start | s | s of a core | highest resident GB | ms of a core: an epoch's first step | a later step | mean |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for which, each in found.items():
+        steps = " | ".join(f"{each[f'{step}_step']:.1f}" for step in ("first", "later", "mean"))
+        lines.append(
+            f"| {which} | {each['seconds']:.1f} | {each['processor']:.1f} | {each['gigabytes']:.2f} | {steps} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -210,6 +210,7 @@ FULL_PLAN = Plan(
         *main_entries(MAKERS),
         *main_entries(OWN),
         *entries(STRONG, MAIN, FINE, NO_EXACT),
+        *sizes(MAKERS, (60,), COARSE),
     ),
     seeds=3,
     rates={"full": FULL_RATES, "lora": (3e-4, 1e-3, 3e-3)},
@@ -224,7 +225,7 @@ FURTHER_PLAN = replace(
     name="further",
     entries=(
         *FULL_PLAN.entries,
-        *sizes(MAKERS, (60, 240, 120), COARSE),
+        *sizes(MAKERS, (240, 120), COARSE),
         *loras(MAKERS, COARSE),
         *entries(LOW, MAIN, COARSE, SHORT_PAIR),
     ),

@@ -6,12 +6,12 @@
 All sides are measured in one process, a step of each in turn, so that on a busy machine their ratios hold where their
 seconds do not: a side's time is the median, over rounds, of its CPU seconds to those of the authors' step in the same
 round. What is measured already is kept, so a run that was stopped goes on (``--folder`` elsewhere starts anew). `sd15`
-has SD1.5's UNet, VAE and CLIP at their real sizes with random weights.
+has SD1.5's UNet, VAE and CLIP at their real sizes with random weights, `half` all three at half their widths.
 
-Whole models of that size with gradients and AdamW's moments need over 31 GB. On `sd15` all UNets are therefore on one
-set of weights, to which whole models are equal at the first step, and each gradient of a whole model is dropped as soon
-as it is whole: all of forward and backward runs, none of the optimizer. Memory is weights, gradients and moments,
-counted, and what a step took beside them, measured. LoRAs have their optimizer's step, and on `tiny` all have.
+Whole models of real size with gradients and AdamW's moments need over 31 GB. On `sd15` and `half` all UNets are thus
+on one set of weights, to which whole models are equal at the first step, and each gradient of a whole model is dropped
+as soon as it is whole: all of forward and backward runs, none of the optimizer. Memory is weights, gradients and
+moments, counted, and what a step took beside them, measured. LoRAs have their optimizer's step, and on `tiny` all have.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.training", description=__doc__.splitlines()[0])
-    parser.add_argument("--layout", choices=("tiny", "sd15"), default="tiny")
+    parser.add_argument("--layout", choices=("tiny", "half", "sd15"), default="tiny")
     parser.add_argument("--pixels", type=int, default=256, help="side of the square pictures")
     parser.add_argument("--rounds", type=int, default=3, help="timed steps of each side")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")

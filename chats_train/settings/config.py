@@ -262,10 +262,11 @@ class RunConfig(Section):
 
     def sha256(self) -> str:
         """Digest of the settings, hexadecimal: ``chats.config_sha256`` of the pair's metadata. A run that was resumed
-        is the same run, and so is one from before a setting was there that it leaves at its default."""
+        is the same run, so is one whose data were read anew, and one of before a setting that it leaves at its
+        default."""
         fields = type(self).model_fields
-        left_out = {name for name in LATER if getattr(self, name) == fields[name].default}
-        text = self.model_dump_json(exclude={"resume_from_checkpoint", *left_out})
+        left_out = {name: True for name in LATER if getattr(self, name) == fields[name].default}
+        text = self.model_dump_json(exclude={"resume_from_checkpoint": True, "data": {"checksum": True}, **left_out})
         return hashlib.sha256(text.encode()).hexdigest()
 
 
