@@ -219,7 +219,7 @@ FULL_PLAN = Plan(
     searched_scales=COARSE,
     base_scales=SCALES,
 )
-# What was cut from the full plan for lack of time, in the order of its worth; it goes on from the full plan's records.
+# What was cut from the full plan for lack of time, in the order of its worth. It goes on from the full plan's records.
 FURTHER_PLAN = replace(
     FULL_PLAN,
     name="further",

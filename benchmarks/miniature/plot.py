@@ -120,7 +120,7 @@ def draw_sizes(axes: Any, measured: Measured) -> None:
     """Test over the number of pairs, with standard errors."""
     find = finder(measured, "makers")
     counts = pair_counts(measured)
-    curves: tuple[tuple[Method, Condition], ...] = ((CHATS, "proxy"), (DPO, "cfg"), (SUPERVISED, "cfg"))
+    curves: tuple[tuple[Method, Condition], ...] = ((CHATS, "proxy"), (DPO, "cfg"))
     for number, (method, condition) in enumerate(curves):
         found = {count: find(replace(method, pairs=count), condition) for count in counts}
         rows = {count: row for count, row in found.items() if row}

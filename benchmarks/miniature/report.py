@@ -61,7 +61,7 @@ def report(results: Mapping[str, Any], plot: str) -> str:
     if further:
         parts += [
             "## Data and LoRA",
-            "In *makers*, with the settings of all pairs; LoRAs with settings of their own.",
+            "In *makers*: fewer pairs, with the settings of all of them; LoRAs, where there are any, with their own.",
             as_markdown(further_table(measured)),
             as_markdown(difference_table(measured, further)),
         ]
@@ -78,10 +78,12 @@ def searched(measured: Measured, regime: str) -> list[str]:
 
 def heading(measured: Measured) -> str:
     plan, results = measured.plan, measured.results
+    trained = {entry.method.training_method for entry in plan.entries}
     rates, betas = (
-        "; ".join(f"{method}: {listed(values)}" for method, values in searched.items())
+        "; ".join(f"{method}: {listed(values)}" for method, values in searched.items() if method in trained)
         for searched in (plan.rates, plan.betas)
     )
+    lent = [name.capitalize() for name in measured.regimes if REGIMES[name].settings_of == "makers"]
     left = [f"{entry.regime} {entry.method.name}" for entry in plan.entries if entry not in measured.settings]
     sentences = (
         f"`python -m benchmarks.miniature --plan {plan.name}`, {results['date']}, on "
@@ -100,8 +102,8 @@ def heading(measured: Measured) -> str:
         f"{listed(plan.stops)} of its steps.",
         "A pair's settings are chosen by α = 0 and the proxy form; its other rows, and *the base as the negative* of "
         "every method, are counted at these settings. s is then chosen for each row, over all seeds.",
-        "*Strong* and *low* take rates and β of *makers*. *Matched* is CHATS trained for as many steps as make up for "
-        f"its gate, {plan.most_steps} at most.",
+        *(f"*{name}* takes rates and β of *makers*." for name in lent),
+        f"*Matched* is CHATS trained for as many steps as make up for its gate, {plan.most_steps} at most.",
         f"Not done, for lack of time: {', '.join(left)}." if left else "",
     )
     return " ".join(sentences).replace(" \n\n", "\n\n").strip()
@@ -145,14 +147,14 @@ def comparisons(measured: Measured, regime: str) -> list[Difference]:
 
 
 def sizes(measured: Measured) -> list[Difference]:
-    """CHATS against Diffusion-DPO and supervised training by the number of pairs."""
+    """CHATS against Diffusion-DPO on as many pairs and on all, and each against itself on all."""
     find = finder(measured, "makers")
-    counts = sorted({entry.method.pairs for entry in measured.settings})
+    all_pairs = measured.plan.pairs
     wanted = []
-    for count in counts:
-        chats = find(replace(CHATS, pairs=count), "proxy")
-        wanted += [(chats, find(replace(other, pairs=count), "cfg")) for other in (DPO, SUPERVISED)]
-    return made(measured, [pair for pair in wanted if pair[0] and pair[0].method.pairs != measured.plan.pairs])
+    for count in sorted({entry.method.pairs for entry in measured.settings} - {all_pairs}):
+        chats, dpo = find(replace(CHATS, pairs=count), "proxy"), find(replace(DPO, pairs=count), "cfg")
+        wanted += [(chats, dpo), (chats, find(DPO, "cfg")), (chats, find(CHATS, "proxy")), (dpo, find(DPO, "cfg"))]
+    return made(measured, wanted)
 
 
 def loras(measured: Measured) -> list[Difference]:
