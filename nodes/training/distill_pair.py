@@ -4,20 +4,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..inputs import alpha_input, cfg_input, form_input
-from .training_inputs import (
-    accumulate_input,
-    curve_output,
-    layers_input,
-    learning_rate_input,
-    minutes_input,
-    preview_input,
-    rank_input,
-    require_connected,
-    resolution_input,
-    seed_input,
-    source_inputs,
-    steps_input,
-)
+from . import training_inputs
 
 
 class CHATSDistillPair(io.ComfyNode):
@@ -33,25 +20,29 @@ class CHATSDistillPair(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The pair: the MODEL of CHATS Apply; its interval is learned too."),
-                *source_inputs("my pair distilled", "Of the run and of the file in loras."),
+                *training_inputs.source_inputs("my pair distilled", "Of the run and of the file in loras."),
                 cfg_input(),
                 alpha_input(),
                 form_input(),
-                rank_input("Rank of the LoRA; that of the pair's or more begins as the preferred member."),
-                layers_input("all linear", "Which layers get the LoRA: every linear one, or those of attention."),
-                steps_input(160, "Optimizer steps; the learning rate falls to zero over them."),
-                learning_rate_input(2e-3, "Of AdamW, at the first step."),
-                accumulate_input(16),
-                resolution_input(),
-                seed_input(),
-                minutes_input("LoRA"),
-                preview_input("LoRA"),
+                training_inputs.rank_input(
+                    "Rank of the LoRA; that of the pair's or more begins as the preferred member."
+                ),
+                training_inputs.layers_input(
+                    "all linear", "Which layers get the LoRA: every linear one, or those of attention."
+                ),
+                training_inputs.steps_input(160, "Optimizer steps; the learning rate falls to zero over them."),
+                training_inputs.learning_rate_input(2e-3, "Of AdamW, at the first step."),
+                training_inputs.accumulate_input(16),
+                training_inputs.resolution_input(),
+                training_inputs.seed_input(),
+                training_inputs.minutes_input("LoRA"),
+                training_inputs.preview_input("LoRA"),
             ],
             outputs=[
                 io.Model.Output(
                     display_name="MODEL", tooltip="The pair's base with the LoRA on it: sample it at cfg 1."
                 ),
-                curve_output("The loss, and how much of the guidance is learned on held-out pictures."),
+                training_inputs.curve_output("The loss, and how much of the guidance is learned on held-out pictures."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -93,7 +84,7 @@ class CHATSDistillPair(io.ComfyNode):
         from .requested_run import Connected
         from .taught import DistillSettings
 
-        require_connected(model, clip, vae, null)
+        training_inputs.require_connected(model, clip, vae, null)
         settings = DistillSettings(rank, layers, steps, learning_rate, accumulate, resolution, seed, cfg, alpha, form)
         node_id = cls.hidden.unique_id if cls.hidden else None
         connected = Connected(model, clip, vae, null)

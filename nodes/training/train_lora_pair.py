@@ -5,20 +5,7 @@ from comfy_api.latest import io
 
 from ..inputs import advanced
 from ..loading.loaders import model_outputs
-from .training_inputs import (
-    accumulate_input,
-    curve_output,
-    layers_input,
-    learning_rate_input,
-    minutes_input,
-    preview_input,
-    rank_input,
-    require_connected,
-    resolution_input,
-    seed_input,
-    source_inputs,
-    steps_input,
-)
+from . import training_inputs
 
 
 class CHATSTrainLoRAPair(io.ComfyNode):
@@ -33,14 +20,16 @@ class CHATSTrainLoRAPair(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The base to train on; it stays as it is."),
-                *source_inputs(
+                *training_inputs.source_inputs(
                     "my pair", "Of the run and of the files in loras: <name>_preferred and <name>_dispreferred."
                 ),
-                rank_input("Rank of the LoRAs; more holds more, and takes memory."),
-                layers_input("attention", "Which layers get LoRAs: those of attention, or every linear one."),
-                steps_input(500, "Optimizer steps in all. More later makes a finished run go on."),
-                learning_rate_input(1e-4, "Of AdamW, constant."),
-                accumulate_input(8),
+                training_inputs.rank_input("Rank of the LoRAs; more holds more, and takes memory."),
+                training_inputs.layers_input(
+                    "attention", "Which layers get LoRAs: those of attention, or every linear one."
+                ),
+                training_inputs.steps_input(500, "Optimizer steps in all. More later makes a finished run go on."),
+                training_inputs.learning_rate_input(1e-4, "Of AdamW, constant."),
+                training_inputs.accumulate_input(8),
                 advanced(
                     io.Float.Input(
                         "beta",
@@ -63,14 +52,14 @@ class CHATSTrainLoRAPair(io.ComfyNode):
                         tooltip="How often the dispreferred model sees the null prompt instead of the prompt.",
                     )
                 ),
-                resolution_input(),
-                seed_input(),
-                minutes_input("pair"),
-                preview_input("pair"),
+                training_inputs.resolution_input(),
+                training_inputs.seed_input(),
+                training_inputs.minutes_input("pair"),
+                training_inputs.preview_input("pair"),
             ],
             outputs=[
                 *model_outputs(),
-                curve_output("The loss, and how often held-out pairs are told right."),
+                training_inputs.curve_output("The loss, and how often held-out pairs are told right."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
@@ -111,7 +100,7 @@ class CHATSTrainLoRAPair(io.ComfyNode):
         from .requested_run import Connected
         from .session import Limits, Settings
 
-        require_connected(model, clip, vae, null)
+        training_inputs.require_connected(model, clip, vae, null)
         settings = Settings(rank, layers, learning_rate, accumulate, beta, null_prompt_prob, resolution, seed)
         graph, node_id = (cls.hidden.prompt, cls.hidden.unique_id) if cls.hidden else (None, None)
         connected = Connected(model, clip, vae, null, base_file(model, graph, node_id))
