@@ -39,7 +39,7 @@ def report(results: Mapping[str, Any], plot: str) -> str:
 
 
 def heading(measured: Measured) -> str:
-    plan, results = measured.plan, measured.results
+    plan, results, left = measured.plan, measured.results, not_done(measured)
     sentences = (
         f"`python -m benchmarks.distillation --plan {plan.name}`, {results['date']}, on "
         f"{' and '.join(results['machines'])}: {results['minutes']} minutes of one core, in all.",
@@ -60,7 +60,8 @@ def heading(measured: Measured) -> str:
         "for those; noise levels differ within a batch, and are those of the sampler that the student is counted with.",
         f"\n\nCut, for lack of time: all but LoRAs of rank {plan.rank} on the pairs are counted after the last step "
         "alone, and rows that say so have fewer training seeds; their differences are from the pair and the base of "
-        f"those. Planned, and not done with every seed in both regimes: {', '.join(not_done(measured))}.",
+        "those.",
+        *([f"Planned, and not done with every seed in both regimes: {', '.join(left)}."] if left else []),
         f"\n\nNothing is chosen here: LoRAs train at {plan.rate:g} and whole models at {plan.full_rate:g}, the "
         f"defaults of `distill`. Other rates were tried on dev, at rank {plan.rank} with the first seed of "
         f"*{SEARCHED}*:",
@@ -70,7 +71,7 @@ def heading(measured: Measured) -> str:
 
 def not_done(measured: Measured) -> list[str]:
     left = [unit.student.name for unit in units(measured.plan) if unit.student and unit.name not in measured.records]
-    return list(dict.fromkeys(left)) or ["nothing"]
+    return list(dict.fromkeys(left))
 
 
 def pair_text(measured: Measured, regime: str) -> str:

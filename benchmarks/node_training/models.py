@@ -23,6 +23,7 @@ import comfy.sd
 import mini
 import torch
 from conftest import pack_module
+from mini_architectures import FULL_DEPTH
 from PIL import Image
 from safetensors.torch import save_file
 from serving import vae_weights
@@ -32,7 +33,7 @@ TOKENS = 77
 # What the weights are held in.
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}
 # SDXL's own, and Z-Image's: ComfyUI knows them by these.
-SDXL = {**mini.SDXL, "channel_mult": [1, 2, 4]}
+SDXL = {**mini.SDXL, **FULL_DEPTH, "channel_mult": [1, 2, 4]}
 Z_IMAGE = dict(
     patch_size=2,
     in_channels=16,
