@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+import threading
 import time
 
 import pytest
@@ -10,7 +11,9 @@ from taste_sets import RATER, drawn, ids, rating
 
 from chats.taste import derived, plan
 from chats.taste.dataset import TasteDataset
+from chats.taste.pairing import repeat_for
 from chats.taste.records import Vote
+from chats.taste.tally import Rater
 
 # Blocks of 32 and one of 8, so that the block that is asked about is as large.
 FEW, MANY = 6 * 32 + 8, 62 * 32 + 8
@@ -96,6 +99,26 @@ def test_what_is_done_under_the_lock_does_not_grow(tmp_path, monkeypatch):
         found.append(steps(one, locks[-1]))
         assert listed  # by what is derived, whose lock is another
     assert 0 < found[1] < 1.25 * found[0], found
+
+
+def test_a_repeat_is_drawn_without_going_through_all_answers():
+    found = []
+    for count in (100, 10_000):
+        rater = Rater()
+        for number in range(count):
+            vote = Vote(rating(number), f"{number:08x}a", f"{number:08x}b", "left", RATER)
+            rater.votes[vote.rating] = rater.first[vote.pair] = vote
+            rater.order.append(vote.pair)
+        there, lock = {picture for pair in rater.order for picture in pair}, Counted(threading.Lock())
+        before = sys.gettrace()
+        with lock:
+            sys.settrace(lock.trace)
+            try:
+                assert repeat_for(rater, (), there, random.Random(0)) is not None
+            finally:
+                sys.settrace(before)
+        found.append(lock.steps)
+    assert 0 < found[1] < 2 * found[0], found
 
 
 def test_what_is_derived_again_is_what_changed(tmp_path, monkeypatch):
