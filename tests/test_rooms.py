@@ -17,7 +17,19 @@ TRAINING = {"diffusers", "accelerate", "datasets", "transformers", "peft"}
 ORDER = {
     "nodes": ["inputs", "advice", "loading", "sampling", "rating", "training"],
     "chats_train": [
-        *("support", "settings", "layouts", "families", "data", "encodings", "sampling", "runs", "training", "check"),
+        *(
+            "support",
+            "settings",
+            "layouts",
+            "families",
+            "data",
+            "encodings",
+            "sampling",
+            "sharding",
+            "runs",
+            "training",
+            "check",
+        ),
         *("distillation", "evaluation", "rating", "extraction", "demo", "inspection", "arguments", "cli", "__main__"),
     ],
 }

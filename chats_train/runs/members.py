@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,6 +20,8 @@ from chats.pair import Member
 
 from ..families import Denoiser, Family
 from ..settings.config import RunConfig
+from ..sharding.modules import Shards, empty_denoiser
+from ..sharding.tensors import fill
 from ..support.errors import UserError
 from .checkpoint import RESUME
 
@@ -97,17 +99,23 @@ class Members(ABC):
                 f"the checkpoint is of another model than this run; bring back the old settings, or {way_out}"
             )
         for name, parameter in mine.items():
-            parameter.copy_(state[name])
+            fill(parameter, state[name])
 
 
 class FullMembers(Members):
     """Whole models, each of its own; fp32 masters, or bf16 to be updated with stochastic rounding."""
 
     def __init__(
-        self, config: RunConfig, family: Family, names: Iterable[str], device: torch.device, with_reference: bool
+        self,
+        config: RunConfig,
+        family: Family,
+        names: Iterable[str],
+        device: torch.device,
+        with_reference: bool,
+        shards: Shards | None = None,
     ):
         super().__init__(names, one_graph=config.memory == "low")
-        self._prepared = partial(_prepared, family, device)
+        self._prepared = partial(_prepared, family, device) if shards is None else _cut(family, shards)
         self._by_name = {name: self._prepared(config) for name in self.names}
         self._reference = self._prepared(config).requires_grad_(False) if with_reference else None
 
@@ -145,15 +153,34 @@ class LoRAMembers(Members):
     one, and what is on stays on until the next call.
     """
 
-    def __init__(self, config: RunConfig, family: Family, names: Iterable[str], device: torch.device):
+    def __init__(
+        self,
+        config: RunConfig,
+        family: Family,
+        names: Iterable[str],
+        device: torch.device,
+        shards: Shards | None = None,
+    ):
         super().__init__(names, one_graph=config.memory == "low")
-        self.module = _prepared(family, torch.device("cpu"), config).requires_grad_(False)
         self._default_targets = family.facts.lora_targets
         self._on: tuple[str, ...] = (REFERENCE,)
         self._hooks: list[RemovableHandle] = []
+        self._trained: list[nn.Parameter] = []
+        if shards is None:
+            self._adapt(config, family.load_denoiser()).to(device)
+            return
+        # The base lies in shards, the adapters are whole in each process.
+        values = shards.values_of(lambda: self._adapt(config, family.load_denoiser()))
+        module = self._adapt(config, empty_denoiser(family))
+        shards.cut(module, values, config.mixed_precision, whole=self._trained)
+        self._trained = list(self.named_parameters().values())
+
+    def _adapt(self, config: RunConfig, module: Any) -> Any:
+        """Takes a denoiser for the base, with new adapters on it."""
+        self.module: Any = _checkpointing(module, config).requires_grad_(False)
         self._add_adapters(config, self.names)
-        self.module.to(device)
         self._train_all()
+        return self.module
 
     def succeed(self, name: str, config: RunConfig) -> None:
         for parameter in self._trained:
@@ -233,12 +260,19 @@ def _adapted(layer: Any, name: str, rows: Tensor) -> Tensor:
     return up(down(rows.to(down.weight.dtype))) * layer.scaling[name]
 
 
-def make_members(config: RunConfig, family: Family, models: int, with_reference: bool, device: torch.device) -> Members:
-    """The members that an objective of ``models`` models trains, on ``device``, equal to the base."""
+def make_members(
+    config: RunConfig,
+    family: Family,
+    models: int,
+    with_reference: bool,
+    device: torch.device,
+    shards: Shards | None = None,
+) -> Members:
+    """The members that an objective of ``models`` models trains, on ``device`` or in shards, equal to the base."""
     names = (PREFERRED, DISPREFERRED)[:models]
     if config.training_method == "lora":
-        return LoRAMembers(config, family, names, device)
-    return FullMembers(config, family, names, device, with_reference)
+        return LoRAMembers(config, family, names, device, shards)
+    return FullMembers(config, family, names, device, with_reference, shards)
 
 
 def compile_blocks(module: Any) -> None:
@@ -267,7 +301,20 @@ def adapter_weights(state: Mapping[str, Weight], member: str) -> dict[str, Weigh
 
 
 def _prepared(family: Family, device: torch.device, config: RunConfig) -> Any:
-    module: Any = family.load_denoiser().to(device)
+    return _checkpointing(family.load_denoiser().to(device), config)
+
+
+def _cut(family: Family, shards: Shards) -> Callable[[RunConfig], Any]:
+    """As :func:`_prepared`, in shards; the base is read once for all of them."""
+    values = shards.values_of(family.load_denoiser)
+
+    def cut(config: RunConfig) -> Any:
+        return shards.cut(_checkpointing(empty_denoiser(family), config), values, config.mixed_precision)
+
+    return cut
+
+
+def _checkpointing(module: Any, config: RunConfig) -> Any:
     if config.gradient_checkpointing:
         module.enable_gradient_checkpointing()
     return module

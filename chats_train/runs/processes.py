@@ -2,9 +2,8 @@
 torch.distributed.
 
 ``accelerate launch --multi_gpu`` (or torchrun) starts the processes and states their number in the environment;
-accelerate joins them. Gradients are summed by hand, once for each optimizer step: exact whatever the graphs were, and
-the modules stay unwrapped. Each process holds all of the models, so what accelerate's config says of sharding them
-cannot be done, and is refused.
+accelerate joins them. Where each process holds all of the models, gradients are summed by hand, once for each optimizer
+step: exact whatever the graphs were, and the modules stay unwrapped. In shards, torch sums them on the way.
 """
 
 from __future__ import annotations
@@ -17,35 +16,39 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from ..sharding.layout import wanted_layout
+from ..sharding.modules import Shards
 from ..support.errors import UserError
 
 Item = TypeVar("Item")
-# What accelerate's launcher sets where its config shards the models.
-SHARDING = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
 
 
 class Processes:
     """This process among its peers.
 
+    Args:
+        may_shard: whether models can be cut over them, where the launcher asks for that.
+
+    Attributes:
+        shards: what models are cut over; None where each process holds them whole.
+
     Raises:
         UserError: when they were launched in a way that cannot be followed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, may_shard: bool = False) -> None:
         from accelerate import PartialState
 
-        _refuse_sharding()
         # Without an accelerator, accelerate takes several processes for several lone ones, unless it is told to use the
         # CPU.
         state = PartialState(cpu=not torch.accelerator.is_available())
         self.index, self.count, self.device = state.process_index, state.num_processes, state.device
         self._state = state
         _refuse_a_lone_process(self.count)
+        layout = wanted_layout(self.count, may_shard)
+        self.shards = Shards(layout, self.device, self.is_main) if layout is not None else None
         if self.count > 1:
             atexit.register(_part)
 
@@ -61,6 +64,13 @@ class Processes:
         """The items of this process; each item is one process's."""
         return items[self.index :: self.count]
 
+    def passes(self, items: Sequence[Item]) -> list[tuple[Item, bool]]:
+        """The items of this process, and whether each counts. In shards every process calls the models equally often:
+        where its items are fewer, others' fill up, which do not count."""
+        own = self.share(items)
+        most = -(-len(items) // self.count) if self.shards is not None else len(own)
+        return [*((item, True) for item in own), *((items[0], False) for _ in range(most - len(own)))]
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place."""
         if self.count > 1:
@@ -68,10 +78,13 @@ class Processes:
         return tensor
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sums the gradients over all processes; a parameter that had no part in a process counts as zero there."""
+        """Sums the gradients over all processes; a parameter that had no part in a process counts as zero there. Those
+        of shards are summed already."""
         if self.count == 1:
             return
         for parameter in parameters:
+            if isinstance(parameter, DTensor):
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             torch.distributed.all_reduce(parameter.grad)
@@ -98,16 +111,6 @@ def _part() -> None:
     wants the interpreter, and where that is ending, the process aborts, its work done."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def _refuse_sharding() -> None:
-    for variable, name in SHARDING.items():
-        if os.environ.get(variable, "").lower() in ("true", "1"):
-            raise UserError(
-                f"accelerate's config asks for {name}, but here each process holds the whole pair; launch plainly "
-                "(`accelerate launch --multi_gpu --num_processes N -m chats_train …`), and where memory is short set "
-                "`training_method: lora`, or `memory: low` with `weight_dtype: bf16`"
-            )
 
 
 def _refuse_a_lone_process(count: int) -> None:

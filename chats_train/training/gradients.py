@@ -20,6 +20,7 @@ from ..families import Denoiser, Family, Prompt
 from ..runs.members import REFERENCE, Members, make_members
 from ..runs.previews import preview
 from ..settings.config import RunConfig
+from ..sharding.modules import Shards
 from ..support.dtypes import forward_dtype
 
 
@@ -145,11 +146,11 @@ class Gradients:
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
 
-def run_gradients(config: RunConfig, family: Family, device: torch.device) -> Gradients:
-    """Those of a run's objective, over members that begin as the base."""
+def run_gradients(config: RunConfig, family: Family, device: torch.device, shards: Shards | None = None) -> Gradients:
+    """Those of a run's objective, over members that begin as the base, in shards where there are some."""
     objective = OBJECTIVES[config.objective]
     with_reference = objective.needs_reference or config.sample_every > 0  # previews show the base too
-    members = make_members(config, family, objective.models, with_reference, device)
+    members = make_members(config, family, objective.models, with_reference, device, shards)
     if config.compile:
         members.compile()
     return Gradients(family, members, objective, config.beta, device, mixed_precision=config.mixed_precision)

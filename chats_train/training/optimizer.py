@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..settings.config import RunConfig
+from ..sharding.tensors import own
 from ..support.errors import UserError
 
 
@@ -141,4 +142,4 @@ class Averages:
         """After optimizer step ``step``, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, parameter in named_parameters.items():
-            self.values[name].lerp_(parameter.detach().float(), 1 - decay)
+            own(self.values[name]).lerp_(own(parameter).float(), 1 - decay)

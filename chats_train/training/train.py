@@ -21,6 +21,7 @@ from ..runs.probe_file import read_probe
 from ..runs.processes import Processes
 from ..settings.config import RunConfig
 from ..settings.config_file import save_resolved
+from ..sharding.layout import require_shardable
 from ..support.errors import UserError
 from .last_probe import probe_trained
 from .loop import run_steps
@@ -41,7 +42,9 @@ def train(config: RunConfig, use_cache: bool = True) -> str:
     Raises:
         UserError: for what the user can mend; a NaN among it, with the last good checkpoint named.
     """
-    processes = Processes()
+    processes = Processes(may_shard=True)
+    if processes.shards is not None:
+        require_shardable(config)
     with only_run_in(config.output_dir, processes):
         _refuse_to_take_over(config)
         return _train(config, processes, use_cache)

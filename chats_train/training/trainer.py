@@ -21,6 +21,7 @@ from ..families import Family, Prompt
 from ..runs.checkpoint import Checkpoint, State
 from ..runs.processes import Processes
 from ..settings.config import RunConfig
+from ..sharding.tensors import clip_gradients, fill
 from ..support.errors import UserError
 from .gradients import Batch, Gradients, make_batch, run_gradients
 from .optimizer import Averages, learning_rate, make_optimizer
@@ -66,7 +67,7 @@ class Trainer:
         trained, measured = held_out_rows(dataset.samples.ids, config.seed, config.validation_pairs)
         self.samples, self.validation = dataset.samples.take(trained), list(dataset.samples.take(measured))
         self.order = Order(self.samples.ids, config.seed)
-        self.gradients = gradients or run_gradients(config, family, self.device)
+        self.gradients = gradients or run_gradients(config, family, self.device, processes.shards)
         self.members = self.gradients.members
         self.parameters = self.members.named_parameters()
         self.optimizer = make_optimizer(config, self.parameters.values())
@@ -93,10 +94,10 @@ class Trainer:
         picked = [(epoch, self.samples[row]) for epoch, row in rows]
         self.optimizer.zero_grad()
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=self.device))
-        for micro in self.processes.share(micro_batches(picked, self.config.train_batch_size)):
-            scale = self.scaler.get_scale() / len(picked)
+        for micro, counts in self.processes.passes(micro_batches(picked, self.config.train_batch_size)):
+            scale = self.scaler.get_scale() / len(picked) if counts else 0.0
             losses, metrics = self.gradients.backward(self._batch(micro), scale)
-            for name, values in {"loss": losses, **metrics}.items():
+            for name, values in {"loss": losses, **metrics}.items() if counts else ():
                 sums[name] += values.double().sum()
         means = self._means(sums, len(picked))
         rate = learning_rate(self.config, self.step, self.pairs_per_step)
@@ -110,9 +111,9 @@ class Trainer:
         """Means over the held-out pairs, with the same draws each time; empty where none are held out."""
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=self.device))
         picked = [(VALIDATION_EPOCH, sample) for sample in self.validation]
-        for micro in self.processes.share(micro_batches(picked, self.config.train_batch_size)):
+        for micro, counts in self.processes.passes(micro_batches(picked, self.config.train_batch_size)):
             losses, metrics = self.gradients.measure(self._batch(micro))
-            for name, values in {"loss": losses, **metrics}.items():
+            for name, values in {"loss": losses, **metrics}.items() if counts else ():
                 sums[name] += values.double().sum()
         return self._means(sums, len(picked)) if picked else {}
 
@@ -160,7 +161,7 @@ class Trainer:
             self.scaler.load_state_dict(checkpoint.values["scaler"])
         if self.averages is not None:
             for name, value in checkpoint.weights().items():
-                self.averages.values[name].copy_(value)
+                fill(self.averages.values[name], value)
         self.step = checkpoint.values["step"]
 
     def weights(self) -> dict[str, Tensor]:
@@ -176,7 +177,7 @@ class Trainer:
         if self.scaler.is_enabled():
             self.scaler.unscale_(scaled)
         limit = self.config.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+        norm = clip_gradients(parameters, limit)
         scales_down = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
         if not scales_down and not (math.isfinite(loss) and math.isfinite(norm)):
             raise NotFinite(f"step {self.step + 1}: the loss is {loss:g}, the gradient's norm {norm:g}")

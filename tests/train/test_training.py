@@ -20,7 +20,6 @@ from chats.objective import OBJECTIVES
 from chats_train.runs.checkpoint import RESUME, Checkpoint, State, save_checkpoint
 from chats_train.runs.members import make_members
 from chats_train.runs.opening import open_family
-from chats_train.runs.processes import Processes
 from chats_train.support.errors import UserError
 from chats_train.training.gradients import Gradients, make_batch
 from chats_train.training.optimizer import learning_rate, make_optimizer, stochastic_round
@@ -263,15 +262,6 @@ def test_two_processes_have_the_gradients_of_one(method, config, tmp_path):
     vectors = [torch.cat([gradients[name].flatten() for name in sorted(expected)]) for gradients in (expected, actual)]
     assert torch.linalg.vector_norm(vectors[0] - vectors[1]) / torch.linalg.vector_norm(vectors[0]) < 1e-6
     assert json.loads((tmp_path / "metrics.json").read_text()) == pytest.approx(report.metrics, rel=1e-5)
-
-
-@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_sharding_is_refused(variable, monkeypatch):
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(
-        UserError, match=r"asks for (FSDP|DeepSpeed).*each process holds the whole pair; launch plainly .*--multi_gpu"
-    ):
-        Processes()
 
 
 def test_a_process_that_was_to_have_peers_is_refused(pairs, bases, tmp_path):

@@ -54,10 +54,11 @@ def run_settings(
     return {**raw, "output_dir": str(folder / output), "cache_dir": str(folder / f"cache-{family}"), **settings}
 
 
-def trainer_of(config: RunConfig) -> Trainer:
+def trainer_of(config: RunConfig, processes: Processes | None = None) -> Trainer:
     family, dataset = open_family(config, "cpu"), open_dataset(config, progress=False)
     fill_cache(config.cache_dir, dataset.samples, family, progress=False)
-    return Trainer(config, family, dataset, CachedEncodings(config.cache_dir, family.fingerprint), Processes())
+    encodings = CachedEncodings(config.cache_dir, family.fingerprint)
+    return Trainer(config, family, dataset, encodings, processes or Processes())
 
 
 def first_step(config: RunConfig, folder: Path) -> None:
