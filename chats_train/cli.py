@@ -94,7 +94,7 @@ def _init(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     config = _read_config(args)
-    from .check.readiness import model_size, print_disk, print_memory
+    from .check.readiness import model_size, print_disk, print_memory, print_shards
     from .runs.opening import open_pairs
 
     print(f"config: {config.family}, {config.objective}, {config.training_method}, {config.max_train_steps} steps")
@@ -102,6 +102,7 @@ def _check(args: argparse.Namespace) -> None:
     size = model_size(config, family)
     dataset = open_pairs(config)
     print_memory(config, size)
+    print_shards(config, size, family)
     print_disk(config, size, dataset)
 
 

@@ -49,11 +49,15 @@ def memory_bytes(config: RunConfig, size: ModelSize, method: str, weight_dtype: 
     """
     objective = OBJECTIVES[config.objective]
     if method == "lora":
-        adapters = objective.models * size.adapter * _trained_bytes(config, FP32_BYTES)
-        return size.denoiser * forward_dtype(config.mixed_precision).itemsize + adapters
+        return size.denoiser * forward_dtype(config.mixed_precision).itemsize + adapter_bytes(config, size)
     width = TORCH_DTYPES[weight_dtype].itemsize
     reference = size.denoiser * width if objective.needs_reference else 0
     return objective.models * size.denoiser * _trained_bytes(config, width) + reference
+
+
+def adapter_bytes(config: RunConfig, size: ModelSize) -> int:
+    """Bytes of all adapters with their gradients and optimizer states."""
+    return OBJECTIVES[config.objective].models * size.adapter * _trained_bytes(config, FP32_BYTES)
 
 
 def checkpoint_bytes(config: RunConfig, size: ModelSize) -> int:

@@ -9,9 +9,15 @@ import torch
 from ..data import PairDataset
 from ..families import Family
 from ..settings.config import RunConfig
+from ..sharding.layout import require_shardable
+from ..sharding.modules import largest_block
 from ..support.amounts import bytes_text
 from ..support.errors import UserError
+from .cards import Launch, card_bytes, machine_bytes, smallest_launch
 from .estimate import ModelSize, adapter_parameters, cache_bytes, checkpoint_bytes, disk_of, folder_bytes, memory_bytes
+
+METHODS = (("lora", "fp32"), ("full", "fp32"), ("full", "bf16"))
+CARD_COUNTS = (2, 4, 8)
 
 
 def model_size(config: RunConfig, family: Family) -> ModelSize:
@@ -27,15 +33,52 @@ def model_size(config: RunConfig, family: Family) -> ModelSize:
 def print_memory(config: RunConfig, size: ModelSize) -> None:
     """What each training method would take, and what this machine's GPU has."""
     print(f"memory of weights, gradients and {config.optimizer}, activations on top:")
-    for method, weight_dtype in (("lora", "fp32"), ("full", "fp32"), ("full", "bf16")):
+    for method, weight_dtype in METHODS:
         chosen = method == config.training_method and (method == "lora" or weight_dtype == config.weight_dtype)
-        name = "lora" if method == "lora" else f"full, weight_dtype {weight_dtype}"
-        print(
-            f"  {name}: {bytes_text(memory_bytes(config, size, method, weight_dtype))}{' (this run)' if chosen else ''}"
-        )
+        memory = bytes_text(memory_bytes(config, size, method, weight_dtype))
+        print(f"  {_named(method, weight_dtype)}: {memory}{' (this run)' if chosen else ''}")
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         print(f"  this GPU has {bytes_text(total)}, {bytes_text(free)} of it free")
+
+
+def print_shards(config: RunConfig, size: ModelSize, family: Family) -> None:
+    """What each training method would take of each card in shards, and the smallest launch that fits this machine."""
+    try:
+        require_shardable(config)
+    except UserError as error:
+        print(f"in shards: {error}")
+        return
+    block = largest_block(family)
+    print("in shards (FSDP), a card, with the blocks that are gathered at a time:")
+    for method, weight_dtype in METHODS:
+
+        def of_a_card(launch: Launch, method: str = method, weight_dtype: str = weight_dtype) -> str:
+            return bytes_text(card_bytes(config, size, block, method, weight_dtype, launch))
+
+        counts = ", ".join(f"{count} cards {of_a_card(Launch(count))}" for count in CARD_COUNTS)
+        offloaded = Launch(1, offload=True)
+        memory = bytes_text(machine_bytes(config, size, method, weight_dtype, offloaded))
+        print(
+            f"  {_named(method, weight_dtype)}: {counts}; offloaded {of_a_card(offloaded)}, and {memory} of the CPU's"
+        )
+    if not torch.cuda.is_available():
+        return
+    cards = torch.cuda.device_count()
+    least = min(torch.cuda.mem_get_info(card)[1] for card in range(cards))
+    launch = smallest_launch(config, size, block, cards, least, _machine_memory())
+    fits = f"`{launch.command}`" if launch else "none; set `training_method: lora`, or take more or larger cards"
+    print(f"  smallest launch of this run that fits here, with a fifth of {bytes_text(least)} for activations: {fits}")
+
+
+def _machine_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _named(method: str, weight_dtype: str) -> str:
+    return "lora" if method == "lora" else f"full, weight_dtype {weight_dtype}"
 
 
 def print_disk(config: RunConfig, size: ModelSize, dataset: PairDataset) -> None:

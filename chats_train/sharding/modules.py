@@ -91,8 +91,7 @@ class Shards:
             # The last module too: three models would otherwise each leave what they gathered last in memory.
             "reshard_after_forward": True,
         }
-        blocks = [block for block in module.modules() if type(block).__name__ in (module._no_split_modules or ())]
-        for block in [*reversed([block for block in blocks if block is not module]), module]:
+        for block in _blocks(module):
             fully_shard(block, **options)
         for part in module.modules():
             if isinstance(part, FSDPModule):
@@ -120,7 +119,30 @@ def empty_denoiser(family: Family) -> Any:
     part = family.facts.denoiser_part
     cls: Any = family.part_classes()[part]
     with init_empty_weights(include_buffers=False):
-        return cls.from_config(family.source.config(part)).to(family.dtype).eval()
+        module = cls.from_config(family.source.config(part)).eval()
+    # Not diffusers' own, which warns of layers that it would have kept in fp32: here there are none.
+    return nn.Module.to(module, family.dtype)
+
+
+def largest_block(family: Family) -> int:
+    """Parameters of the largest of the blocks that are gathered one at a time."""
+    counted: set[nn.Parameter] = set()
+    largest = 0
+    for block in _blocks(empty_denoiser(family)):
+        own = set(block.parameters()) - counted
+        counted |= own
+        largest = max(largest, sum(parameter.numel() for parameter in own))
+    return largest
+
+
+def _blocks(module: Any) -> list[nn.Module]:
+    """What is cut and gathered together: what diffusers would not split, those inside another first, and the rest."""
+    inner = [
+        block
+        for block in module.modules()
+        if type(block).__name__ in (module._no_split_modules or ()) and block is not module
+    ]
+    return [*reversed(inner), module]
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
