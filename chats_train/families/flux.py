@@ -1,5 +1,5 @@
 """The layout of Flux.1-dev: a transformer on rectified flow over packed latents, under CLIP's pooled text and a T5.
-LoRA only."""
+"""
 
 from __future__ import annotations
 

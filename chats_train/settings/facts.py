@@ -229,8 +229,6 @@ FLUX = FamilyFacts(
     # ComfyUI pads to at least 256 and lets longer prompts be longer; diffusers fixes 512. Trained as it will be
     # sampled.
     t5_tokens=256,
-    # Two copies of 12 billion weights fit nowhere that people have.
-    methods=("lora",),
     lora_targets=JOINT_TARGETS,
     scheduler="simple",
 )

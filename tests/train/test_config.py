@@ -125,9 +125,8 @@ def test_fp16_needs_fp32_masters(load):
     assert load(MINIMAL, *settings, "mixed_precision=bf16").weight_dtype == "bf16"
 
 
-def test_flux_is_lora_only(load):
-    said = complaint(load, MINIMAL, "family=flux", "training_method=full")
-    assert said == "`training_method` is `full`; Flux is trained with `lora` only: set that"
+def test_flux_is_trained_whole_too(load):
+    assert load(MINIMAL, "family=flux", "training_method=full").training_method == "full"
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ def damage(path):
 
 
 @pytest.mark.parametrize(
-    ("family", "method"), [("sdxl", "full"), ("sdxl", "lora"), ("sd3", "full"), ("sd3", "lora"), ("flux", "lora")]
+    ("family", "method"),
+    [("sdxl", "full"), ("sdxl", "lora"), ("sd3", "full"), ("sd3", "lora"), ("flux", "full"), ("flux", "lora")],
 )
 def test_every_family_trains_resumes_and_exports(family, method, config, tmp_path):
     from chats_train.training.train import train
