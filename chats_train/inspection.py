@@ -32,6 +32,9 @@ from .support.gguf import GgufHeader, read_gguf
 from .support.tensor_files import Tensors, read_tensors
 
 PREFIX = CHECKPOINT_PARTS["denoiser"][0]
+# Where torch's distributed checkpoint states which rows a file holds.
+SHARDED = "DCP_SHARDING_INFO"
+PART = "a part of a run's checkpoint, one of a process each; `export` writes the pair"
 
 
 def describe(path: str | os.PathLike[str]) -> list[str]:
@@ -49,7 +52,7 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
     dtypes = Counter(info.dtype for info in tensors.values() if info.numbers)
     numbers = sum(info.numbers for info in tensors.values())
     lines = [
-        f"{path.name}: {kind(tensors)}",
+        f"{path.name}: {PART if SHARDED in metadata else kind(tensors)}",
         f"  {bytes_text(path.stat().st_size)}, {len(tensors)} tensors, {count_text(numbers)} parameters"
         + (f", {', '.join(dtypes)}" if dtypes else ""),
     ]
@@ -57,7 +60,7 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
     lines += [
         f"  {_shortened(key)}: {_shortened(value)}"
         for key, value in sorted(metadata.items())
-        if not key.startswith("chats.")
+        if not key.startswith("chats.") and key != SHARDED
     ]
     return lines
 

@@ -1,15 +1,17 @@
 """Checkpoints: folders that are whole or not there, from which a run goes on as if it had never stopped.
 
-A checkpoint is safetensors and JSON, written to a hidden folder, synced, and renamed; its manifest, written last, has
-every file's size and SHA-256. Nothing is pickled, and a file is proven before it is read.
+A checkpoint is safetensors and JSON: a file for each group of tensors, or, where those lie in shards, a folder with a
+file of each process. It is written to a hidden folder, synced, and renamed; its manifest, written last, has every
+file's size and SHA-256. Nothing is pickled, and a file is proven before it is read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,12 +23,14 @@ from torch import Tensor
 
 from chats.files import sync, usual_mode
 
+from ..sharding.files import Like, all_whole, read_parts, take_parts
 from ..support.digests import file_digest
 from ..support.errors import UserError
 
 CHECKPOINT_VERSION = 1
 MANIFEST, STATE_FILE = "manifest.json", "state.json"
 PREFIX = "step-"
+Files = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -81,29 +85,37 @@ class Checkpoint:
         self._prove(STATE_FILE)
         return json.loads((self.path / STATE_FILE).read_text(encoding="utf-8"))
 
-    def tensors(self, group: str) -> dict[str, Tensor]:
-        """A group of :class:`State`."""
-        name = _tensor_file(group)
-        self._prove(name)
-        return load_file(self.path / name)
+    def tensors(self, group: str, like: Like = all_whole) -> dict[str, Tensor]:
+        """A group of :class:`State`, however it was written: each tensor whole, or what of it is this process's."""
+        files = self._files_of(group)
+        for name in files:
+            self._prove(name)
+        if files == [_tensor_file(group)]:
+            return take_parts(load_file(self.path / files[0]), like)
+        return read_parts(self.path / group, like)
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self, like: Like = all_whole) -> dict[str, Tensor]:
         """What is sampled and exported: the averages where they are kept, else the members themselves."""
-        return self.tensors(self._weights)
+        return self.tensors(self._weights, like)
 
     @property
     def weights_sha256(self) -> str:
-        """Of the file that :meth:`weights` reads."""
-        return self._files[_tensor_file(self._weights)][1]
+        """Of the file that :meth:`weights` reads, or of its files' digests."""
+        digests = [self._files[name][1] for name in self._files_of(self._weights)]
+        return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
     def prove(self) -> None:
         """Holds every file that the purpose needs against the manifest."""
-        for name in self._files if self.purpose.whole else (STATE_FILE, _tensor_file(self._weights)):
+        for name in self._files if self.purpose.whole else (STATE_FILE, *self._files_of(self._weights)):
             self._prove(name)
 
     @property
     def _weights(self) -> str:
-        return "averages" if _tensor_file("averages") in self._files else "members"
+        return "averages" if any(_is_of("averages", name) for name in self._files) else "members"
+
+    def _files_of(self, group: str) -> list[str]:
+        """One file, or one for each process that wrote a part."""
+        return [name for name in self._files if _is_of(group, name)] or [_tensor_file(group)]
 
     def _manifest(self) -> dict[str, tuple[int, str]]:
         """Size and SHA-256 by file."""
@@ -182,9 +194,8 @@ def save_checkpoint(folder: Path, state: State, keep: int | None) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{PREFIX}{state.step:08d}"
-    with suppress(NotWhole):
-        Checkpoint(target, RESUME).prove()
-        return target  # of the same run, which is deterministic: there is nothing to write anew
+    if is_whole(target):
+        return target
     temporary = folder / f".{target.name}.{uuid.uuid4().hex}.tmp"
     temporary.mkdir()
     try:
@@ -192,21 +203,41 @@ def save_checkpoint(folder: Path, state: State, keep: int | None) -> Path:
             path = temporary / _tensor_file(group)
             with usual_mode(path):
                 save_file(_saved(tensors), path)
-        (temporary / STATE_FILE).write_text(json.dumps({"step": state.step, **state.values}), encoding="utf-8")
-        written = sorted(temporary.iterdir())
-        files = {path.name: {"bytes": _size(path), "sha256": file_digest(path)} for path in written}
-        for name in files:
-            sync(temporary / name)
-        (temporary / MANIFEST).write_text(json.dumps({"version": CHECKPOINT_VERSION, "files": files}), encoding="utf-8")
-        sync(temporary / MANIFEST)
-        sync(temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-        sync(folder)
+        publish(temporary, target, state, described(temporary, sorted(temporary.iterdir())))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _rotate(folder, keep)
+    rotate(folder, keep)
     return target
+
+
+def is_whole(target: Path) -> bool:
+    """Whether a checkpoint is there already: of the same run, which is deterministic, so there is nothing to write
+    anew."""
+    with suppress(NotWhole):
+        Checkpoint(target, RESUME).prove()
+        return True
+    return False
+
+
+def described(folder: Path, written: Iterable[Path]) -> Files:
+    """What a manifest says of files below a folder, which are on the disk then."""
+    for path in written:
+        sync(path)
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": _size(path), "sha256": file_digest(path)} for path in written
+    }
+
+
+def publish(temporary: Path, target: Path, state: State, tensor_files: Files) -> None:
+    """Completes a checkpoint whose tensors are written, and puts it in its place."""
+    (temporary / STATE_FILE).write_text(json.dumps({"step": state.step, **state.values}), encoding="utf-8")
+    files = {**tensor_files, **described(temporary, [temporary / STATE_FILE])}
+    (temporary / MANIFEST).write_text(json.dumps({"version": CHECKPOINT_VERSION, "files": files}), encoding="utf-8")
+    for path in (temporary / MANIFEST, *(path for path in temporary.iterdir() if path.is_dir()), temporary):
+        sync(path)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    sync(target.parent)
 
 
 def _saved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -225,7 +256,7 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
 
 
-def _rotate(folder: Path, keep: int | None) -> None:
+def rotate(folder: Path, keep: int | None) -> None:
     """Removes the oldest beyond ``keep`` (the newest, just written and synced, is whole), and what a kill left
     half-written."""
     for path in folder.glob(f".{PREFIX}*.tmp"):
@@ -239,6 +270,11 @@ def _rotate(folder: Path, keep: int | None) -> None:
 
 def _tensor_file(group: str) -> str:
     return f"{group}.safetensors"
+
+
+def _is_of(group: str, name: str) -> bool:
+    """Whether a file holds a group, or a process's part of it."""
+    return name == _tensor_file(group) or name.startswith(f"{group}/")
 
 
 def _size(path: Path) -> int:

@@ -1,1 +1,1 @@
-"""Members in shards: each process holds a part of every weight, by torch's `fully_shard` under accelerate's launcher."""
+"""Members in shards: each process holds a part of every weight, by torch's `fully_shard` under its launcher."""

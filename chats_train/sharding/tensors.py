@@ -5,7 +5,7 @@ A tensor that is in no shards is whole in each process, and all of it is its own
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,12 @@ def in_shards(part: Tensor, like: DTensor) -> DTensor:
 def fill(tensor: Tensor, value: Tensor) -> None:
     """Puts a value, whole or in the same shards, into a tensor."""
     own(tensor).copy_(own_rows(value, tensor))
+
+
+def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """All of each tensor, on the CPU, in the processes that ``keep`` them; all processes are to call it."""
+    wholes = ((name, whole(tensor)) for name, tensor in tensors.items())
+    return {name: value.cpu() for name, value in wholes if keep}
 
 
 @torch.no_grad()

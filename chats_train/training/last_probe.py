@@ -35,4 +35,5 @@ def probe_trained(trainer: Trainer) -> None:
     prompts = {name: torch.stack([pair.prompt[name] for pair in pairs]).to(trainer.device) for name in trainer.null}
     dispreferred = trainer.members.denoiser(DISPREFERRED)
     result = probe_proxy(trainer.family, dispreferred, latents, noise, prompts, trainer.null, alpha)
-    write_probe(trainer.config.output_dir, trainer.step, result)
+    if trainer.processes.is_main:
+        write_probe(trainer.config.output_dir, trainer.step, result)

@@ -13,8 +13,9 @@ from chats.files import replacing
 from chats.words import shown_error
 
 from ..encodings.cache import CachedEncodings
-from ..runs.checkpoint import RESUME, open_checkpoint, save_checkpoint
+from ..runs.checkpoint import RESUME, open_checkpoint
 from ..runs.folder import CHECKPOINTS, PREVIEWS
+from ..runs.saving import save_state
 from ..support.errors import UserError
 from .reports import HELD_OUT, Reports
 from .trainer import NotFinite, StepReport, Trainer
@@ -51,8 +52,8 @@ def _steps(trainer: Trainer, stopped: list[int]) -> bool:
             reports.add(row)
             bar.set_postfix_str(_summary(row))
             bar.update()
-            if config.sample_every and report.step % config.sample_every == 0:
-                _save_preview(trainer)
+        if config.sample_every and report.step % config.sample_every == 0 and trainer.has_models:
+            _save_preview(trainer)
         if halted or report.step % config.checkpointing_steps == 0 or report.step == config.max_train_steps:
             _save(trainer, reports)
     bar.close()
@@ -78,19 +79,19 @@ def _step(trainer: Trainer) -> StepReport:
 
 
 def _save(trainer: Trainer, reports: Reports | None) -> None:
-    """A checkpoint, by the main process; the members are the same in all."""
+    """A checkpoint; no process goes on before it is there."""
+    config = trainer.config
+    save_state(config.output_dir / CHECKPOINTS, trainer.state(), config.checkpoints_total_limit, trainer.processes)
     if reports is not None:
-        save_checkpoint(
-            trainer.config.output_dir / CHECKPOINTS, trainer.state(), trainer.config.checkpoints_total_limit
-        )
         reports.plot()
-    trainer.processes.wait()
 
 
 def _save_preview(trainer: Trainer) -> None:
     """previews/step-….png; the decoder comes back to memory for it and leaves again."""
-    with replacing(trainer.config.output_dir / PREVIEWS / f"step-{trainer.step:08d}.png") as temporary:
-        trainer.preview().save(temporary, format="png")
+    drawn = trainer.preview()
+    if trainer.processes.is_main:
+        with replacing(trainer.config.output_dir / PREVIEWS / f"step-{trainer.step:08d}.png") as temporary:
+            drawn.save(temporary, format="png")
     if isinstance(trainer.encodings, CachedEncodings):
         trainer.family.release_encoders()
 

@@ -1,17 +1,22 @@
-"""Optimizers, their learning rate, and updating bf16 weights with stochastic rounding."""
+"""Optimizers, their learning rate, and stepping tensor by tensor: bf16 weights, and Adafactor in shards."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..settings.config import RunConfig
-from ..sharding.tensors import own
+from ..sharding.tensors import first_index, in_shards, own, own_rows, whole
 from ..support.errors import UserError
+
+# Numbers: a hash of 64 bits each is made of so many at a time.
+ROUNDED_AT_ONCE = 1 << 22
 
 
 def learning_rate(config: RunConfig, step: int, pairs_per_step: int) -> float:
@@ -29,12 +34,14 @@ def learning_rate(config: RunConfig, step: int, pairs_per_step: int) -> float:
     return rate
 
 
-def make_optimizer(config: RunConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer | RoundingOptimizer:
-    """The configured optimizer; over bf16 weights one that keeps what a bf16 update would lose, see
-    :class:`RoundingOptimizer`."""
+def make_optimizer(
+    config: RunConfig, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer | TensorwiseOptimizer:
+    """The configured optimizer; over bf16 weights, and for Adafactor in shards, a :class:`TensorwiseOptimizer`."""
     parameters = list(parameters)
-    if parameters[0].dtype == torch.bfloat16:
-        return RoundingOptimizer(config, parameters)
+    in_shards = isinstance(parameters[0], DTensor)
+    if parameters[0].dtype == torch.bfloat16 or (in_shards and config.optimizer == "adafactor"):
+        return TensorwiseOptimizer(config, parameters)
     return _torch_optimizer(config, parameters)
 
 
@@ -63,14 +70,16 @@ def _adamw(parameters: list[nn.Parameter], **settings: Any) -> torch.optim.AdamW
         return torch.optim.AdamW(parameters, **settings)
 
 
-class RoundingOptimizer:
-    """Steps bf16 weights in fp32, one tensor at a time, and rounds them back at random.
+class TensorwiseOptimizer:
+    """Steps weights in fp32, one tensor at a time. What bf16 weights come to is rounded back at random.
 
     bf16 has 8 bits of mantissa: at usual rates nearly every update is smaller than half a step of it and rounds to
     nothing. Rounded up with the probability of its remainder, an update arrives in the mean. Nothing is kept in fp32
     but the optimizer's own state.
 
-    The rounding is seeded by (seed, step), so that a resumed run rounds alike.
+    Of weights in shards each process steps its part; under Adafactor all of a weight, since its state is of whole rows
+    and columns. What an element is rounded by follows from the seed, the step, the weight and the element's place in
+    it, so that a resumed run rounds alike, and so do other shards.
     """
 
     def __init__(self, config: RunConfig, parameters: list[nn.Parameter]):
@@ -79,6 +88,7 @@ class RoundingOptimizer:
         self.masters = [nn.Parameter(torch.empty(0, device=parameter.device)) for parameter in parameters]
         self.inner = [_torch_optimizer(config, [master]) for master in self.masters]
         self.steps = 0
+        self._sees_all = config.optimizer == "adafactor"
 
     @property
     def param_groups(self) -> list[dict]:
@@ -86,13 +96,17 @@ class RoundingOptimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        generator = torch.Generator(self.parameters[0].device).manual_seed(self.seed * 1_000_003 + self.steps)
-        for parameter, master, optimizer in zip(self.parameters, self.masters, self.inner, strict=True):
+        seen = whole if self._sees_all else own
+        together = zip(self.parameters, self.masters, self.inner, strict=True)
+        for number, (parameter, master, optimizer) in enumerate(together):
             if parameter.grad is None:
                 continue
-            master.data, master.grad = parameter.data.float(), parameter.grad.float()
+            master.data, master.grad = seen(parameter).float(), seen(parameter.grad).float()
             optimizer.step()
-            parameter.copy_(stochastic_round(master.data, generator))
+            part = own_rows(master.data, parameter) if self._sees_all else master.data
+            if parameter.dtype == torch.bfloat16:
+                part = stochastic_round(part, f"{self.seed} {self.steps} {number}", first_index(parameter))
+            own(parameter).copy_(part)
             master.data, master.grad = torch.empty(0, device=parameter.device), None
         self.steps += 1
 
@@ -102,7 +116,10 @@ class RoundingOptimizer:
 
     def state_dict(self) -> dict:
         """As torch's, one parameter after the other."""
-        states = [optimizer.state_dict()["state"].get(0, {}) for optimizer in self.inner]
+        states = [
+            self._kept(parameter, optimizer.state_dict()["state"].get(0, {}))
+            for parameter, optimizer in zip(self.parameters, self.inner, strict=True)
+        ]
         return {
             "state": {index: state for index, state in enumerate(states) if state},
             "param_groups": [],
@@ -115,19 +132,45 @@ class RoundingOptimizer:
                 # torch matches a state to its parameter's dtype and device, not to its shape, which is empty between
                 # steps.
                 groups = optimizer.state_dict()["param_groups"]
-                optimizer.load_state_dict({"state": {0: state_dict["state"][index]}, "param_groups": groups})
+                state = {
+                    name: own(value) if isinstance(value, Tensor) else value
+                    for name, value in state_dict["state"][index].items()
+                }
+                optimizer.load_state_dict({"state": {0: state}, "param_groups": groups})
         self.steps = state_dict["steps"]
 
+    def _kept(self, parameter: nn.Parameter, state: dict) -> dict:
+        """A parameter's state, what is a part of its whole as such."""
+        if not isinstance(parameter, DTensor) or self._sees_all:
+            return state
+        return {name: in_shards(value, parameter) if value.ndim else value for name, value in state.items()}
 
-def stochastic_round(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+
+def stochastic_round(values: Tensor, key: str, first: int = 0) -> Tensor:
     """fp32 values in bf16, each rounded up with the probability of what lies below bf16's last bit; right in the mean.
 
     A bf16 is the upper half of an fp32, so a random number is added to the lower half, which is then cut off.
+
+    Args:
+        key: the same rounds alike.
+        first: the place of the first value in the tensor that these are a part of.
     """
     bits = values.contiguous().view(torch.int32)
-    noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=bits.device, generator=generator)
-    rounded = ((bits + noise) & -(1 << 16)).view(torch.float32)
+    parts = bits.flatten().split(ROUNDED_AT_ONCE)
+    noise = [_hashed(key, first + ROUNDED_AT_ONCE * index, part) for index, part in enumerate(parts)]
+    rounded = ((bits + torch.cat(noise).view(bits.shape)) & -(1 << 16)).view(torch.float32)
     return torch.where(values.isfinite(), rounded, values).to(torch.bfloat16)
+
+
+def _hashed(key: str, first: int, like: Tensor) -> Tensor:
+    """16 random bits for each place from ``first`` on, as int32: splitmix64 (Steele, Lea and Flood, 2014), whose
+    shifts are without a sign."""
+    start = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big", signed=True)
+    x = torch.arange(first, first + len(like), device=like.device).mul_(-0x61C8864680B583EB).add_(start)
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x ^= (x >> shift) & ((1 << (64 - shift)) - 1)
+        x *= factor
+    return ((x ^ (x >> 31)) & 0xFFFF).to(torch.int32)
 
 
 class Averages:

@@ -22,6 +22,8 @@ from ..runs.processes import Processes
 from ..settings.config import RunConfig
 from ..settings.config_file import save_resolved
 from ..sharding.layout import require_shardable
+from ..sharding.tensors import gathered
+from ..sharding.together import ending_together
 from ..support.errors import UserError
 from .last_probe import probe_trained
 from .loop import run_steps
@@ -45,6 +47,12 @@ def train(config: RunConfig, use_cache: bool = True) -> str:
     processes = Processes(may_shard=True)
     if processes.shards is not None:
         require_shardable(config)
+    with ending_together(processes.index) if processes.shards else nullcontext():
+        return _train_alone(config, processes, use_cache)
+
+
+def _train_alone(config: RunConfig, processes: Processes, use_cache: bool) -> str:
+    """The only run in its folder."""
     with only_run_in(config.output_dir, processes):
         _refuse_to_take_over(config)
         return _train(config, processes, use_cache)
@@ -61,12 +69,11 @@ def _train(config: RunConfig, processes: Processes, use_cache: bool) -> str:
         save_resolved(config, config.output_dir / CONFIG_FILE)
     if not run_steps(trainer):
         return f"stopped after step {trainer.step}; go on with `--set resume_from_checkpoint=latest`"
+    probe = _probe(trainer) if trainer.has_models else {}
+    weights = gathered(trainer.weights(), processes.is_main) if processes.shards else trainer.weights()
     if not processes.is_main:
         return f"trained {trainer.step} steps"
-    probe = _probe(trainer)
-    files = export_pair(
-        config, family, trainer.weights(), trainer.step, dataset.fingerprint, config.output_dir, probe=probe
-    )
+    files = export_pair(config, family, weights, trainer.step, dataset.fingerprint, config.output_dir, probe=probe)
     return f"trained {trainer.step} steps: " + ", ".join(map(str, files))
 
 

@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from chats.draws import VALIDATION_EPOCH, Order, draw, held_out_rows
 
@@ -83,6 +84,12 @@ class Trainer:
         """Pairs in one optimizer step, over all processes."""
         return self.config.train_batch_size * self.config.gradient_accumulation_steps * self.processes.count
 
+    @property
+    def has_models(self) -> bool:
+        """Whether the models are to be called in this process whenever the main one calls them: in shards every process
+        has a part in each call."""
+        return self.processes.is_main or self.processes.shards is not None
+
     def train_step(self) -> StepReport:
         """One optimizer step.
 
@@ -152,21 +159,32 @@ class Trainer:
                 "the data set changed since the checkpoint was written; bring back the old one, or set "
                 "`resume_from_checkpoint: null`"
             )
-        self.members.load_state(checkpoint.tensors("members"))
+        self.members.load_state(checkpoint.tensors("members", self._like))
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict(
-            unflatten_optimizer(checkpoint.tensors("optimizer"), checkpoint.values["optimizer"], groups)
-        )
+        tensors = checkpoint.tensors("optimizer", self._optimizer_like)
+        self.optimizer.load_state_dict(unflatten_optimizer(tensors, checkpoint.values["optimizer"], groups))
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint.values["scaler"])
         if self.averages is not None:
-            for name, value in checkpoint.weights().items():
+            for name, value in checkpoint.weights(self._like).items():
                 fill(self.averages.values[name], value)
         self.step = checkpoint.values["step"]
 
     def weights(self) -> dict[str, Tensor]:
         """What is exported: the averages where they are kept, else the weights themselves."""
         return self.averages.values if self.averages is not None else self.members.state()
+
+    def _like(self, name: str, shape: torch.Size) -> DTensor | None:
+        """What a member's weight lies in shards like."""
+        parameter = self.parameters.get(name)
+        return parameter if isinstance(parameter, DTensor) and parameter.shape == shape else None
+
+    def _optimizer_like(self, name: str, shape: torch.Size) -> DTensor | None:
+        """What an optimizer's state of a weight lies in shards like; Adafactor's is of whole ones."""
+        index = int(name.split(".")[0])
+        if self.config.optimizer == "adafactor" or index >= len(self.parameters):
+            return None
+        return self._like(list(self.parameters)[index], shape)
 
     def _apply_gradients(self, loss: float, rate: float) -> float:
         """Sums, checks, cuts and applies the gradients; their norm before the cut."""

@@ -3,7 +3,10 @@
 Blocks are cut coarsely: each one is two messages between the processes, which cost more here than what they carry.
 """
 
+import json
+import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,17 +14,24 @@ import torch
 from loaded_process import start
 from safetensors.torch import load_file, save_file
 from tiny_runs import trainer_of
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
+from chats_train.cli import main
 from chats_train.runs.processes import Processes
 from chats_train.settings.config import RunConfig
 from chats_train.sharding.tensors import whole
+from chats_train.sharding.together import ending_together
+from chats_train.support.dtypes import TORCH_DTYPES
+from chats_train.support.errors import UserError
+from chats_train.training.optimizer import make_optimizer
 from chats_train.training.trainer import Trainer
 
 # What `accelerate launch --use_fsdp --fsdp_version 2` sets.
 LAUNCHED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-COARSE = ["CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "CrossAttnUpBlock2D", "JointTransformerBlock"]
-COARSE += ["FluxTransformerBlock", "FluxSingleTransformerBlock"]
+COARSE = ["UNetMidBlock2DCrossAttn", "JointTransformerBlock", "FluxTransformerBlock"]
+WAIT_SECONDS = 900
 
 
 def start_processes(log: Path, count: int, function: Callable[..., object], *arguments: object, **environment: str):
@@ -45,7 +55,7 @@ def run_processes(log: Path, count: int, function: Callable[..., object], *argum
     """As :func:`start_processes`, until all have ended well."""
     started = start_processes(log, count, function, *arguments, **environment)
     for rank, process in enumerate(started):
-        process.join(timeout=300)
+        process.join(timeout=WAIT_SECONDS)
         assert process.exitcode == 0, log.with_name(f"{log.name}-{rank}").read_text()[-3000:]
 
 
@@ -68,15 +78,62 @@ def weights_after(trainer: Trainer, steps: int) -> dict[str, Tensor]:
     return {**state, **{f"figures.{name}": torch.tensor(value) for name, value in figures.items()}}
 
 
+def assert_shards_step_like_wholes(run: RunConfig, count: int) -> None:
+    """Of the same gradients, to the last bit: also where there are fewer rows than processes."""
+    mesh = init_device_mesh("cpu", (count,), mesh_dim_names=("shard",))
+    for optimizer, dtype in (("adafactor", "fp32"), ("adafactor", "bf16"), ("adamw", "fp32"), ("adamw", "bf16")):
+        config = run.model_copy(update={"optimizer": optimizer, "weight_dtype": dtype})
+        generator = torch.Generator().manual_seed(1)
+        starts = [torch.randn(shape, generator=generator).to(TORCH_DTYPES[dtype]) for shape in ((5, 3), (1, 7), (9,))]
+        plain = [nn.Parameter(start.clone()) for start in starts]
+        sharded = [nn.Parameter(distribute_tensor(start, mesh, [Shard(0)])) for start in starts]
+        optimizers = [make_optimizer(config, parameters) for parameters in (plain, sharded)]
+        for _ in range(3):
+            for one, other in zip(plain, sharded, strict=True):
+                one.grad = torch.randn(one.shape, generator=generator).to(one.dtype)
+                other.grad = distribute_tensor(one.grad, mesh, [Shard(0)])
+            for each in optimizers:
+                each.step()
+            # As a checkpoint keeps it and gives it back.
+            optimizers[1].load_state_dict(optimizers[1].state_dict())
+        for one, other in zip(plain, sharded, strict=True):
+            assert torch.equal(one, whole(other)), (optimizer, dtype)
+
+
 def steps_in_shards(runs: list[RunConfig], steps: int, folder: Path, coarse: bool = True) -> None:
     """Takes steps of each run; the main process writes what they came to."""
     if coarse:
         cut_coarsely()
     processes = Processes(may_shard=True)
+    assert_shards_step_like_wholes(runs[0], processes.count)
     for run in runs:
         state = weights_after(trainer_of(run, processes), steps)
         if processes.is_main:
             save_file(state, folder / f"{run.output_dir.name}.safetensors")
+
+
+def train_in_shards(run: RunConfig) -> int:
+    """`python -m chats_train train`, and what it says."""
+    cut_coarsely()
+    path = run.cache_dir.with_name(f"{run.output_dir.name}-{os.getpid()}.yaml")
+    path.write_text(json.dumps(run.model_dump(mode="json")))
+    return main(["train", str(path)])
+
+
+def fail_alone() -> int:
+    """The second process fails, the first sleeps, the third waits for both; the command line's way with an error."""
+    processes = Processes(may_shard=True)
+    try:
+        with ending_together(processes.index):
+            if processes.index == 1:
+                raise UserError("`seed` is 3, which one process alone minds")
+            if processes.index == 0:
+                time.sleep(100)
+            processes.wait()
+    except UserError as error:
+        print(f"error: {error}")
+        return 2
+    return 0
 
 
 def distances(folder: Path, run: RunConfig, expected: dict[str, Tensor]) -> dict[str, float]:
@@ -90,6 +147,17 @@ def distances(folder: Path, run: RunConfig, expected: dict[str, Tensor]) -> dict
         )
         for kind in sorted({name.split(".")[0] for name in expected})
     }
+
+
+def differing(one: Path, other: Path) -> list[str]:
+    """The tensor files of a checkpoint whose numbers differ from another's; their headers state them in any order."""
+    files = sorted(path.relative_to(one) for path in one.rglob("*.safetensors"))
+    assert files == sorted(path.relative_to(other) for path in other.rglob("*.safetensors"))
+    return [str(file) for file in files if not equal(load_file(one / file), load_file(other / file))]
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def relative_distance(expected: dict[str, Tensor], actual: dict[str, Tensor]) -> float:
