@@ -1,5 +1,6 @@
 """What a second start reads: files of another size or time alone, unless everything is asked for."""
 
+import errno
 import json
 import os
 
@@ -15,6 +16,7 @@ from chats_train.data.pairs import FileImage
 from chats_train.data.records import RecordFiles
 from chats_train.data.verdicts import Verdicts
 from chats_train.settings.config_file import PLACEHOLDERS, parse_config
+from chats_train.support.errors import UserError
 
 
 @pytest.fixture
@@ -326,6 +328,20 @@ def test_what_a_walk_does_not_tell_is_looked_at_again(old, unread, open_pairs, t
     (tmp_path / "nothing.png").write_bytes(png(64))
     assert len(open_pairs(folder).samples) == 3
     assert len(unread) == 2
+
+
+@pytest.mark.parametrize("failing", ["chats_train.data.pairs.Path.read_bytes", "chats_train.data.captions.read_text"])
+def test_what_a_disk_failed_to_give_is_asked_for_again(failing, old, open_pairs, tmp_path, monkeypatch):
+    folder = write_folders(tmp_path / "pairs")
+
+    def fail(path, *_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, fail)
+        with pytest.raises(UserError, match="no usable pair"):
+            open_pairs(folder)
+    assert len(open_pairs(folder).samples) == 2
 
 
 def test_a_folder_just_written_is_looked_at_again(unread, open_pairs, tmp_path):
