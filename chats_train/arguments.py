@@ -22,6 +22,12 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse
 
     init = commands.add_parser("init", help="write a commented config to start from")
     init.add_argument("family", help="the kind of the base model, such as sdxl; any other word lists them")
+    init.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="settings for one purpose instead of the defaults: paper, paper-pickapic (Pick-a-Pic v2), or a card's "
+        "memory, 8gb, 12gb, 16gb or 24gb",
+    )
     init.add_argument("--output", type=Path, default=Path("run.yaml"), help="the file to write (default: %(default)s)")
     init.set_defaults(run=runs["init"])
 

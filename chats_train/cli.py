@@ -82,10 +82,12 @@ def _init(args: argparse.Namespace) -> None:
     from chats.files import write_text
 
     from .settings.config_file import config_template
+    from .settings.recipes import read_recipe
 
     if args.output.exists():
         raise UserError(f"`--output` is {args.output}, which is there already; remove it or choose another name")
-    write_text(args.output, config_template(args.family))
+    text = config_template(args.family) if args.recipe is None else read_recipe(args.family, args.recipe)
+    write_text(args.output, text)
     print(
         f"{args.output}: set `output_dir`, `pretrained_model` and `data`, then run `python -m chats_train check "
         f"{args.output}`"
