@@ -13,6 +13,7 @@ from .support.errors import UserError
 
 if TYPE_CHECKING:
     from .families import Family
+    from .runs.subjects import Subject
     from .settings.config import RunConfig
 
 USER_ERROR_STATUS = 2
@@ -193,7 +194,23 @@ def _evaluate(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         probe=args.probe,
     )
-    print("\n".join(evaluate(_read_config(args), args.checkpoint, settings, args.scorer, args.output)))
+    print("\n".join(evaluate(_subject(args), settings, args.scorer, args.output)))
+
+
+def _subject(args: argparse.Namespace) -> Subject:
+    """What is evaluated: a run, or the files of a pair."""
+    if (args.config is None) == (args.pair is None):
+        raise UserError(f"{'both' if args.pair else 'neither'} of a run's YAML and `--pair` given; give one of the two")
+    if (args.pair is None) != (args.base is None):
+        raise UserError("`--pair` and `--base` go together: two members, and the base that they were made from")
+    if args.pair is None:
+        from .runs.subjects import run_subject
+
+        return run_subject(_read_config(args), args.checkpoint)
+    from .runs.published import open_pair
+
+    preferred, dispreferred = args.pair
+    return open_pair(preferred, dispreferred, args.base, args.output or Path("evaluation"), args.set)
 
 
 def _rate(args: argparse.Namespace) -> None:

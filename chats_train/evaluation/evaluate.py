@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chats.locks import locked
-from chats.objective import OBJECTIVES
 
 from ..runs.folder import LOCK
 from ..runs.opening import open_family
 from ..runs.processes import Processes
-from ..runs.trained import open_trained, trained_members
+from ..runs.subjects import Subject
 from ..sampling.sampler import Form
 from ..settings.config import RunConfig
 from ..support.errors import UserError
@@ -58,9 +57,9 @@ class EvaluationSettings:
 
 
 def evaluate(
-    config: RunConfig, wanted: str, settings: EvaluationSettings, scorer_specs: Sequence[str], folder: Path | None
+    subject: Subject, settings: EvaluationSettings, scorer_specs: Sequence[str], folder: Path | None
 ) -> list[str]:
-    """Evaluates a checkpoint (``latest`` or a folder) into ``folder``, by default `<output_dir>/evaluation`.
+    """Evaluates a run's checkpoint, or files of a pair, into ``folder``, by default `<output_dir>/evaluation`.
 
     Returns:
         the report, as lines of text.
@@ -68,19 +67,18 @@ def evaluate(
     Raises:
         UserError: for what the user can mend; before anything is drawn where that can be told.
     """
+    config, pair = subject.config, subject.models == 2
     folder = folder or config.output_dir / "evaluation"
-    checkpoint = open_trained(config, wanted)
     prompts, repeated = read_prompts(settings.prompts)
-    pair = OBJECTIVES[config.objective].models == 2
     alphas = settings.alphas or (config.alpha,)
     _refuse_a_probe_of_nothing(config, settings, pair, alphas)
     conditions = make_conditions(pair, settings.guidance_scales or (config.guidance_scale,), alphas, settings.forms)
     device = Processes().device
     scorers = open_scorers(scorer_specs, device)
     family = open_family(config, device)
-    members, weights = trained_members(config, family, checkpoint), checkpoint.weights_sha256
+    members, weights = subject.members(family), subject.weights_sha256
 
-    header = _header(checkpoint.path.name, config, settings, len(prompts), repeated, pair)
+    header = _header(subject.name, config, settings, len(prompts), repeated, pair)
     with _only_evaluation_in(folder):
         probed = []
         if settings.probe:
@@ -98,7 +96,7 @@ def evaluate(
         family.release_encoders()
         scores = {scorer.name: score_pictures(scorer, pictures, folder) for scorer in scorers}
         comparisons = compare_negatives(by_condition(pictures, scores))
-        kept = keep_verdict(config.output_dir, weights, comparisons)
+        kept = keep_verdict(config.output_dir, weights, comparisons) if subject.is_run else []
         return [*write_report(folder, header, pictures, scores, comparisons, probed), *kept]
 
 
@@ -111,11 +109,11 @@ def _refuse_a_probe_of_nothing(
 
 
 def _header(
-    checkpoint: str, config: RunConfig, settings: EvaluationSettings, prompts: int, repeated: int, pair: bool
+    name: str, config: RunConfig, settings: EvaluationSettings, prompts: int, repeated: int, pair: bool
 ) -> list[str]:
     """What is evaluated, as the report's first lines."""
     header = [
-        f"{checkpoint} of {config.output_dir.name}: {prompts} prompts, seeds for each: {settings.seeds}, "
+        f"{name}: {prompts} prompts, seeds for each: {settings.seeds}, "
         f"{config.resolution} × {config.resolution} px, {settings.steps} steps"
     ]
     if repeated:

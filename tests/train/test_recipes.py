@@ -19,8 +19,8 @@ from chats_train.support.amounts import bytes_text
 
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 CARDS = ("8gb", "12gb", "16gb", "24gb")
-# Of a card, for activations, torch and the screen: a step of SDXL's two LoRAs at 1024 × 1024 took 1.3 GiB beside the base
-# and the adapters (benchmarks/node_training.md).
+# Of a card, for activations, torch and the screen: a step of SDXL's two LoRAs at 1024 × 1024 took 1.4 GiB beside the
+# base (benchmarks/node_training.md).
 LEFT_FREE = 2.5e9
 
 
