@@ -18,8 +18,9 @@ from chats.taste.dataset import TasteDataset
 from chats.taste.names import CANDIDATES, IMAGES, METADATA
 from chats.taste.records import SCORER, Pair, Vote
 
+from ..evaluation.benchmark import Scorer
 from ..evaluation.prompts import EvaluationPrompt
-from ..evaluation.scorers import Scorer, open_scorers
+from ..evaluation.scorers import TEXT_KINDS, open_scorers
 from ..evaluation.scoring import score_pictures
 from ..support.amounts import counted
 from ..support.errors import UserError
@@ -61,7 +62,7 @@ def rate(folder: Path, scorer_specs: Sequence[str], margins: Sequence[float]) ->
             f"`dataset` is {folder}, which has no {CANDIDATES}; give the folder of a data set, chats/NAME in ComfyUI's "
             "output folder"
         )
-    scorers = open_scorers(scorer_specs, "cuda" if torch.cuda.is_available() else "cpu")
+    scorers = open_scorers(scorer_specs, "cuda" if torch.cuda.is_available() else "cpu", TEXT_KINDS)
     with _only_rating_in(folder):
         dataset = TasteDataset(folder)
         yield from (f"note: {note}" for note in dataset.notes())
