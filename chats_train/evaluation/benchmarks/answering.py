@@ -4,7 +4,7 @@ opens as AutoModelForImageTextToText."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,16 @@ class Answerer(ABC):
     @torch.no_grad()
     def answer(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
         """The answers to questions about a picture, as the model words them."""
-        found: list[str] = []
+        found: dict[str, str] = {}
+        for together in self._batches(list(dict.fromkeys(questions))):
+            answers = self._answer(image, together)
+            found.update(zip(together, (each.strip() for each in answers), strict=True))
+        return [found[question] for question in questions]
+
+    def _batches(self, questions: list[str]) -> Iterator[list[str]]:
+        """The questions that are asked at once."""
         for start in range(0, len(questions), QUESTIONS_AT_ONCE):
-            found += self._answer(image, questions[start : start + QUESTIONS_AT_ONCE])
-        return [each.strip() for each in found]
+            yield questions[start : start + QUESTIONS_AT_ONCE]
 
     @abstractmethod
     def _answer(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
@@ -80,11 +86,21 @@ class BlipAnswerer(Answerer):
         require_whole(NAME, self.folder, loading["missing_keys"])
         return model.eval().to(self.device)
 
+    def _batches(self, questions: list[str]) -> Iterator[list[str]]:
+        """Questions of one length: transformers' decoder of BLIP sees the padding of the shorter ones, too, and would
+        answer otherwise than when asked alone."""
+        by_length: dict[int, list[str]] = {}
+        for question in questions:
+            by_length.setdefault(len(self.processor.tokenizer(question).input_ids), []).append(question)
+        for own in by_length.values():
+            yield from super()._batches(own)
+
     def _answer(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
         pictures = [image.convert("RGB")] * len(questions)
-        inputs = self.processor(images=pictures, text=list(questions), padding=True, return_tensors="pt")
+        inputs = self.processor(images=pictures, text=list(questions), return_tensors="pt")
         tokens = self.model.generate(**inputs.to(self.device), do_sample=False, num_beams=1, max_new_tokens=NEW_TOKENS)
-        return list(self.processor.batch_decode(tokens, skip_special_tokens=True))
+        # The first token is the one that the decoder begins with.
+        return list(self.processor.batch_decode(tokens[:, 1:], skip_special_tokens=True))
 
 
 class ChatAnswerer(Answerer):
