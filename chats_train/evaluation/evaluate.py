@@ -20,12 +20,13 @@ from ..runs.subjects import Subject
 from ..sampling.sampler import Form
 from ..settings.config import RunConfig
 from ..support.errors import UserError
+from .benchmark import Benchmark
 from .conditions import make_conditions
 from .drawing import draw_pictures, plan_pictures
 from .negatives import compare_negatives, keep_verdict
 from .probing import PROBE_FILE, probe_pair, write_probe
-from .prompts import read_prompts
-from .report_files import by_condition, probe_text, write_report
+from .prompts import EvaluationPrompt, read_prompts
+from .report_files import break_down, by_condition, probe_text, write_report
 from .scorers import open_scorers
 from .scoring import score_pictures
 
@@ -90,6 +91,8 @@ def _evaluate(
     _refuse_a_probe_of_nothing(config, settings, pair, alphas)
     conditions = make_conditions(pair, settings.guidance_scales or (config.guidance_scale,), alphas, settings.forms)
     scorers = open_scorers(scorer_specs, device)
+    benchmarks = [scorer for scorer in scorers if isinstance(scorer, Benchmark)]
+    own = {benchmark.name: _own_prompts(benchmark, prompts) for benchmark in benchmarks}
     family = open_family(config, device)
     members, weights = subject.members(family), subject.weights_sha256
 
@@ -114,7 +117,24 @@ def _evaluate(
             return []
         comparisons = compare_negatives(by_condition(pictures, scores))
         kept = keep_verdict(config.output_dir, weights, comparisons) if subject.is_run else []
-        return [*write_report(folder, header, pictures, scores, comparisons, probed), *kept]
+        breakdowns = {benchmark.name: break_down(benchmark, pictures, folder) for benchmark in benchmarks}
+        header += [f"{note} ({own[each.name]} of {len(prompts)} prompts)" for each in benchmarks for note in each.notes]
+        return [*write_report(folder, header, pictures, scores, comparisons, probed, breakdowns), *kept]
+
+
+def _own_prompts(benchmark: Benchmark, prompts: Sequence[EvaluationPrompt]) -> int:
+    """How many prompts are a benchmark's own.
+
+    Raises:
+        UserError: when none is, or what one asks for cannot be read.
+    """
+    count = sum(benchmark.applies_to(prompt) for prompt in prompts)
+    if not count:
+        raise UserError(
+            f"`--scorer` {benchmark.name} scores its own prompts, of which `--prompts` has none; give "
+            f"{benchmark.wanted_prompts}"
+        )
+    return count
 
 
 def _refuse_a_probe_of_nothing(
