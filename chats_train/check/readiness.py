@@ -21,7 +21,9 @@ def model_size(config: RunConfig, family: Family) -> ModelSize:
     adapter = adapter_parameters(shapes, targets, config.network_rank)
     denoiser = family.parameter_counts()[family.facts.denoiser_part]
     prompt_numbers = sum(math.prod(shape) for shape in family.prompt_shapes().values())
-    return ModelSize(denoiser, adapter, family.latent_channels, family.vae_scale_factor, prompt_numbers)
+    facts = family.facts
+    own = (facts.longest_prompt, facts.template_tokens) if facts.longest_prompt else None
+    return ModelSize(denoiser, adapter, family.latent_channels, family.vae_scale_factor, prompt_numbers, own)
 
 
 def print_memory(config: RunConfig, size: ModelSize) -> None:

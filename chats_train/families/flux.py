@@ -13,8 +13,9 @@ from torch import Tensor
 from chats.pair import PredictionType
 
 from ..settings.facts import FAMILIES
-from .base import Denoiser, Family, Prompt, expand
+from .base import Denoiser, Family
 from .config_keys import FLOW_NOISE, ConfigKeys
+from .prompts import Prompt, expand
 from .schedule import FlowSchedule, Schedule
 from .sd3 import require_flow
 from .source_error import SourceError

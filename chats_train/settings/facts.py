@@ -12,8 +12,6 @@ from typing import Literal
 
 from ..support.errors import UserError
 
-# Pixels along a side of one latent, in the VAEs of all families here.
-PIXELS_PER_LATENT = 8
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 JOINT_TARGETS = (*UNET_TARGETS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 # What the settings that name a base can be, for errors.
@@ -86,7 +84,13 @@ class FamilyFacts:
         marks: how its files are recognised.
         comfy_sizes: what ComfyUI takes for granted of it.
         latent_channels: of its VAE.
+        pixels_per_latent: along a side of one latent.
         t5_tokens: the length that T5 prompts are brought to; 0 without a T5.
+        longest_prompt: tokens that a prompt is cut at where prompts have lengths of their own; 0 where all have one.
+            No proxy prompt is defined between prompts of different lengths.
+        template_tokens: those of ``longest_prompt`` that are put around each prompt.
+        loose_layers: beginnings of layers that see the tokens of a batch as one row after another, so that no share of
+            their rows is one model's.
         methods: the training methods that fit somewhere.
         lora_targets: the layers that LoRAs go on by default, by the ends of their diffusers names.
         has_markers: whether ComfyUI looks for an empty tensor that names the prediction.
@@ -109,7 +113,11 @@ class FamilyFacts:
     marks: Marks
     comfy_sizes: ComfySizes
     latent_channels: int
+    pixels_per_latent: int = 8
     t5_tokens: int = 0
+    longest_prompt: int = 0
+    template_tokens: int = 0
+    loose_layers: tuple[str, ...] = ()
     methods: tuple[str, ...] = ("lora", "full")
     lora_targets: tuple[str, ...] = UNET_TARGETS
     has_markers: bool = False
@@ -118,7 +126,12 @@ class FamilyFacts:
     @property
     def multiple(self) -> int:
         """Pixels along a side of one patch of the denoiser: pictures come in multiples of it."""
-        return PIXELS_PER_LATENT * self.patch
+        return self.pixels_per_latent * self.patch
+
+    @property
+    def forms(self) -> tuple[Literal["proxy", "exact"], ...]:
+        """Of CHATS that a pair can be sampled in, the usual first."""
+        return ("exact",) if self.longest_prompt else ("proxy", "exact")
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ def test_an_exported_member_can_be_trained_on(bases, tmp_path, name):
     assert loaded.state_dict().keys() == member.state_dict().keys()
     assert [key for key, value in member.state_dict().items() if not torch.equal(loaded.state_dict()[key], value)] == []
     noisy, prompt = torch.randn(1, family.latent_channels, 8, 8), family.encode_prompt(["a cat"])
-    timesteps = family.sample_timesteps(torch.tensor([0.5]))
+    timesteps = family.sample_timesteps(torch.tensor([0.5]), (8, 8))
     with torch.no_grad():
         assert torch.equal(*(family.predict(denoiser, noisy, timesteps, prompt) for denoiser in (member, loaded)))
 

@@ -221,7 +221,7 @@ def test_gradients_reach_every_weight_of_the_denoiser(bases, name):
     family = load_family(name, str(bases[name]))
     denoiser = family.load_denoiser()
     latents = torch.randn(1, family.latent_channels, 8, 8)
-    timesteps = family.sample_timesteps(torch.tensor([0.4]))
+    timesteps = family.sample_timesteps(torch.tensor([0.4]), (8, 8))
     noise = torch.randn_like(latents)
     prediction = family.predict(
         denoiser, family.add_noise(latents, noise, timesteps), timesteps, family.encode_prompt(["a"])

@@ -137,7 +137,7 @@ def test_a_shared_pass_is_of_each_adapter_on_its_rows(family, config):
         noisy = torch.randn(6, opened.latent_channels, 8, 8, generator=generator).to(opened.dtype)
         shapes = opened.prompt_shapes().items()
         prompt = {name: torch.randn(6, *shape, generator=generator).to(opened.dtype) for name, shape in shapes}
-        timesteps = opened.sample_timesteps(torch.linspace(0.1, 0.9, 6))
+        timesteps = opened.sample_timesteps(torch.linspace(0.1, 0.9, 6), (8, 8))
         shared = opened.predict(members.joint(names), noisy, timesteps, prompt).chunk(3)
         for index, name in enumerate(names):
             rows = slice(2 * index, 2 * index + 2)
