@@ -79,7 +79,7 @@ class FamilyFacts:
         prefixes: of the keys of each part that its native checkpoints hold, by part, the denoiser first.
         layout: which of ``layouts/`` names its native weights.
         lora_style: `kohya` is `lora_unet_<module, underscored>`, `kohya_native` the same with native names, `peft`
-            `transformer.<module>`.
+            `transformer.<module>`, or `diffusion_model.<native module>` where ComfyUI maps no such name.
         architecture: its value of `modelspec.architecture`.
         marks: how its files are recognised.
         comfy_sizes: what ComfyUI takes for granted of it.
@@ -107,7 +107,7 @@ class FamilyFacts:
     text_parts: tuple[str, ...]
     tokenizer_parts: tuple[str, ...]
     prefixes: Mapping[str, str]
-    layout: Literal["unet", "mmdit", "flux"]
+    layout: Literal["unet", "mmdit", "flux", "flux2", "qwen_image", "z_image", "krea2"]
     lora_style: Literal["kohya", "kohya_native", "peft"]
     architecture: str
     marks: Marks
