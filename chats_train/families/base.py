@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from chats.pair import NullPrompt, PredictionType
 
-from ..settings.facts import FamilyFacts
+from ..settings.family_facts import FamilyFacts
 from .autoencoders import Autoencoder, KLAutoencoder
 from .base_checks import check_base
 from .config_keys import ConfigKeys, with_defaults
