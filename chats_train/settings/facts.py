@@ -127,7 +127,38 @@ FLUX = FamilyFacts(
     scheduler="simple",
 )
 
-FAMILIES: dict[str, FamilyFacts] = {facts.name: facts for facts in (SD15, SDXL, SD3, FLUX)}
+CHROMA = FamilyFacts(
+    name="chroma",
+    title="Chroma",
+    adapter="chroma:Chroma",
+    resolution=1024,
+    prediction_types=("flow",),
+    patch=2,
+    denoiser_part="transformer",
+    text_parts=("text_encoder",),
+    tokenizer_parts=("tokenizer",),
+    prefixes={"transformer": "model.diffusion_model."},
+    layout="flux",
+    lora_style="peft",
+    architecture="chroma",
+    comfy_sizes=ComfySizes(4096, scaling_factor=0.3611, shift_factor=0.1159),
+    latent_channels=16,
+    marks=Marks(
+        native=("double_blocks.0.img_attn.qkv.weight", "distilled_guidance_layer.in_proj.weight"),
+        diffusers=("transformer_blocks.0.attn.add_k_proj.weight", "distilled_guidance_layer.in_proj.weight"),
+        # Chroma Radiance, which paints pixels.
+        not_with=("nerf_blocks.",),
+        lora=("distilled_guidance_layer",),
+        lora_shared=("single_transformer_blocks", "single_blocks"),
+    ),
+    # diffusers' pipeline cuts there; the end of the text is one of them.
+    longest_prompt=512,
+    template_tokens=1,
+    lora_targets=JOINT_TARGETS,
+    scheduler="simple",
+)
+
+FAMILIES: dict[str, FamilyFacts] = {facts.name: facts for facts in (SD15, SDXL, SD3, FLUX, CHROMA)}
 
 
 def facts_of(name: str) -> FamilyFacts:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    ChromaTransformer2DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
@@ -29,7 +30,7 @@ from transformers import (
 
 # "!" is token 0 in CLIP's vocabulary, which OpenCLIP pads with.
 LETTERS = "!abcdefghijklmnopqrstuvwxyz"
-CLIP_WIDTHS = {"sd15": (24,), "sdxl": (24, 40), "sd3": (24, 40), "flux": (24,)}
+CLIP_WIDTHS = {"sd15": (24,), "sdxl": (24, 40), "sd3": (24, 40), "flux": (24,), "chroma": ()}
 T5_WIDTH = 80
 
 
@@ -103,6 +104,7 @@ def vae(family: str, seed: int) -> torch.nn.Module:
         "sdxl": (0.13025, None, 4),
         "sd3": (1.5305, 0.0609, 16),
         "flux": (0.3611, 0.1159, 16),
+        "chroma": (0.3611, 0.1159, 16),
     }[family]
     blocks = 4
     return randomised(
@@ -124,7 +126,8 @@ def vae(family: str, seed: int) -> torch.nn.Module:
 
 def denoiser(family: str, seed: int = 0, comfy: bool = False) -> torch.nn.Module:
     """A random denoiser; with ``comfy`` one that real ComfyUI detects."""
-    return randomised({"sd15": _sd15, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux}[family](comfy), seed)
+    made = {"sd15": _sd15, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux, "chroma": _chroma}
+    return randomised(made[family](comfy), seed)
 
 
 def _sd15(comfy: bool) -> torch.nn.Module:
@@ -188,6 +191,19 @@ def _flux(comfy: bool) -> torch.nn.Module:
     )
 
 
+def _chroma(comfy: bool) -> torch.nn.Module:
+    """ComfyUI makes 344 modulations for every Chroma: 12 for each double block, 3 for each single one, 2 at the end."""
+    return ChromaTransformer2DModel(
+        num_layers=28 if comfy else 1,
+        num_single_layers=2,
+        num_attention_heads=1,
+        attention_head_dim=128,
+        joint_attention_dim=4096 if comfy else T5_WIDTH,
+        approximator_hidden_dim=32,
+        approximator_layers=1,
+    )
+
+
 def save_pipeline(
     family: str, folder: Path, prediction_type: str = "epsilon", zero_terminal_snr: bool = False, seed: int = 0
 ) -> Path:
@@ -200,10 +216,11 @@ def save_pipeline(
         projection = family == "sd3" or index == 1
         clip(width, projection, seed + 2 + index).save_pretrained(folder / f"text_encoder{suffix}")
         save_clip_tokenizer(folder / f"tokenizer{suffix}", pad_token="!" if index else "<|endoftext|>")
-    if family in ("sd3", "flux"):
-        suffix = len(CLIP_WIDTHS[family]) + 1
-        t5(T5_WIDTH, seed + 5).save_pretrained(folder / f"text_encoder_{suffix}")
-        save_t5_tokenizer(folder / f"tokenizer_{suffix}")
+    if family in ("sd3", "flux", "chroma"):
+        clips = len(CLIP_WIDTHS[family])
+        suffix = f"_{clips + 1}" if clips else ""
+        t5(T5_WIDTH, seed + 5).save_pretrained(folder / f"text_encoder{suffix}")
+        save_t5_tokenizer(folder / f"tokenizer{suffix}")
         FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
     else:
         DDIMScheduler(
