@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..settings.facts import ComfySizes
+from ..settings.family_facts import ComfySizes
 from .config_keys import QWEN_VAE, VAE, ConfigKeys, with_defaults
 from .source_error import SourceError
 

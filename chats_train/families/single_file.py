@@ -20,7 +20,7 @@ from chats.words import shown
 
 from ..layouts.formats import file_format
 from ..layouts.places import LayoutError, Place, from_native
-from ..settings.facts import FamilyFacts
+from ..settings.family_facts import FamilyFacts
 from ..support.digests import file_digest
 from ..support.tensor_files import TensorReader
 from .native_file import NativeFile

@@ -28,7 +28,7 @@ from chats.guidance import (
 from ..families import Denoiser, Family, Prompt
 from ..families.prompts import MASK
 from ..families.schedule import Schedule
-from ..settings.facts import FamilyFacts
+from ..settings.family_facts import FamilyFacts
 from ..support.errors import UserError
 
 Scheduler = Literal["normal", "simple"]
