@@ -23,6 +23,7 @@ KNOWN_AS: Mapping[tuple[str, Any], str] = {
     ("_class_name", "EDMDPMSolverMultistepScheduler"): "whose noise is EDM's, in other scales",
     ("_class_name", "LCMScheduler"): "so it was distilled for a few steps without guidance",
     ("_class_name", "TCDScheduler"): "so it was distilled for a few steps without guidance",
+    ("is_distilled", True): "so it was distilled for a few steps without guidance",
 }
 # The same of a key, whatever its value.
 KEY_KNOWN_AS = {

@@ -138,6 +138,10 @@ class CheckpointSource(Source):
         return total.hexdigest()
 
     @property
+    def index(self) -> dict[str, Any]:
+        return {}
+
+    @property
     def noise(self) -> dict[str, Any]:
         marked = {"prediction_type": "v_prediction"} if self.file.is_marked("v_pred") else {}
         return marked | ({"rescale_betas_zero_snr": True} if self.file.is_marked("ztsnr") else {})

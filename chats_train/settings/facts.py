@@ -84,7 +84,8 @@ SD3 = FamilyFacts(
         diffusers=("transformer_blocks.0.attn.add_k_proj.weight",),
         # Flux and Flux.2 have the same blocks and single ones; so has Qwen-Image, whose text goes in through `txt_in`.
         not_with=("single_transformer_blocks.", "txt_in.weight"),
-        lora=("joint_blocks", "transformer_blocks_0_attn_add_k"),
+        lora=("joint_blocks",),
+        lora_shared=("transformer_blocks_0_attn_add_k",),
     ),
     # ComfyUI pads T5 to CLIP's 77 for SD3, and diffusers' trainer cuts there: a pair is trained as it will be sampled.
     t5_tokens=77,
@@ -114,7 +115,8 @@ FLUX = FamilyFacts(
         # Chroma and Flux.2 have Flux.1's blocks too, and modulate them from elsewhere.
         not_with=("distilled_guidance_layer.", "double_stream_modulation_img."),
         variants={"guidance_in.in_layer.weight": "Flux.1-dev", "": "Flux.1-schnell"},
-        lora=("single_transformer_blocks", "single_blocks"),
+        lora=("double_blocks_0_img_mod", "single_blocks_0_modulation", "guidance_in_", "vector_in_"),
+        lora_shared=("single_transformer_blocks", "single_blocks"),
     ),
     # ComfyUI pads to at least 256 and lets longer prompts be longer; diffusers fixes 512. Trained as it will be
     # sampled.

@@ -22,7 +22,8 @@ class Marks:
         not_with: beginnings of keys, or whole keys, that only its relatives have beside those.
         text_width: of the prompts that a UNet attends to.
         variants: title of a native file by a key that it has; the last, under "", where it has none of them.
-        lora: parts of a LoRA's underscored keys.
+        lora: parts of a LoRA's underscored keys that no relative's has.
+        lora_shared: parts that its relatives' have too.
     """
 
     native: tuple[str, ...] = ()
@@ -31,6 +32,7 @@ class Marks:
     text_width: int | None = None
     variants: Mapping[str, str] = field(default_factory=dict)
     lora: tuple[str, ...] = ()
+    lora_shared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
