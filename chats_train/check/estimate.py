@@ -76,19 +76,19 @@ def cache_bytes(config: RunConfig, size: ModelSize, dataset: PairDataset) -> int
         images * (bucket.width // size.pixels_per_latent) * (bucket.height // size.pixels_per_latent)
         for bucket, images in images_by_bucket(dataset.samples).items()
     )
-    embedding = size.prompt_numbers * forward_dtype(config.mixed_precision).itemsize
-    return areas * size.latent_channels * FP32_BYTES + int(_longest_prompts(size, dataset) * embedding)
+    width = forward_dtype(config.mixed_precision).itemsize
+    return areas * size.latent_channels * FP32_BYTES + _embedding_bytes(size, dataset, width)
 
 
-def _longest_prompts(size: ModelSize, dataset: PairDataset) -> float:
-    """How many captions of the longest there would be in all captions' place, and the null prompt's, which is always
-    there and no pair's."""
+def _embedding_bytes(size: ModelSize, dataset: PairDataset, width: int) -> int:
+    """Bytes of all captions' embeddings, and of the null prompt's, which is always there and no pair's."""
     if size.own_lengths is None:
-        return prompt_count(dataset.samples) + 1
+        return (prompt_count(dataset.samples) + 1) * size.prompt_numbers * width
     longest, around = size.own_lengths
     # A token is a byte of text at least.
-    tokens = (prompt_bytes(dataset.samples) + around).clip(max=longest)
-    return (tokens.sum().item() + around) / longest
+    tokens = (prompt_bytes(dataset.samples) + around).clip(max=longest).sum().item() + around
+    # A byte says of each that it is no padding.
+    return tokens * (size.prompt_numbers // longest * width + 1)
 
 
 def disk_of(folder: Path) -> tuple[int, int]:

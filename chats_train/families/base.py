@@ -46,6 +46,7 @@ class Family(ABC):
     Attributes:
         facts: the family's record.
         autoencoder: the kind of its VAE.
+        template: what is put around each prompt where prompts have lengths of their own.
         denoiser_keys, noise_keys: what its denoiser's and its scheduler's configuration may say.
 
     Raises:
@@ -54,6 +55,7 @@ class Family(ABC):
 
     facts: ClassVar[FamilyFacts]
     autoencoder: ClassVar[Autoencoder] = KLAutoencoder()
+    template: ClassVar[str] = "{}"
     denoiser_keys: ClassVar[ConfigKeys]
     noise_keys: ClassVar[ConfigKeys]
 
@@ -203,19 +205,19 @@ class Family(ABC):
         )
         return encoded.input_ids.to(self.device)
 
-    def _at_own_lengths(self, prompts: list[str], encode: Callable[[Tensor], Tensor], template: str = "{}") -> Prompt:
+    def _at_own_lengths(self, prompts: list[str], encode: Callable[[Tensor], Tensor]) -> Prompt:
         """Prompts of their own lengths, as a batch: each is encoded alone, as ComfyUI does, so that what it is kept as
         does not depend on what is encoded beside it.
 
         Args:
             encode: token ids [1, tokens] in, embeddings [1, tokens, dim] out.
-            template: what is put around each prompt.
         """
         longest = self.facts.longest_prompt
         rows = []
         for prompt in prompts:
-            ids = self.tokenizers[0](template.format(prompt), max_length=longest, truncation=True, return_tensors="pt")
-            (tokens,) = encode(ids.input_ids.to(self.device))
+            text = self.template.format(prompt)
+            ids = self.tokenizers[0](text, max_length=longest, truncation=True, return_tensors="pt").input_ids
+            (tokens,) = encode(ids.to(self.device))
             rows.append({"tokens": tokens, MASK: torch.ones(len(tokens), dtype=torch.bool, device=self.device)})
         return batch_of(rows)
 

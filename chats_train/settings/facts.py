@@ -7,9 +7,9 @@ are of a new kind. Nothing here imports torch.
 from __future__ import annotations
 
 from ..support.errors import UserError
-from .family_facts import UNET_TARGETS, ComfySizes, FamilyFacts, Marks
+from .family_facts import JOINT_TARGETS, ComfySizes, FamilyFacts, Marks
+from .flux_facts import CHROMA, FLUX
 
-JOINT_TARGETS = (*UNET_TARGETS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 # What the settings that name a base can be, for errors.
 SOURCE_FORMS = {
     "pretrained_model": "a .safetensors checkpoint, a diffusers folder, or a hub id (owner/name)",
@@ -93,44 +93,10 @@ SD3 = FamilyFacts(
     scheduler="simple",
 )
 
-FLUX = FamilyFacts(
-    name="flux",
-    title="Flux",
-    adapter="flux:Flux",
-    resolution=1024,
-    prediction_types=("flow",),
-    patch=2,
-    denoiser_part="transformer",
-    text_parts=("text_encoder", "text_encoder_2"),
-    tokenizer_parts=("tokenizer", "tokenizer_2"),
-    prefixes={"transformer": "model.diffusion_model."},
-    layout="flux",
-    lora_style="peft",
-    architecture="flux-1-dev",
-    comfy_sizes=ComfySizes(4096, scaling_factor=0.3611, shift_factor=0.1159),
-    latent_channels=16,
-    marks=Marks(
-        native=("double_blocks.0.img_attn.qkv.weight",),
-        diffusers=("transformer_blocks.0.attn.add_k_proj.weight", "single_transformer_blocks.0.attn.to_k.weight"),
-        # Chroma and Flux.2 have Flux.1's blocks too, and modulate them from elsewhere.
-        not_with=("distilled_guidance_layer.", "double_stream_modulation_img."),
-        variants={"guidance_in.in_layer.weight": "Flux.1-dev", "": "Flux.1-schnell"},
-        lora=("double_blocks_0_img_mod", "single_blocks_0_modulation", "guidance_in_", "vector_in_"),
-        lora_shared=("single_transformer_blocks", "single_blocks"),
-    ),
-    # ComfyUI pads to at least 256 and lets longer prompts be longer; diffusers fixes 512. Trained as it will be
-    # sampled.
-    t5_tokens=256,
-    # Two copies of 12 billion weights fit nowhere that people have.
-    methods=("lora",),
-    lora_targets=JOINT_TARGETS,
-    scheduler="simple",
-)
-
-CHROMA = FamilyFacts(
-    name="chroma",
-    title="Chroma",
-    adapter="chroma:Chroma",
+Z_IMAGE = FamilyFacts(
+    name="z_image",
+    title="Z-Image",
+    adapter="z_image:ZImage",
     resolution=1024,
     prediction_types=("flow",),
     patch=2,
@@ -138,27 +104,28 @@ CHROMA = FamilyFacts(
     text_parts=("text_encoder",),
     tokenizer_parts=("tokenizer",),
     prefixes={"transformer": "model.diffusion_model."},
-    layout="flux",
+    layout="z_image",
     lora_style="peft",
-    architecture="chroma",
-    comfy_sizes=ComfySizes(4096, scaling_factor=0.3611, shift_factor=0.1159),
+    architecture="z-image",
+    comfy_sizes=ComfySizes(2560, scaling_factor=0.3611, shift_factor=0.1159),
     latent_channels=16,
     marks=Marks(
-        native=("double_blocks.0.img_attn.qkv.weight", "distilled_guidance_layer.in_proj.weight"),
-        diffusers=("transformer_blocks.0.attn.add_k_proj.weight", "distilled_guidance_layer.in_proj.weight"),
-        # Chroma Radiance, which paints pixels.
-        not_with=("nerf_blocks.",),
-        lora=("distilled_guidance_layer",),
-        lora_shared=("single_transformer_blocks", "single_blocks"),
+        # Lumina 2 has its blocks too, and pads nothing.
+        native=("cap_pad_token", "noise_refiner.0.attention.qkv.weight"),
+        diffusers=("cap_pad_token", "noise_refiner.0.attention.to_k.weight"),
+        # The model that edits pictures, and the one without a VAE.
+        not_with=("siglip_embedder.", "dec_net."),
+        lora=("_attention_to_q", "_attention_to_k", "_attention_to_v", "_attention_to_out", "adaLN_modulation_0_"),
     ),
-    # diffusers' pipeline cuts there; the end of the text is one of them.
+    # diffusers cuts there, ComfyUI nowhere.
     longest_prompt=512,
-    template_tokens=1,
-    lora_targets=JOINT_TARGETS,
+    # "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n".
+    template_tokens=8,
+    loose_layers=("cap_embedder.",),
     scheduler="simple",
 )
 
-FAMILIES: dict[str, FamilyFacts] = {facts.name: facts for facts in (SD15, SDXL, SD3, FLUX, CHROMA)}
+FAMILIES: dict[str, FamilyFacts] = {facts.name: facts for facts in (SD15, SDXL, SD3, FLUX, Z_IMAGE, CHROMA)}
 
 
 def facts_of(name: str) -> FamilyFacts:
