@@ -20,7 +20,7 @@ from chats.pair import Member
 
 from ..families import Denoiser, Family
 from ..settings.config import RunConfig
-from ..sharding.modules import Shards, empty_denoiser
+from ..sharding.modules import Shards
 from ..sharding.tensors import fill
 from ..support.errors import UserError
 from .checkpoint import RESUME
@@ -36,7 +36,8 @@ class Members(ABC):
 
     Attributes:
         names: the members that train: both, or the preferred alone for an objective of one model.
-        one_graph: whether memory is asked to hold one graph at a time: each side is then asked on its own.
+        one_graph: whether one graph is alive at a time, each side being asked on its own: where memory is low, and
+            where members cannot share a pass.
     """
 
     def __init__(self, names: Iterable[str], one_graph: bool):
@@ -49,6 +50,10 @@ class Members(ABC):
     def reference(self) -> Denoiser:
         """The frozen base, to be called without gradients."""
         return self.denoiser(REFERENCE)
+
+    @abstractmethod
+    def release_reference(self) -> None:
+        """Lets go of what is there for the reference alone; it is not asked again."""
 
     def joint(self, names: Sequence[str]) -> Denoiser | None:
         """One model that is each of these on its share of a batch's rows, all equally many and in this order; None
@@ -122,8 +127,11 @@ class FullMembers(Members):
     def denoiser(self, name: str) -> Denoiser:
         if name != REFERENCE:
             return self._by_name[name]
-        assert self._reference is not None, "the members were made without a reference"
+        assert self._reference is not None, "the members have no reference"
         return self._reference
+
+    def release_reference(self) -> None:
+        self._reference = None
 
     def compile(self) -> None:
         super().compile()
@@ -168,12 +176,15 @@ class LoRAMembers(Members):
         self._trained: list[nn.Parameter] = []
         if shards is None:
             self._adapt(config, family.load_denoiser()).to(device)
-            return
-        # The base lies in shards, the adapters are whole in each process.
-        values = shards.values_of(lambda: self._adapt(config, family.load_denoiser()))
-        module = self._adapt(config, empty_denoiser(family))
-        shards.cut(module, values, config.mixed_precision, whole=self._trained)
-        self._trained = list(self.named_parameters().values())
+        else:
+            # The base lies in shards, the adapters are whole in each process.
+            values = shards.values_of(lambda: self._adapt(config, family.load_denoiser()))
+            module = self._adapt(config, family.empty_denoiser())
+            shards.cut(module, values, config.mixed_precision, whole=self._trained)
+            self._trained = list(self.named_parameters().values())
+        loose = family.facts.loose_layers
+        if loose and any(name.startswith(loose) for name in self.parameters(self.names[0])):
+            self.one_graph = True
 
     def _adapt(self, config: RunConfig, module: Any) -> Any:
         """Takes a denoiser for the base, with new adapters on it."""
@@ -225,6 +236,9 @@ class LoRAMembers(Members):
 
     def denoiser(self, name: str) -> Denoiser:
         return partial(self._call, (name,))
+
+    def release_reference(self) -> None:
+        """Nothing: the adapters are on it."""
 
     def joint(self, names: Sequence[str]) -> Denoiser:
         return partial(self._call, tuple(names) if len(set(names)) > 1 else (names[0],))
@@ -309,7 +323,7 @@ def _cut(family: Family, shards: Shards) -> Callable[[RunConfig], Any]:
     values = shards.values_of(family.load_denoiser)
 
     def cut(config: RunConfig) -> Any:
-        return shards.cut(_checkpointing(empty_denoiser(family), config), values, config.mixed_precision)
+        return shards.cut(_checkpointing(family.empty_denoiser(), config), values, config.mixed_precision)
 
     return cut
 

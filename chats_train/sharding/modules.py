@@ -112,23 +112,11 @@ class Shards:
                 module.get_submodule(owner)._buffers[end] = buffer.to(self.device)
 
 
-def empty_denoiser(family: Family) -> Any:
-    """A denoiser on the meta device, as :meth:`Family.load_denoiser` makes it."""
-    from accelerate import init_empty_weights
-
-    part = family.facts.denoiser_part
-    cls: Any = family.part_classes()[part]
-    with init_empty_weights(include_buffers=False):
-        module = cls.from_config(family.source.config(part)).eval()
-    # Not diffusers' own, which warns of layers that it would have kept in fp32: here there are none.
-    return nn.Module.to(module, family.dtype)
-
-
 def largest_block(family: Family) -> int:
     """Parameters of the largest of the blocks that are gathered one at a time."""
     counted: set[nn.Parameter] = set()
     largest = 0
-    for block in _blocks(empty_denoiser(family)):
+    for block in _blocks(family.empty_denoiser()):
         own = set(block.parameters()) - counted
         counted |= own
         largest = max(largest, sum(parameter.numel() for parameter in own))
