@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 
@@ -75,9 +76,8 @@ def print_shards(config: RunConfig, size: ModelSize, family: Family) -> None:
 
 
 def _machine_memory() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().available)
+    """Bytes of it; none where the system does not say, as Windows, where nothing runs in shards."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 
 
 def _named(method: str, weight_dtype: str) -> str:

@@ -51,9 +51,12 @@ def read_parts(folder: Path, like: Like) -> dict[str, Tensor]:
 
     if not hasattr(dcp, "HuggingFaceStorageReader"):
         raise UserError(f"{folder} is in shards, which torch {torch.__version__} does not read; `pip install -U torch`")
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     reader = dcp.HuggingFaceStorageReader(str(folder))
     tensors: dict[str, Tensor] = {}
     for name, stated in reader.read_metadata().state_dict_metadata.items():
+        assert isinstance(stated, TensorStorageMetadata), f"{name} is no tensor"
         shape, dtype = torch.Size(stated.size), stated.properties.dtype
         cut = like(name, shape)
         tensors[name] = torch.empty(shape, dtype=dtype) if cut is None else torch.empty_like(cut.detach(), dtype=dtype)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from chats.words import shown_error
 
@@ -51,7 +52,8 @@ class _Watch(threading.Thread):
 
         self.index, self.stopped = index, threading.Event()
         # A connection of its own: the usual one may be waiting for what never comes.
-        self.store = _get_default_store().clone()
+        joined: Any = _get_default_store()
+        self.store = joined.clone()
 
     def said(self) -> str | None:
         """Another process's error."""
