@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -63,6 +64,7 @@ class Shards:
         if not torch.distributed.is_initialized():
             # One process that was started without a launcher: its peers are none.
             torch.distributed.init_process_group(store=torch.distributed.HashStore(), rank=0, world_size=1)
+            atexit.register(torch.distributed.destroy_process_group)
         if self.layout.replicas == 1:
             return init_device_mesh(self.device.type, (self.layout.shards,), mesh_dim_names=("shard",))
         sizes = (self.layout.replicas, self.layout.shards)

@@ -48,7 +48,7 @@ def train(config: RunConfig, use_cache: bool = True) -> str:
     processes = Processes(may_shard=True)
     if processes.shards is not None:
         require_shardable(config)
-    with ending_together(processes.index) if processes.shards else nullcontext():
+    with ending_together(processes.index) if processes.shards and processes.count > 1 else nullcontext():
         return _train_alone(config, processes, use_cache)
 
 
@@ -84,6 +84,12 @@ def _probe(trainer: Trainer) -> dict[str, float]:
     try:
         probe_trained(trainer)
     except RuntimeError as error:
+        if trainer.processes.shards is not None:
+            # The other processes may be waiting in the middle of it.
+            raise UserError(
+                f"the probe of the proxy prompt failed ({shown_error(error)}); the last checkpoint is whole: `export` "
+                "writes the pair without it"
+            ) from error
         print(
             f"the pair is exported without a probe of its proxy prompt, which failed ({shown_error(error)}); try "
             "`evaluate --probe`"
