@@ -5,8 +5,8 @@
 
 Real processes on the CPU, joined by gloo as accelerate's launcher joins them, on tiny bases. A distance is that of all
 weights after the steps from those of one process that holds everything, relative to their norm; beside it, that of how
-far they moved. A kill takes one of two processes, at a moment between its start and its second step; the other has to
-end by itself. In the end the run has to equal, to the last bit, one that was left alone, and gone on with by another
+far they moved. A kill takes one of two processes, at a moment between their meeting and a second step; the other has
+to end by itself. In the end the run has to equal, to the last bit, one that was left alone, and gone on with by another
 number of processes to come to its weights. The status is 1 when anything differs.
 """
 
@@ -43,7 +43,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, str], list[str]]] = {
     "2, every block": (2, {}, ["sd15, full", "flux, full"]),
     "2, offloaded": (2, OFFLOAD, ["sd15, full", "sd15, lora"]),
 }
-# Four processes have a pass each of a step's pairs; of the three held-out ones a pass is left over, which does not count.
+# Four processes have a pass each of a step's pairs; of the three held-out ones one is left over and does not count.
 PAIRS_A_STEP, BATCH = 4, 1
 SETTINGS: dict[str, Any] = {
     "train_batch_size": BATCH,
@@ -135,8 +135,8 @@ def matrix(folder: Path, steps: int) -> tuple[list[str], bool]:
         print(f"{layout}: done", file=sys.stderr)
     table = [
         f"Relative distance of all weights after {steps} steps from those of one process (in brackets: their moves). "
-        "AdamW, checkpointing, clipping, padded validation; averages of whole models. Blocks are cut coarsely, but where "
-        f"it says every block. Largest: {largest:.1e}; allowed: {LIMIT:.0e}.",
+        "AdamW, checkpointing, clipping, padded validation; averages of whole models. Blocks are cut coarsely, but "
+        f"where it says every block. Largest: {largest:.1e}; allowed: {LIMIT:.0e}.",
         "",
         "| run | " + " | ".join(LAYOUTS) + " |",
         "| --- |" + " --- |" * len(LAYOUTS),
@@ -147,7 +147,7 @@ def matrix(folder: Path, steps: int) -> tuple[list[str], bool]:
 
 def kills(folder: Path, count: int, seed: int) -> tuple[list[str], bool]:
     """Kills one of two processes at random moments, and compares the end with a run that was left alone."""
-    from sharded_runs import differing, relative_distance, run_processes, train_in_shards
+    from sharded_runs import differing, relative_distance, run_processes, save_shallow_base, train_in_shards
 
     from chats_train.runs.checkpoint import RESUME, open_checkpoint
 
@@ -162,6 +162,8 @@ def kills(folder: Path, count: int, seed: int) -> tuple[list[str], bool]:
         "validation_steps": steps,
         "resume_from_checkpoint": "latest",
     }
+    settings_of("sd15", folder, 2, "left")
+    shared["pretrained_model"] = str(save_shallow_base(folder / "base-sd15", folder / "shallow"))
     left = settings_of("sd15", folder, 2, "left", **shared)
     run_processes(folder / "log", 2, train_in_shards, left)
     killed = settings_of("sd15", folder, 2, "killed", **shared)
@@ -188,8 +190,8 @@ def kills(folder: Path, count: int, seed: int) -> tuple[list[str], bool]:
     state = f"DIFFERS ({', '.join(wrong)})" if wrong else "equals, to the last bit,"
     others = " and by ".join(f"{processes}: {end:.1e}" for processes, end in ends.items())
     lines = [
-        f"**Killed**: {len(rows)} SIGKILLs of one of two processes, whole SD1.5 models, {steps} steps, a checkpoint "
-        f"after each. The last checkpoint {state} that of the run that was left alone; half-written folders that are "
+        f"**Killed**: {len(rows)} SIGKILLs of one of two processes, whole SD1.5 models of one level, {steps} steps, a "
+        f"checkpoint after each. The last checkpoint {state} that of the run that was left alone; half-written folders that are "
         f"left: {len(half)}. The other process ended by itself after {longest:.1f} s at most. Four steps from the end, "
         f"gone on with by so many processes, the weights come to so far from the same: by {others}.",
         "",
@@ -204,8 +206,13 @@ def kill_once(folder: Path, run: Any, moments: random.Random) -> tuple[int, int,
     """Which process was killed, the newest checkpoint then, and seconds until the other had ended."""
     from sharded_runs import start_processes, train_in_shards
 
+    (folder / "log-0").unlink(missing_ok=True)
     goal, delay, index = newest_step(run) + moments.randint(0, 1), moments.uniform(0, 3), moments.randint(0, 1)
     processes = start_processes(folder / "log", 2, train_in_shards, run)
+    log = folder / "log-0"
+    # Before they have joined it is the launcher that ends the others, and there is none here.
+    while all(process.is_alive() for process in processes) and not (log.exists() and b"data:" in log.read_bytes()):
+        time.sleep(0.05)
     while all(process.is_alive() for process in processes) and newest_step(run) < goal:
         time.sleep(0.005)
     time.sleep(delay)

@@ -5,6 +5,7 @@ Blocks are cut coarsely: each one is two messages between the processes, which c
 
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -13,16 +14,18 @@ from pathlib import Path
 import torch
 from loaded_process import start
 from safetensors.torch import load_file, save_file
+from tiny_pipelines import randomised
 from tiny_runs import trainer_of
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from chats_train.cli import main
-from chats_train.runs.checkpoint import RESUME, Checkpoint
+from chats_train.runs.checkpoint import RESUME, Checkpoint, open_checkpoint
 from chats_train.runs.processes import Processes
+from chats_train.runs.saving import save_state
 from chats_train.settings.config import RunConfig
-from chats_train.sharding.tensors import whole
+from chats_train.sharding.tensors import own, whole
 from chats_train.sharding.together import ending_together
 from chats_train.support.dtypes import TORCH_DTYPES
 from chats_train.support.errors import UserError
@@ -58,6 +61,18 @@ def run_processes(log: Path, count: int, function: Callable[..., object], *argum
     for rank, process in enumerate(started):
         process.join(timeout=WAIT_SECONDS)
         assert process.exitcode == 0, log.with_name(f"{log.name}-{rank}").read_text()[-3000:]
+
+
+def save_shallow_base(tiny: Path, folder: Path) -> Path:
+    """SD1.5 with one level, of a tiny base of more: a step is mostly Python's work on each module."""
+    from diffusers import UNet2DConditionModel
+
+    shutil.copytree(tiny, folder)
+    shallow = {"block_out_channels": (16,), "layers_per_block": 1, "cross_attention_dim": 24, "norm_num_groups": 8}
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    unet = UNet2DConditionModel(**shallow, **blocks, attention_head_dim=8)
+    randomised(unet, 0).save_pretrained(folder / "unet")
+    return folder
 
 
 def cut_coarsely() -> None:
@@ -101,6 +116,24 @@ def assert_shards_step_like_wholes(run: RunConfig, count: int) -> None:
             assert torch.equal(one, whole(other)), (optimizer, dtype)
 
 
+def assert_resumes(trainer: Trainer, processes: Processes) -> None:
+    """A new trainer goes on from this one's checkpoint as this one does."""
+    folder = trainer.config.output_dir / "checkpoints"
+    save_state(folder, trainer.state(), None, processes)
+    other = trainer_of(trainer.config, processes)
+    found = open_checkpoint(folder, "latest", RESUME)
+    assert found is not None
+    other.load_state(found)
+    for each in (trainer, other):
+        each.train_step()
+    expected, actual = trainer.state().tensors, other.state().tensors
+    for group, tensors in expected.items():
+        for name, value in tensors.items():
+            # What is not known yet of the reference is NaN.
+            one, two = (own(each).nan_to_num() for each in (value, actual[group][name]))
+            assert torch.equal(one, two), (group, name)
+
+
 def steps_in_shards(runs: list[RunConfig], steps: int, folder: Path, coarse: bool = True) -> None:
     """Takes steps of each run; the main process writes what they came to."""
     if coarse:
@@ -108,7 +141,9 @@ def steps_in_shards(runs: list[RunConfig], steps: int, folder: Path, coarse: boo
     processes = Processes(may_shard=True)
     assert_shards_step_like_wholes(runs[0], processes.count)
     for run in runs:
-        state = weights_after(trainer_of(run, processes), steps)
+        trainer = trainer_of(run, processes)
+        state = weights_after(trainer, steps)
+        assert_resumes(trainer, processes)
         if processes.is_main:
             save_file(state, folder / f"{run.output_dir.name}.safetensors")
 

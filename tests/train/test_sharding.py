@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sharded_runs import (
-    differing,
     distances,
+    equal,
     fail_alone,
-    relative_distance,
     run_processes,
+    save_shallow_base,
     start_processes,
     steps_in_shards,
     train_in_shards,
@@ -18,13 +18,13 @@ from sharded_runs import (
 )
 from tiny_runs import trainer_of
 
+from chats_train.inspection import describe
 from chats_train.runs.checkpoint import RESUME, open_checkpoint
 from chats_train.runs.processes import Processes
 from chats_train.runs.trained import export
 from chats_train.sharding.layout import Layout, require_shardable, wanted_layout
 from chats_train.support.errors import UserError
 from chats_train.training.optimizer import stochastic_round
-from chats_train.training.train import train
 from chats_train.training.trainer import micro_batches
 
 # Three passes a step: one process has fewer than the other.
@@ -34,31 +34,31 @@ STEPS = 3
 # Moves and metrics are small differences of large numbers.
 BOUNDS = {"weights": 1e-6, "averages": 1e-6, "moves": 1e-3, "figures": 1e-3}
 
-# Each process's part of a gradient is rounded; AdamW's first steps are nearly the gradient's signs.
-IN_BF16 = {"weights": 1e-4, "moves": 0.3, "figures": 0.05}
+
+@pytest.fixture(scope="module")
+def base(bases, tmp_path_factory):
+    return str(save_shallow_base(bases("sd15"), tmp_path_factory.mktemp("base") / "sd15"))
 
 
-def test_two_processes_in_shards_come_to_what_one_comes_to(config, tmp_path):
+def test_two_processes_in_shards_come_to_what_one_comes_to(config, base, tmp_path):
+    """And to the same, to the last bit, when they go on from a checkpoint of theirs."""
     kinds = {
         "full": {"training_method": "full", "ema_decay": 0.9, "gradient_checkpointing": True},
         # Its reference is asked for draws that are new, of which one process has more.
         "lora": {"training_method": "lora", "memory": "low", "reference_draws": 1},
-        "adafactor": {"training_method": "full", "optimizer": "adafactor"},
-        # Weights are gathered in bf16, and their gradients summed in fp32.
-        "bf16": {"training_method": "full", "mixed_precision": "bf16"},
     }
-    whole = {
-        name: trainer_of(config(output=name, gradient_accumulation_steps=2, **UNEVEN, **kind))
-        for name, kind in kinds.items()
-    }
+
+    def runs(accumulation):
+        shared = {"gradient_accumulation_steps": accumulation, "pretrained_model": base, **UNEVEN}
+        return [config(output=name, **shared, **kind) for name, kind in kinds.items()]
+
+    whole = {run.output_dir.name: trainer_of(run) for run in runs(2)}
     assert passes_of(whole["full"]) == [3] * STEPS
     alone = {name: weights_after(trainer, STEPS) for name, trainer in whole.items()}
-    runs = [config(output=name, gradient_accumulation_steps=1, **UNEVEN, **kind) for name, kind in kinds.items()]
-    run_processes(tmp_path / "log", 2, steps_in_shards, runs, STEPS, tmp_path)
-    for run in runs:
+    run_processes(tmp_path / "log", 2, steps_in_shards, runs(1), STEPS, tmp_path)
+    for run in runs(1):
         found = distances(tmp_path, run, alone[run.output_dir.name])
-        bounds = IN_BF16 if run.mixed_precision == "bf16" else BOUNDS
-        assert {kind: distance for kind, distance in found.items() if distance > bounds[kind]} == {}, found
+        assert {kind: distance for kind, distance in found.items() if distance > BOUNDS[kind]} == {}, found
 
 
 def passes_of(trainer) -> list[int]:
@@ -82,33 +82,33 @@ def test_an_error_in_one_process_ends_all_with_its_sentence(tmp_path):
     assert "process 1: `seed` is 3, which one process alone minds" in logs[2]
 
 
-def test_a_run_in_shards_is_resumed_and_exported_like_any_other(config, tmp_path):
-    """By two processes in one go, by two that go on after the first step, and by one that goes on alone from their
-    parts."""
-    shared = {"training_method": "full", "ema_decay": 0.9, "checkpointing_steps": 1, "max_train_steps": 2, **UNEVEN}
-    drawn = {"sample_every": 2, "sample_prompts": ["a b"], "sample_steps": 1, "validation_steps": 1}
-    whole = config(output="whole", gradient_accumulation_steps=1, **shared, **drawn)
-    run_processes(tmp_path / "whole-log", 2, train_in_shards, whole)
-    first = whole.output_dir / "checkpoints" / "step-00000001"
-    assert (first / "members" / "shard-00002-model-00001-of-00001.safetensors").exists()
-    assert [path.name for path in (whole.output_dir / "previews").iterdir()] == ["step-00000002.png"]
+def test_a_run_in_shards_leaves_what_any_run_does(config, base, tmp_path):
+    """Its preview, its pair with a probe, and a checkpoint that one process alone reads and goes on from."""
+    shared = {"training_method": "full", "ema_decay": 0.9, "pretrained_model": base, "max_train_steps": 1, **UNEVEN}
+    drawn = {"sample_every": 1, "sample_prompts": ["a b"], "sample_steps": 1}
+    run = config(gradient_accumulation_steps=1, **shared, **drawn)
+    run_processes(tmp_path / "log", 2, train_in_shards, run)
+    assert [path.name for path in (run.output_dir / "previews").iterdir()] == ["step-00000001.png"]
+    assert (run.output_dir / "proxy_probe.json").exists()
 
-    resumed = config(output="resumed", gradient_accumulation_steps=1, resume_from_checkpoint=str(first), **shared)
-    run_processes(tmp_path / "resumed-log", 2, train_in_shards, resumed)
-    assert differing(*(run.output_dir / "checkpoints" / "step-00000002" for run in (whole, resumed))) == []
+    path = run.output_dir / "checkpoints" / "step-00000001"
+    assert len(list((path / "members").glob("*.safetensors"))) == 2
+    part = next((path / "members").iterdir())
+    assert "a part of a run's checkpoint" in describe(part)[0]
+    found = open_checkpoint(path.parent, "latest", RESUME)
+    alone = trainer_of(config(gradient_accumulation_steps=2, **shared))
+    alone.load_state(found)
+    for group, tensors in alone.state().tensors.items():
+        assert equal(tensors, found.tensors(group)), group
 
-    alone = config(output="alone", gradient_accumulation_steps=2, resume_from_checkpoint=str(first), **shared)
-    train(alone)
-    last = [
-        open_checkpoint(run.output_dir / "checkpoints", "latest", RESUME).tensors("averages") for run in (whole, alone)
-    ]
-    assert 0 < relative_distance(*last) < 1e-6
-
-    written = {path.name: load_file(path) for path in whole.output_dir.glob("*.safetensors")}
-    again = {path.name: load_file(path) for path in export(whole, "latest", tmp_path / "again")}
-    assert written.keys() == again.keys() == {"whole_preferred.safetensors", "whole_dispreferred.safetensors"}
-    for name, tensors in written.items():
-        assert all(torch.equal(value, again[name][key]) for key, value in tensors.items())
+    written = {path.name: load_file(path) for path in run.output_dir.glob("*.safetensors")}
+    again = {path.name: load_file(path) for path in export(run, "latest", tmp_path / "again")}
+    assert written.keys() == again.keys() == {"run_preferred.safetensors", "run_dispreferred.safetensors"}
+    assert all(equal(tensors, again[name]) for name, tensors in written.items())
+    damaged = part.read_bytes()
+    part.write_bytes(damaged[:-1] + bytes([damaged[-1] ^ 1]))
+    with pytest.raises(UserError, match=f"members/{part.name} is not as it was written"):
+        open_checkpoint(path.parent, str(path), RESUME)
 
 
 def test_rounding_does_not_depend_on_the_shards():
