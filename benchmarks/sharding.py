@@ -191,7 +191,7 @@ def kills(folder: Path, count: int, seed: int) -> tuple[list[str], bool]:
     others = " and by ".join(f"{processes}: {end:.1e}" for processes, end in ends.items())
     lines = [
         f"**Killed**: {len(rows)} SIGKILLs of one of two processes, whole SD1.5 models of one level, {steps} steps, a "
-        f"checkpoint after each. The last checkpoint {state} that of the run that was left alone; half-written folders that are "
+        f"checkpoint after each. The last checkpoint {state} that of the run that was left alone; half-written folders "
         f"left: {len(half)}. The other process ended by itself after {longest:.1f} s at most. Four steps from the end, "
         f"gone on with by so many processes, the weights come to so far from the same: by {others}.",
         "",
