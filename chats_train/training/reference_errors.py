@@ -7,6 +7,7 @@ there are K of them for each pair, and one for each pair that is measured on.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
@@ -24,6 +25,9 @@ SETTINGS = (
     "family seed null_prompt_prob null_prompt prediction_type reference_draws validation_pairs training_method "
     "weight_dtype mixed_precision resolution enable_bucket bucket_reso_steps min_bucket_reso max_bucket_reso"
 )
+
+# How often a draw was trained on, at the most, where quality held (benchmarks/reference_draws.md).
+HARMLESS_VISITS = 4
 
 Picked = Sequence[tuple[int, Identified]]
 SIDES = ("chosen_reference", "rejected_reference")
@@ -89,6 +93,19 @@ class ReferenceErrors:
             ],
             dtype=torch.long,
         )
+
+
+def repeats_note(config: RunConfig, pairs: int, pairs_per_step: int) -> str | None:
+    """What the study of repeated draws says of a run that trains on so many pairs; None where it saw no harm."""
+    draws = config.reference_draws
+    epochs = config.max_train_steps * pairs_per_step / pairs
+    if draws is None or epochs <= HARMLESS_VISITS * draws:
+        return None
+    return (
+        f"`reference_draws` is {draws} and the run visits a pair {epochs:.0f} times, so that each draw is trained on "
+        f"{epochs / draws:.0f} times; {HARMLESS_VISITS} did no harm that could be measured, 8 and more did much "
+        f"(benchmarks/reference_draws.md): set it to {math.ceil(epochs / HARMLESS_VISITS)} or more, or to null"
+    )
 
 
 def basis(config: RunConfig, family: Family, dataset_fingerprint: str) -> str:
