@@ -34,7 +34,8 @@ class Members(ABC):
 
     Attributes:
         names: the members that train: both, or the preferred alone for an objective of one model.
-        one_graph: whether memory is asked to hold one graph at a time: each side is then asked on its own.
+        one_graph: whether one graph is alive at a time, each side being asked on its own: where memory is low, and
+            where members cannot share a pass.
     """
 
     def __init__(self, names: Iterable[str], one_graph: bool):
@@ -161,6 +162,9 @@ class LoRAMembers(Members):
         self._add_adapters(config, self.names)
         self.module.to(device)
         self._train_all()
+        loose = family.facts.loose_layers
+        if loose and any(name.startswith(loose) for name in self.parameters(self.names[0])):
+            self.one_graph = True
 
     def succeed(self, name: str, config: RunConfig) -> None:
         for parameter in self._trained:

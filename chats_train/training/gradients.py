@@ -17,6 +17,7 @@ from chats.objective import OBJECTIVES, Metrics, Objective, PairErrors, squared_
 
 from ..encodings.cache import EncodedPair
 from ..families import Denoiser, Family, Prompt
+from ..families.prompts import batch_of, same_length
 from ..runs.members import REFERENCE, Members, make_members
 from ..runs.previews import preview
 from ..settings.config import RunConfig
@@ -177,10 +178,11 @@ def make_batch(
     authors' code throws one for a whole batch, which has the same mean and more variance. Everything is mixed in fp32.
     """
     noise = torch.stack([drawn.noise for drawn in draws]).to(device)
-    timesteps = family.sample_timesteps(
-        torch.tensor([drawn.timestep for drawn in draws], dtype=torch.float64).float()
-    ).to(device)
-    prompts = {name: torch.stack([pair.prompt[name] for pair in pairs]).to(device) for name in pairs[0].prompt}
+    uniform = torch.tensor([drawn.timestep for drawn in draws], dtype=torch.float64).float()
+    timesteps = family.sample_timesteps(uniform, noise.shape[-2:]).to(device)
+    prompts = {name: tensor.to(device) for name, tensor in batch_of([pair.prompt for pair in pairs]).items()}
+    # Of one length on both sides, which may share a pass.
+    prompts, null = same_length(prompts, null)
     dropped = torch.tensor([drawn.coin < null_prompt_prob for drawn in draws], device=device)
     nulled = {name: _where(dropped, null[name].to(tensor), tensor) for name, tensor in prompts.items()}
 
