@@ -15,11 +15,24 @@ SECOND = torch.device("privateuseone", 0)
 CPU = torch.device("cpu")
 FREE = 4 * 2**30
 # What makes tensors from a device's name alone.
-FACTORIES = ("arange", "empty", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
+FACTORIES = (
+    "arange",
+    "empty",
+    "empty_like",
+    "full",
+    "linspace",
+    "ones",
+    "rand",
+    "randn",
+    "tensor",
+    "zeros",
+    "zeros_like",
+)
+LAYERS = ("conv2d", "linear")
 
 
 class SecondTensor(torch.Tensor):
-    """On the second device; ``threads`` have computed there, by name."""
+    """On the second device; ``threads`` have run a network's layers there, by name."""
 
     threads: ClassVar[set[str]] = set()
 
@@ -36,7 +49,8 @@ class SecondTensor(torch.Tensor):
         if function in (torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.item):
             with torch._C.DisableTorchFunctionSubclass():
                 return function(_plain(args[0]), *args[1:], **kwargs)
-        cls.threads.add(threading.current_thread().name)
+        if getattr(function, "__name__", "") in LAYERS:
+            cls.threads.add(threading.current_thread().name)
         given = list(_tensors((args, kwargs)))
         if any(not isinstance(each, SecondTensor) and each.ndim > 0 for each in given):
             raise RuntimeError(
@@ -103,7 +117,7 @@ def make_second_device(monkeypatch) -> list[torch.device]:
         def make(*args, device=None, **kwargs):
             if device is None or torch.device(device) != SECOND:
                 return factory(*args, **({} if device is None else {"device": device}), **kwargs)
-            return factory(*args, device=CPU, **kwargs).as_subclass(SecondTensor)
+            return factory(*map(_plain, args), device=CPU, **kwargs).as_subclass(SecondTensor)
 
         return make
 
