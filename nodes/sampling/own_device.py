@@ -112,14 +112,14 @@ class OwnDevice:
             if self._pool is None:
                 with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
                     return [one.to(device) for one in call()]
-            predictions, error = self._end()
+            predictions, error = self._end(self._pool)
             if error is not None:
                 raise error
             return [one.to(device) for one in predictions]
 
-    def _end(self) -> tuple[list[Tensor] | None, BaseException | None]:
+    def _end(self, pool: MultiGPUThreadPool) -> tuple[list[Tensor], BaseException | None]:
         self._begun = False
-        return self._pool.get_result(self.device)
+        return pool.get_result(self.device)
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -127,8 +127,8 @@ class OwnDevice:
         try:
             yield
         finally:
-            if self._begun:
-                self._end()
+            if self._pool is not None and self._begun:
+                self._end(self._pool)
 
     def close(self) -> None:
         if self._pool is not None:
