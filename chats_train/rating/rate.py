@@ -16,8 +16,9 @@ from chats.taste.dataset import TasteDataset
 from chats.taste.names import CANDIDATES, IMAGES, METADATA
 from chats.taste.records import SCORER, Pair, Vote
 
+from ..evaluation.benchmark import Scorer
 from ..evaluation.prompts import EvaluationPrompt
-from ..evaluation.scorers import Scorer, open_scorers
+from ..evaluation.scorers import TEXT_KINDS, open_scorers
 from ..evaluation.scoring import score_pictures
 from ..runs.peers import Peers, peers_of
 from ..runs.processes import Processes
@@ -63,7 +64,7 @@ def rate(folder: Path, scorer_specs: Sequence[str], margins: Sequence[float]) ->
         )
     processes = Processes()
     with peers_of(processes) as peers:
-        scorers = open_scorers(scorer_specs, processes.device)
+        scorers = open_scorers(scorer_specs, processes.device, TEXT_KINDS)
         margins = margins or [0.0] * len(scorers)
         if peers.is_main:
             yield from _rate(folder, scorers, margins, peers)
