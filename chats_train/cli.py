@@ -13,6 +13,7 @@ from .support.errors import UserError
 
 if TYPE_CHECKING:
     from .families import Family
+    from .runs.processes import Processes
     from .settings.config import RunConfig
 
 USER_ERROR_STATUS = 2
@@ -106,14 +107,16 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _cache(args: argparse.Namespace) -> None:
-    from .encodings.cache import fill_cache
-    from .runs.opening import open_pairs
-
     config = _read_config(args)
-    family = _open_family(config)
-    dataset = open_pairs(config)
-    fill_cache(config.cache_dir, dataset.samples, family, config.sample_prompts)
-    print(f"cached in {config.cache_dir}: {len(dataset.samples)} pairs")
+    from .runs.processes import Processes
+    from .training.train import open_data, open_encodings
+
+    processes = Processes()
+    family = _open_family(config, processes)
+    dataset = open_data(config, processes)
+    open_encodings(config, family, dataset, processes, use_cache=True)
+    if processes.is_main:
+        print(f"cached in {config.cache_dir}: {len(dataset.samples)} pairs")
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -191,7 +194,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         probe=args.probe,
     )
-    print("\n".join(evaluate(_read_config(args), args.checkpoint, settings, args.scorer, args.output)))
+    for line in evaluate(_read_config(args), args.checkpoint, settings, args.scorer, args.output):
+        print(line)
 
 
 def _rate(args: argparse.Namespace) -> None:
@@ -227,11 +231,14 @@ def _read_config(args: argparse.Namespace) -> RunConfig:
     return config
 
 
-def _open_family(config: RunConfig) -> Family:
+def _open_family(config: RunConfig, processes: Processes | None = None) -> Family:
+    """The base; it is said what it is, by the main one of several processes."""
     from .runs.opening import open_family
     from .support.amounts import count_text
 
-    family = open_family(config)
+    family = open_family(config, processes.device if processes else None)
+    if processes and not processes.is_main:
+        return family
     parts = family.parameter_counts()
     sizes = ", ".join(f"{part} {count_text(count)}" for part, count in parts.items())
     print(f"base: {config.pretrained_model} ({family.prediction_type}, null prompt {family.null_prompt_kind}): {sizes}")

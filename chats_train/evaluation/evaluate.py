@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from chats.locks import locked
 from chats.objective import OBJECTIVES
 
 from ..runs.folder import LOCK
 from ..runs.opening import open_family
+from ..runs.peers import Peers, peers_of
 from ..runs.processes import Processes
 from ..runs.trained import open_trained, trained_members
 from ..sampling.sampler import Form
@@ -64,11 +67,25 @@ def evaluate(
     """Evaluates a checkpoint (``latest`` or a folder) into ``folder``, by default `<output_dir>/evaluation`.
 
     Returns:
-        the report, as lines of text.
+        the report, as lines of text; of several processes that draw and score together, in the main one alone.
 
     Raises:
         UserError: for what the user can mend; before anything is drawn where that can be told.
     """
+    processes = Processes()
+    with peers_of(processes) as peers:
+        return _evaluate(config, wanted, settings, scorer_specs, folder, processes.device, peers)
+
+
+def _evaluate(
+    config: RunConfig,
+    wanted: str,
+    settings: EvaluationSettings,
+    scorer_specs: Sequence[str],
+    folder: Path | None,
+    device: torch.device,
+    peers: Peers,
+) -> list[str]:
     folder = folder or config.output_dir / "evaluation"
     checkpoint = open_trained(config, wanted)
     prompts, repeated = read_prompts(settings.prompts)
@@ -76,7 +93,6 @@ def evaluate(
     alphas = settings.alphas or (config.alpha,)
     _refuse_a_probe_of_nothing(config, settings, pair, alphas)
     conditions = make_conditions(pair, settings.guidance_scales or (config.guidance_scale,), alphas, settings.forms)
-    device = Processes().device
     scorers = open_scorers(scorer_specs, device)
     benchmarks = [scorer for scorer in scorers if isinstance(scorer, Benchmark)]
     own = {benchmark.name: _own_prompts(benchmark, prompts) for benchmark in benchmarks}
@@ -84,22 +100,24 @@ def evaluate(
     members, weights = trained_members(config, family, checkpoint), checkpoint.weights_sha256
 
     header = _header(checkpoint.path.name, config, settings, len(prompts), repeated, pair)
-    with _only_evaluation_in(folder):
+    with _only_evaluation_in(folder, peers):
         probed = []
-        if settings.probe:
+        if settings.probe and peers.is_main:
             probed = probe_pair(config, family, members, prompts, alphas, settings.steps)
             write_probe(folder, weights, probed)
         if settings.seeds == 0:
-            return [*header, *probe_text(probed), f"{folder / PROBE_FILE}"]
+            return [*header, *probe_text(probed), f"{folder / PROBE_FILE}"] if peers.is_main else []
         pictures = plan_pictures(
             folder, config, family, weights, conditions, prompts, range(settings.seeds), settings.steps
         )
-        drawn = draw_pictures(pictures, config, family, members, settings.steps, settings.batch_size)
+        drawn = draw_pictures(pictures, config, family, members, settings.steps, settings.batch_size, peers=peers)
         header.append(f"{len(pictures)} pictures, {drawn} of them drawn now, {len(pictures) - drawn} kept from before")
         # The scorers want the room.
         del members
         family.release_encoders()
-        scores = {scorer.name: score_pictures(scorer, pictures, folder) for scorer in scorers}
+        scores = {scorer.name: score_pictures(scorer, pictures, folder, peers) for scorer in scorers}
+        if not peers.is_main:
+            return []
         comparisons = compare_negatives(by_condition(pictures, scores))
         kept = keep_verdict(config.output_dir, weights, comparisons)
         breakdowns = {benchmark.name: break_down(benchmark, pictures, folder) for benchmark in benchmarks}
@@ -148,12 +166,13 @@ def _header(
 
 
 @contextmanager
-def _only_evaluation_in(folder: Path) -> Iterator[None]:
-    """Keeps other evaluations out of a folder."""
-    with locked(folder / LOCK) as free:
+def _only_evaluation_in(folder: Path, peers: Peers) -> Iterator[None]:
+    """Keeps other evaluations out of a folder; the main process holds the lock for all."""
+    with locked(folder / LOCK) if peers.is_main else nullcontext(True) as free:
         if not free:
             raise UserError(
                 f"`--output` is {folder}, where another evaluation is at work now; wait for its end, stop it, or "
                 "choose another `--output`"
             )
+        peers.wait()
         yield

@@ -16,6 +16,7 @@ from chats.files import write_text
 from chats.words import shown_error
 
 from ..data.images import DECODE_ERRORS
+from ..runs.peers import Peers
 from ..support.errors import UserError
 from ..support.jsonl import read_rows
 from .benchmark import Benchmark, Parts, Scorer
@@ -38,38 +39,45 @@ class Scored(Protocol):
     def prompt(self) -> EvaluationPrompt: ...
 
 
-def score_pictures(scorer: Scorer, pictures: Sequence[Scored], folder: Path) -> dict[str, float]:
+def score_pictures(
+    scorer: Scorer, pictures: Sequence[Scored], folder: Path, peers: Peers | None = None
+) -> dict[str, float]:
     """Scores by picture key; those in scores.jsonl of the same fingerprint are taken from there, new ones are added to
     it. A benchmark has none for pictures of prompts that are not its own.
+
+    Args:
+        pictures: the same in all processes.
+        peers: share the work; None for this process alone. The main one writes.
+
+    Returns:
+        the scores in the main process, and nothing in the others.
 
     Raises:
         UserError: when a picture cannot be read, or a score is not finite.
     """
-    path = folder / SCORES_FILE
+    peers = peers or Peers()
     pictures = _own(scorer, pictures)
-    rows = read_rows(path)
-    kept = {(row["key"], row["fingerprint"]): row["score"] for row in rows if row["scorer"] == scorer.name}
-    # Written anew: a kill may have cut off the last line.
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-    names = {picture.key: _fingerprint(scorer, picture.prompt) for picture in pictures}
-    missing = [picture for picture in pictures if (picture.key, names[picture.key]) not in kept]
-    for start in tqdm(
-        range(0, len(missing), SCORING_BATCH), f"scoring with {scorer.name}", unit="batch", disable=not missing
-    ):
-        batch = missing[start : start + SCORING_BATCH]
-        values = _scored(scorer, [_opened(picture) for picture in batch], [picture.prompt for picture in batch])
-        with path.open("a", encoding="utf-8") as file:
-            for picture, value in zip(batch, values, strict=True):
-                if not math.isfinite(value["score"]):
-                    raise UserError(
-                        f"{scorer.name} gives {picture.path} {value['score']}; look at the picture, and check the "
-                        "scorer's folder"
-                    )
-                name = names[picture.key]
-                kept[picture.key, name] = value["score"]
-                row = {"key": picture.key, "scorer": scorer.name, "fingerprint": name, **value}
-                file.write(json.dumps(row) + "\n")
-    return {key: kept[key, name] for key, name in names.items()}
+    names = [(picture.key, _fingerprint(scorer, picture.prompt)) for picture in pictures]
+    kept = _kept(scorer, folder) if peers.is_main else {}
+    missing = peers.told(lambda: [place for place, name in enumerate(names) if name not in kept])
+    batches = [missing[start : start + SCORING_BATCH] for start in range(0, len(missing), SCORING_BATCH)]
+
+    def score(batch: list[int]) -> list[dict[str, Any]]:
+        return _scored(scorer, [pictures[place] for place in batch])
+
+    shown = peers.is_main and bool(missing)
+    results = tqdm(
+        peers.results(score, batches), f"scoring with {scorer.name}", len(batches), unit="batch", disable=not shown
+    )
+    for number, values in enumerate(results):
+        rows = [
+            {"key": names[place][0], "scorer": scorer.name, "fingerprint": names[place][1], **value}
+            for place, value in zip(batches[number], values, strict=True)
+        ]
+        kept |= {(row["key"], row["fingerprint"]): row["score"] for row in rows}
+        with (folder / SCORES_FILE).open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+    return {key: kept[key, name] for key, name in names} if peers.is_main else {}
 
 
 def read_parts(scorer: Benchmark, pictures: Sequence[Scored], folder: Path) -> dict[str, Parts]:
@@ -93,11 +101,28 @@ def _fingerprint(scorer: Scorer, prompt: EvaluationPrompt) -> str:
     return scorer.fingerprint_for(prompt) if isinstance(scorer, Benchmark) else scorer.fingerprint
 
 
-def _scored(scorer: Scorer, images: Sequence[Image.Image], prompts: Sequence[EvaluationPrompt]) -> list[dict[str, Any]]:
+def _kept(scorer: Scorer, folder: Path) -> dict[tuple[str, str], float]:
+    """The scorer's scores of before, by key and fingerprint."""
+    rows = read_rows(folder / SCORES_FILE)
+    # Written anew: a kill may have cut off the last line.
+    write_text(folder / SCORES_FILE, "".join(json.dumps(row) + "\n" for row in rows))
+    return {(row["key"], row["fingerprint"]): row["score"] for row in rows if row["scorer"] == scorer.name}
+
+
+def _scored(scorer: Scorer, pictures: Sequence[Scored]) -> list[dict[str, Any]]:
     """What a row keeps of each picture: its score, and what else a benchmark says."""
+    images, prompts = [_opened(picture) for picture in pictures], [picture.prompt for picture in pictures]
     if isinstance(scorer, Benchmark):
-        return [asdict(judgement) for judgement in scorer.judge(images, prompts)]
-    return [{"score": score} for score in scorer.score(images, prompts).tolist()]
+        values = [asdict(judgement) for judgement in scorer.judge(images, prompts)]
+    else:
+        values = [{"score": score} for score in scorer.score(images, prompts).tolist()]
+    for picture, value in zip(pictures, values, strict=True):
+        if not math.isfinite(value["score"]):
+            raise UserError(
+                f"{scorer.name} gives {picture.path} {value['score']}; look at the picture, and check the scorer's "
+                "folder"
+            )
+    return values
 
 
 def _opened(picture: Scored) -> Image.Image:

@@ -240,15 +240,8 @@ def test_colours_are_the_nearest_of_clips_texts(clip):
         mask = np.zeros((30, 40), dtype=bool)
         mask[2:28, 4 * number : 4 * number + 3] = True
         objects.append(Detection("dog", 1.0, box, mask))
-    texts = [
-        text
-        for colour in COLOURS
-        for text in (
-            f"a photo of a {colour} dog",
-            f"a photo of a {colour}-colored dog",
-            f"a photo of a {colour} object",
-        )
-    ]
+    forms = ("a photo of a {} dog", "a photo of a {}-colored dog", "a photo of a {} object")
+    texts = [form.format(colour) for colour in COLOURS for form in forms]
     tokens = colours.clip.tokenizer(texts, padding=True, return_tensors="pt")
     pixels = torch.stack([colours.clip.pixels(cut_out(image, one)) for one in objects])
     with torch.no_grad():
