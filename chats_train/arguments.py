@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 SCORERS = "pickscore, hpsv2 or imagereward, with a local folder, or a hub id, which is fetched"
+BENCHMARKS = "geneval=SEGMENTER,CLIP and dpg=VQA_MODEL,QUESTIONS.csv score the benchmarks' own prompts"
 
 
 def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse.ArgumentParser:
@@ -165,7 +166,7 @@ def _add_evaluate(commands: argparse._SubParsersAction, run: Callable[[argparse.
         type=Path,
         nargs="+",
         required=True,
-        help=".txt (one prompt a line), GenEval's .jsonl, or HPS v2's .json for each style",
+        help=".txt (one prompt a line), GenEval's .jsonl, HPS v2's .json for each style, or DPG-Bench's folder of .txt",
     )
     add(
         "--seeds",
@@ -201,7 +202,7 @@ def _add_evaluate(commands: argparse._SubParsersAction, run: Callable[[argparse.
         nargs="+",
         default=[],
         metavar="KIND=FOLDER_OR_HUB_ID",
-        help=f"{SCORERS}; pictures are drawn without one too",
+        help=f"{SCORERS}; {BENCHMARKS}; pictures are drawn without one too",
     )
     add(
         "--output",
