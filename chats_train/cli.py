@@ -198,6 +198,13 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(line)
 
 
+def _score(args: argparse.Namespace) -> None:
+    from .evaluation.benchmarks.folders import score_folder
+
+    for line in score_folder(args.pictures, args.scorer, args.grid, args.output):
+        print(line)
+
+
 def _rate(args: argparse.Namespace) -> None:
     from .rating import rate
 
@@ -255,6 +262,7 @@ RUNS = {
     "extract": _extract,
     "distill": _distill,
     "evaluate": _evaluate,
+    "score": _score,
     "rate": _rate,
     "demo": _demo,
     "inspect": _inspect,

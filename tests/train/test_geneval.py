@@ -10,6 +10,7 @@ from PIL import Image
 
 from chats_train.evaluation.benchmarks import segmenter as segmenting
 from chats_train.evaluation.benchmarks.colours import ColourNamer, cut_out
+from chats_train.evaluation.benchmarks.folders import find_geneval
 from chats_train.evaluation.benchmarks.geneval import (
     CLASSES,
     COLOURS,
@@ -290,3 +291,22 @@ def test_judgements_are_kept_by_what_was_asked_for(segmenter_folder, clip, small
     together = scorer.judge(images, asked)
     assert together == [scorer.judge([image], [each])[0] for image, each in zip(images, asked, strict=True)]
     assert together[0].score == 1.0
+
+
+def test_pictures_in_the_benchmarks_own_folders(tmp_path):
+    for number, (tag, include) in enumerate({"single_object": [BENCH], "two_object": [DOG]}.items()):
+        samples = tmp_path / f"{number:05}" / "samples"
+        samples.mkdir(parents=True)
+        row = {"tag": tag, "include": include, "prompt": f"a photo {number}"}
+        (samples.parent / "metadata.jsonl").write_text(json.dumps(row))
+        (samples.parent / "grid.png").touch()
+        for seed in range(2):
+            noise(2 * number + seed).save(samples / f"{seed:05}.png")
+    found = list(find_geneval(tmp_path))
+    assert [(each.prompt.text, each.prompt.group, each.seed, each.path.parts[-3:]) for each in found] == [
+        ("a photo 0", "single_object", 0, ("00000", "samples", "00000.png")),
+        ("a photo 0", "single_object", 1, ("00000", "samples", "00001.png")),
+        ("a photo 1", "two_object", 0, ("00001", "samples", "00000.png")),
+        ("a photo 1", "two_object", 1, ("00001", "samples", "00001.png")),
+    ]
+    assert len({each.key for each in found}) == 4
