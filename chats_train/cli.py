@@ -14,6 +14,7 @@ from .support.errors import UserError
 if TYPE_CHECKING:
     from .families import Family
     from .runs.processes import Processes
+    from .runs.subjects import Subject
     from .settings.config import RunConfig
 
 USER_ERROR_STATUS = 2
@@ -83,10 +84,12 @@ def _init(args: argparse.Namespace) -> None:
     from chats.files import write_text
 
     from .settings.config_file import config_template
+    from .settings.recipes import read_recipe
 
     if args.output.exists():
         raise UserError(f"`--output` is {args.output}, which is there already; remove it or choose another name")
-    write_text(args.output, config_template(args.family))
+    text = config_template(args.family) if args.recipe is None else read_recipe(args.family, args.recipe)
+    write_text(args.output, text)
     print(
         f"{args.output}: set `output_dir`, `pretrained_model` and `data`, then run `python -m chats_train check "
         f"{args.output}`"
@@ -194,8 +197,24 @@ def _evaluate(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         probe=args.probe,
     )
-    for line in evaluate(_read_config(args), args.checkpoint, settings, args.scorer, args.output):
+    for line in evaluate(_subject(args), settings, args.scorer, args.output):
         print(line)
+
+
+def _subject(args: argparse.Namespace) -> Subject:
+    """What is evaluated: a run, or the files of a pair."""
+    if (args.config is None) == (args.pair is None):
+        raise UserError(f"{'both' if args.pair else 'neither'} of a run's YAML and `--pair` given; give one of the two")
+    if (args.pair is None) != (args.base is None):
+        raise UserError("`--pair` and `--base` go together: two members, and the base that they were made from")
+    if args.pair is None:
+        from .runs.subjects import run_subject
+
+        return run_subject(_read_config(args), args.checkpoint)
+    from .runs.published import open_pair
+
+    preferred, dispreferred = args.pair
+    return open_pair(preferred, dispreferred, args.base, args.output or Path("evaluation"), args.set)
 
 
 def _score(args: argparse.Namespace) -> None:

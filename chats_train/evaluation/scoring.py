@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,29 +55,32 @@ def score_pictures(
     Raises:
         UserError: when a picture cannot be read, or a score is not finite.
     """
-    peers = peers or Peers()
-    pictures = _own(scorer, pictures)
-    names = [(picture.key, _fingerprint(scorer, picture.prompt)) for picture in pictures]
-    kept = _kept(scorer, folder) if peers.is_main else {}
-    missing = peers.told(lambda: [place for place, name in enumerate(names) if name not in kept])
-    batches = [missing[start : start + SCORING_BATCH] for start in range(0, len(missing), SCORING_BATCH)]
+    peers, pictures = peers or Peers(), _own(scorer, pictures)
+    names = {picture.key: _fingerprint(scorer, picture.prompt) for picture in pictures}
+    kept = _kept(scorer, folder, names) if peers.is_main else {}
+    # Which are scored together follows from all of them, not from what is kept: the bits of a score can depend on that.
+    batches = [pictures[start : start + SCORING_BATCH] for start in range(0, len(pictures), SCORING_BATCH)]
+    missing = peers.told(
+        lambda: [place for place, batch in enumerate(batches) if not all(picture.key in kept for picture in batch)]
+    )
 
-    def score(batch: list[int]) -> list[dict[str, Any]]:
-        return _scored(scorer, [pictures[place] for place in batch])
+    def score(place: int) -> list[dict[str, Any]]:
+        return _scored(scorer, batches[place])
 
     shown = peers.is_main and bool(missing)
     results = tqdm(
-        peers.results(score, batches), f"scoring with {scorer.name}", len(batches), unit="batch", disable=not shown
+        peers.results(score, missing), f"scoring with {scorer.name}", len(missing), unit="batch", disable=not shown
     )
     for number, values in enumerate(results):
         rows = [
-            {"key": names[place][0], "scorer": scorer.name, "fingerprint": names[place][1], **value}
-            for place, value in zip(batches[number], values, strict=True)
+            {"key": picture.key, "scorer": scorer.name, "fingerprint": names[picture.key], **value}
+            for picture, value in zip(batches[missing[number]], values, strict=True)
+            if picture.key not in kept
         ]
-        kept |= {(row["key"], row["fingerprint"]): row["score"] for row in rows}
+        kept |= {row["key"]: row["score"] for row in rows}
         with (folder / SCORES_FILE).open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
-    return {key: kept[key, name] for key, name in names} if peers.is_main else {}
+    return {key: kept[key] for key in names} if peers.is_main else {}
 
 
 def read_parts(scorer: Benchmark, pictures: Sequence[Scored], folder: Path) -> dict[str, Parts]:
@@ -86,6 +89,18 @@ def read_parts(scorer: Benchmark, pictures: Sequence[Scored], folder: Path) -> d
     return {
         row["key"]: {category: (met, asked) for category, (met, asked) in row["parts"].items()}
         for row in read_rows(folder / SCORES_FILE)
+        if row["scorer"] == scorer.name and names.get(row["key"]) == row["fingerprint"]
+    }
+
+
+def _kept(scorer: Scorer, folder: Path, names: Mapping[str, str]) -> dict[str, float]:
+    """The scorer's scores of before, of the fingerprints that pictures have now."""
+    rows = read_rows(folder / SCORES_FILE)
+    # Written anew: a kill may have cut off the last line.
+    write_text(folder / SCORES_FILE, "".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        row["key"]: row["score"]
+        for row in rows
         if row["scorer"] == scorer.name and names.get(row["key"]) == row["fingerprint"]
     }
 
@@ -99,14 +114,6 @@ def _own(scorer: Scorer, pictures: Sequence[Scored]) -> Sequence[Scored]:
 
 def _fingerprint(scorer: Scorer, prompt: EvaluationPrompt) -> str:
     return scorer.fingerprint_for(prompt) if isinstance(scorer, Benchmark) else scorer.fingerprint
-
-
-def _kept(scorer: Scorer, folder: Path) -> dict[tuple[str, str], float]:
-    """The scorer's scores of before, by key and fingerprint."""
-    rows = read_rows(folder / SCORES_FILE)
-    # Written anew: a kill may have cut off the last line.
-    write_text(folder / SCORES_FILE, "".join(json.dumps(row) + "\n" for row in rows))
-    return {(row["key"], row["fingerprint"]): row["score"] for row in rows if row["scorer"] == scorer.name}
 
 
 def _scored(scorer: Scorer, pictures: Sequence[Scored]) -> list[dict[str, Any]]:

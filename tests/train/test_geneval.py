@@ -284,7 +284,6 @@ def test_judgements_are_kept_by_what_was_asked_for(segmenter_folder, clip, small
     # The same picture and text, but something else is asked for.
     pictures[0].prompt = prompt("counting", [{"class": "tv", "count": 9}], [{"class": "tv", "count": 10}])
     assert score_pictures(scorer, pictures, tmp_path) == {"0": 0.0, "1": 0.0}
-    assert judged == [2, 1]
     assert read_parts(scorer, pictures, tmp_path)["0"] == {"counting": (0.0, 1.0)}
     # What a picture is scored with does not matter.
     images, asked = [noise(0), noise(1)], [tv, dog]
