@@ -122,7 +122,7 @@ def test_full_rank_gives_the_dispreferred_back(states, tmp_path, family, first, 
     assert result.keys() == dispreferred.keys()
     for key, value in dispreferred.items():
         torch.testing.assert_close(result[key], value, rtol=0, atol=1e-6, msg=key)
-    assert len(lora.layers) == sum(not torch.equal(preferred[key], dispreferred[key]) for key in preferred) > 50
+    assert len(lora.layers) == sum(not torch.equal(preferred[key], dispreferred[key]) for key in preferred) > 40
     assert overall_energy(lora.layers) > 1 - 1e-12
 
 
