@@ -7,9 +7,9 @@ are of a new kind. Nothing here imports torch.
 from __future__ import annotations
 
 from ..support.errors import UserError
-from .family_facts import UNET_TARGETS, ComfySizes, FamilyFacts, Marks
+from .family_facts import JOINT_TARGETS, ComfySizes, FamilyFacts, Marks
+from .flux_facts import CHROMA, FLUX
 
-JOINT_TARGETS = (*UNET_TARGETS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 # What the settings that name a base can be, for errors.
 SOURCE_FORMS = {
     "pretrained_model": "a .safetensors checkpoint, a diffusers folder, or a hub id (owner/name)",
@@ -93,40 +93,6 @@ SD3 = FamilyFacts(
     scheduler="simple",
 )
 
-FLUX = FamilyFacts(
-    name="flux",
-    title="Flux",
-    adapter="flux:Flux",
-    resolution=1024,
-    prediction_types=("flow",),
-    patch=2,
-    denoiser_part="transformer",
-    text_parts=("text_encoder", "text_encoder_2"),
-    tokenizer_parts=("tokenizer", "tokenizer_2"),
-    prefixes={"transformer": "model.diffusion_model."},
-    layout="flux",
-    lora_style="peft",
-    architecture="flux-1-dev",
-    comfy_sizes=ComfySizes(4096, scaling_factor=0.3611, shift_factor=0.1159),
-    latent_channels=16,
-    marks=Marks(
-        native=("double_blocks.0.img_attn.qkv.weight",),
-        diffusers=("transformer_blocks.0.attn.add_k_proj.weight", "single_transformer_blocks.0.attn.to_k.weight"),
-        # Chroma and Flux.2 have Flux.1's blocks too, and modulate them from elsewhere.
-        not_with=("distilled_guidance_layer.", "double_stream_modulation_img."),
-        variants={"guidance_in.in_layer.weight": "Flux.1-dev", "": "Flux.1-schnell"},
-        lora=("double_blocks_0_img_mod", "single_blocks_0_modulation", "guidance_in_", "vector_in_"),
-        lora_shared=("single_transformer_blocks", "single_blocks"),
-    ),
-    # ComfyUI pads to at least 256 and lets longer prompts be longer; diffusers fixes 512. Trained as it will be
-    # sampled.
-    t5_tokens=256,
-    # Two copies of 12 billion weights fit nowhere that people have.
-    methods=("lora",),
-    lora_targets=JOINT_TARGETS,
-    scheduler="simple",
-)
-
 Z_IMAGE = FamilyFacts(
     name="z_image",
     title="Z-Image",
@@ -194,7 +160,7 @@ QWEN_IMAGE = FamilyFacts(
     scheduler="simple",
 )
 
-FAMILIES: dict[str, FamilyFacts] = {facts.name: facts for facts in (SD15, SDXL, SD3, FLUX, Z_IMAGE, QWEN_IMAGE)}
+FAMILIES: dict[str, FamilyFacts] = {facts.name: facts for facts in (SD15, SDXL, SD3, FLUX, Z_IMAGE, QWEN_IMAGE, CHROMA)}
 
 
 def facts_of(name: str) -> FamilyFacts:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+JOINT_TARGETS = (*UNET_TARGETS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
 @dataclass(frozen=True)

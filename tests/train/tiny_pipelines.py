@@ -12,6 +12,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
+    ChromaTransformer2DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
@@ -160,6 +161,7 @@ def vae(family: str, seed: int) -> torch.nn.Module:
         "sd3": (1.5305, 0.0609, 16),
         "flux": (0.3611, 0.1159, 16),
         "z_image": (0.3611, 0.1159, 16),
+        "chroma": (0.3611, 0.1159, 16),
     }[family]
     blocks = 4
     return randomised(
@@ -181,9 +183,15 @@ def vae(family: str, seed: int) -> torch.nn.Module:
 
 def denoiser(family: str, seed: int = 0, comfy: bool = False) -> torch.nn.Module:
     """A random denoiser; with ``comfy`` one that real ComfyUI detects."""
-    make = {"sd15": _sd15, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux, "z_image": _z_image, "qwen_image": _qwen_image}[
-        family
-    ]
+    make = {
+        "sd15": _sd15,
+        "sdxl": _sdxl,
+        "sd3": _sd3,
+        "flux": _flux,
+        "z_image": _z_image,
+        "qwen_image": _qwen_image,
+        "chroma": _chroma,
+    }[family]
     return randomised(make(comfy), seed)
 
 
@@ -275,11 +283,25 @@ def _qwen_image(comfy: bool) -> torch.nn.Module:
     )
 
 
+def _chroma(comfy: bool) -> torch.nn.Module:
+    """ComfyUI makes 344 modulations for every Chroma: 12 for each double block, 3 for each single one, 2 at the end."""
+    return ChromaTransformer2DModel(
+        num_layers=28 if comfy else 1,
+        num_single_layers=2,
+        num_attention_heads=1,
+        attention_head_dim=128,
+        joint_attention_dim=4096 if comfy else T5_WIDTH,
+        approximator_hidden_dim=32,
+        approximator_layers=1,
+    )
+
+
 def published(family: str) -> torch.nn.Module:
     """A denoiser of the published widths, of two blocks of each kind; for the meta device."""
     return {
         "z_image": lambda: ZImageTransformer2DModel(n_layers=2),
         "qwen_image": lambda: QwenImageTransformer2DModel(num_layers=2),
+        "chroma": lambda: ChromaTransformer2DModel(num_layers=2, num_single_layers=2),
     }[family]()
 
 
@@ -299,10 +321,11 @@ def save_pipeline(
         language_model = qwen_vl if family == "qwen_image" else qwen3
         language_model(LLM_WIDTHS[family], seed + 2).save_pretrained(folder / "text_encoder")
         save_llm_tokenizer(folder / "tokenizer")
-    if family in ("sd3", "flux"):
-        suffix = len(CLIP_WIDTHS[family]) + 1
-        t5(T5_WIDTH, seed + 5).save_pretrained(folder / f"text_encoder_{suffix}")
-        save_t5_tokenizer(folder / f"tokenizer_{suffix}")
+    if family in ("sd3", "flux", "chroma"):
+        clips = len(CLIP_WIDTHS.get(family, ()))
+        suffix = f"_{clips + 1}" if clips else ""
+        t5(T5_WIDTH, seed + 5).save_pretrained(folder / f"text_encoder{suffix}")
+        save_t5_tokenizer(folder / f"tokenizer{suffix}")
     if part == "transformer":
         FlowMatchEulerDiscreteScheduler(shift=6.0 if family == "z_image" else 3.0).save_pretrained(folder / "scheduler")
     else:
