@@ -1,5 +1,5 @@
-"""Prompts of their own lengths, apart from any model: padded and cut, kept, mixed with nothing; and what is known of the
-families that have them."""
+"""Prompts of their own lengths, apart from any model: padded and cut, kept, mixed with nothing; and what is known of
+the families that have them."""
 
 import math
 from types import SimpleNamespace

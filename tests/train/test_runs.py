@@ -19,6 +19,7 @@ from chats.pair import check_files, read_header
 from chats_train.cli import main
 from chats_train.encodings.shards import ShardStore
 from chats_train.runs.checkpoint import READ, RESUME, Checkpoint, State, open_checkpoint, save_checkpoint
+from chats_train.settings.facts import FAMILIES
 from chats_train.support.errors import UserError
 
 
