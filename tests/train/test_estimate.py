@@ -112,6 +112,7 @@ def test_prompts_of_the_published_models():
         "sd3": ({"text_encoder": clip_l, "text_encoder_2": clip_g, "text_encoder_3": t5}, (77 + 77) * 4096 + 2048),
         "flux": ({"text_encoder": clip_l, "text_encoder_2": t5}, 256 * 4096 + 768),
         "z_image": ({"text_encoder": {"hidden_size": 2560}}, 512 * 2560 + 512),
+        "chroma": ({"text_encoder": t5}, 512 * 4096 + 512),
     }
     assert encoders.keys() == FAMILIES.keys()
     for name, (configs, numbers) in encoders.items():

@@ -21,6 +21,7 @@ PIPELINES = {
     "sd3": diffusers.StableDiffusion3Pipeline,
     "flux": diffusers.FluxPipeline,
     "z_image": diffusers.ZImagePipeline,
+    "chroma": diffusers.ChromaPipeline,
 }
 
 
@@ -48,6 +49,11 @@ def pipeline_embeddings(name: str, pipe) -> dict[str, torch.Tensor]:
         return {"tokens": pipe.encode_prompt(PROMPTS, "cpu", 1, False)[0]}
     if name == "z_image":
         rows, _ = pipe.encode_prompt(list(PROMPTS), do_classifier_free_guidance=False)
+        return batch_of([{"tokens": row, "mask": torch.ones(len(row), dtype=torch.bool)} for row in rows])
+    if name == "chroma":
+        # It shows the denoiser one token of padding, which is left out here.
+        tokens, _, mask, *_ = pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
+        rows = [row[: int(shown.sum()) - 1] for row, shown in zip(tokens, mask, strict=True)]
         return batch_of([{"tokens": row, "mask": torch.ones(len(row), dtype=torch.bool)} for row in rows])
     if name == "sdxl":
         tokens, _, pooled, _ = pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
@@ -111,7 +117,7 @@ def test_a_prompt_means_the_same_in_every_batch(bases, name):
     assert not torch.allclose(shared, together, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux", "z_image"])
+@pytest.mark.parametrize("name", ["sd3", "flux", "z_image", "chroma"])
 def test_one_step_of_a_flow_pipeline_is_our_prediction(bases, name):
     # From σ = 1 to 0 in one step a pipeline gives noise − v, so it shows packing, positions, guidance and time at once.
     pipe = pipeline(name, bases[name], diffusers.FlowMatchEulerDiscreteScheduler())
@@ -123,6 +129,11 @@ def test_one_step_of_a_flow_pipeline_is_our_prediction(bases, name):
         rows = [row["tokens"] for row in rows_of(embeddings)]
         options = {"prompt_embeds": rows, "guidance_scale": 0.0, "latents": noise, "output_type": "latent"}
         theirs = pipe(**options, height=48, width=64, num_inference_steps=1).images
+    elif name == "chroma":
+        options = {"prompt_embeds": embeddings["tokens"], "prompt_attention_mask": embeddings[MASK]}
+        options |= {"latents": pipe._pack_latents(noise, 2, 16, 6, 8), "output_type": "latent", "guidance_scale": 1.0}
+        packed = pipe(**options, height=48, width=64, num_inference_steps=1).images
+        theirs = pipe._unpack_latents(packed, 48, 64, 8)
     elif name == "flux":
         latents = pipe._pack_latents(noise, 2, 16, 6, 8)
         packed = pipe(
