@@ -22,6 +22,12 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse
 
     init = commands.add_parser("init", help="write a commented config to start from")
     init.add_argument("family", help="the kind of the base model, such as sdxl; any other word lists them")
+    init.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="settings for one purpose instead of the defaults: paper, paper-pickapic (Pick-a-Pic v2), or a card's "
+        "memory, 8gb, 12gb, 16gb or 24gb",
+    )
     init.add_argument("--output", type=Path, default=Path("run.yaml"), help="the file to write (default: %(default)s)")
     init.set_defaults(run=runs["init"])
 
@@ -160,10 +166,20 @@ def _add_distill(commands: argparse._SubParsersAction, run: Callable[[argparse.N
 
 
 def _add_evaluate(commands: argparse._SubParsersAction, run: Callable[[argparse.Namespace], None]) -> None:
-    evaluate = _with_config(
-        commands.add_parser("evaluate", help="compare base, preferred model and CHATS on a prompt file, with scores")
+    evaluate = commands.add_parser(
+        "evaluate", help="compare base, preferred model and CHATS on a prompt file, with scores"
     )
+    _with_config(evaluate, needed=False)
     add = evaluate.add_argument
+    add(
+        "--pair",
+        type=Path,
+        nargs=2,
+        metavar=("PREFERRED", "DISPREFERRED"),
+        help="instead of a run: two whole models (diffusers folders, or .safetensors) or two LoRAs; how to sample them "
+        "is said with --set",
+    )
+    add("--base", metavar="BASE", help="with --pair: the base of both, a diffusers folder, a checkpoint or a hub id")
     add(
         "--prompts",
         type=Path,
@@ -237,8 +253,8 @@ def _add_rate(commands: argparse._SubParsersAction, run: Callable[[argparse.Name
     rate.set_defaults(run=run)
 
 
-def _with_config(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    command.add_argument("config", type=Path, help="the run's YAML")
+def _with_config(command: argparse.ArgumentParser, needed: bool = True) -> argparse.ArgumentParser:
+    command.add_argument("config", type=Path, nargs=None if needed else "?", help="the run's YAML")
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as data.strict=true"
     )

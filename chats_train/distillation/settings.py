@@ -167,6 +167,7 @@ def student_config(
         "lr_scheduler": "cosine",
         "lr_warmup_steps": 0,
         "ema_decay": None,
+        "reference_draws": None,
         "compile": False,
         "checkpointing_steps": EVERY,
         "checkpoints_total_limit": KEPT,

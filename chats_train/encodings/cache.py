@@ -147,6 +147,7 @@ def fill_cache(
     process_index: int = 0,
     num_processes: int = 1,
     progress: bool = True,
+    between: Callable[[], None] = lambda: None,
 ) -> None:
     """Encodes what the cache lacks; after a kill it goes on where it was.
 
@@ -157,6 +158,7 @@ def fill_cache(
         extra_prompts: further captions, of previews for example.
         process_index, num_processes: which share of the work is this process's; the others' appear after they are done.
         progress: shows bars with the time left.
+        between: is called after each batch; what it raises ends the work.
 
     Raises:
         UserError: when an image changed since it was checked, an encoding is not finite, or the disk is full.
@@ -193,8 +195,8 @@ def fill_cache(
     prompt_batches = _batches(list(prompts), PROMPTS_AT_ONCE)[process_index::num_processes]
     image_batches = _batches_by_bucket(keys_of)[process_index::num_processes]
     try:
-        _fill(store, prompt_batches, encoded_prompts, "prompt", progress)
-        _fill(store, image_batches, encoded_images, "image", progress)
+        _fill(store, prompt_batches, encoded_prompts, "prompt", progress, between)
+        _fill(store, image_batches, encoded_images, "image", progress, between)
     finally:
         # Ctrl-C and errors keep what is done.
         store.flush()
@@ -206,6 +208,7 @@ def _fill(
     encoded: Callable[[list[Keys]], Iterator[tuple[Keys, list[Entry]]]],
     unit: str,
     progress: bool,
+    between: Callable[[], None],
 ) -> None:
     """Adds what the store lacks of the batches."""
     wanted = [missing for keys in batches if (missing := [key for key in keys if key not in store])]
@@ -215,6 +218,7 @@ def _fill(
         for keys, entries in encoded(wanted):
             store.add(dict(zip(keys, entries, strict=True)))
             bar.update(len(keys))
+            between()
 
 
 def _batches(keys: Keys, size: int) -> list[Keys]:

@@ -50,6 +50,10 @@ class Members(ABC):
         """The frozen base, to be called without gradients."""
         return self.denoiser(REFERENCE)
 
+    @abstractmethod
+    def release_reference(self) -> None:
+        """Lets go of what is there for the reference alone; it is not asked again."""
+
     def joint(self, names: Sequence[str]) -> Denoiser | None:
         """One model that is each of these on its share of a batch's rows, all equally many and in this order; None
         where they cannot be called as one."""
@@ -116,8 +120,11 @@ class FullMembers(Members):
     def denoiser(self, name: str) -> Denoiser:
         if name != REFERENCE:
             return self._by_name[name]
-        assert self._reference is not None, "the members were made without a reference"
+        assert self._reference is not None, "the members have no reference"
         return self._reference
+
+    def release_reference(self) -> None:
+        self._reference = None
 
     def compile(self) -> None:
         super().compile()
@@ -205,6 +212,9 @@ class LoRAMembers(Members):
 
     def denoiser(self, name: str) -> Denoiser:
         return partial(self._call, (name,))
+
+    def release_reference(self) -> None:
+        """Nothing: the adapters are on it."""
 
     def joint(self, names: Sequence[str]) -> Denoiser:
         return partial(self._call, tuple(names) if len(set(names)) > 1 else (names[0],))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -38,10 +38,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch of pairs of one size, noised: both sides share timestep and noise."""
+    """A micro-batch of pairs of one size, noised: both sides share timestep and noise.
+
+    ``references``: d_ref of both sides, [batch] each, where they are known already.
+    """
 
     chosen: Side
     rejected: Side
+    references: Mapping[str, Tensor] | None = field(default=None, kw_only=True)
 
     @property
     def size(self) -> int:
@@ -111,11 +115,15 @@ class Gradients:
         sides = {"chosen": (names[0], batch.chosen), "rejected": (names[-1], batch.rejected)}
         return sides if self.objective.needs_rejected else {"chosen": sides["chosen"]}
 
-    def _reference_errors(self, batch: Batch) -> dict[str, Tensor]:
-        """d_ref of both sides where the objective reads them; the rejected side sees the same (replaced) prompt as the
-        dispreferred."""
+    def _reference_errors(self, batch: Batch) -> Mapping[str, Tensor]:
+        """d_ref of both sides where the objective reads them."""
         if not self.objective.needs_reference:
             return {}
+        return self.reference_errors(batch) if batch.references is None else batch.references
+
+    def reference_errors(self, batch: Batch) -> dict[str, Tensor]:
+        """d_ref of both sides, by the reference; the rejected side sees the same (replaced) prompt as the
+        dispreferred."""
         names = ("chosen_reference", "rejected_reference")
         with torch.no_grad():
             return self._errors(dict(zip(names, ((REFERENCE, batch.chosen), (REFERENCE, batch.rejected)), strict=True)))

@@ -17,6 +17,7 @@ from ..runs.checkpoint import RESUME, has_checkpoint, open_checkpoint
 from ..runs.folder import CHECKPOINTS, CONFIG_FILE, LOCK
 from ..runs.opening import open_family, open_pairs, settled
 from ..runs.pair_export import export_pair
+from ..runs.peers import peers_of
 from ..runs.probe_file import read_probe
 from ..runs.processes import Processes
 from ..settings.config import RunConfig
@@ -89,13 +90,14 @@ def open_data(config: RunConfig, processes: Processes) -> PairDataset:
     if processes.count == 1:
         return open_pairs(config)
     path = handed_over(config.cache_dir, processes.one_number())
-    if processes.is_main:
-        dataset = open_pairs(config)
-        hand_over(dataset.samples, dataset.name, path)
-    processes.wait()
-    if not processes.is_main:
-        # On a machine with a cache of its own they look themselves.
-        dataset = take_over(path, config) or open_dataset(config, progress=False)
+    with peers_of(processes) as peers:
+        if processes.is_main:
+            dataset = open_pairs(config)
+            hand_over(dataset.samples, dataset.name, path)
+        peers.wait()
+        if not processes.is_main:
+            # On a machine with a cache of its own they look themselves.
+            dataset = take_over(path, config) or open_dataset(config, progress=False)
     if not processes.agree(int(dataset.fingerprint[:12], 16)):
         raise UserError("the processes see different data sets; put `data.path` where all machines see the same")
     if processes.is_main:
@@ -110,17 +112,18 @@ def open_encodings(
 ) -> PairEncodings:
     if not use_cache:
         return LiveEncodings(family)
-    fill_cache(
-        config.cache_dir,
-        dataset.samples,
-        family,
-        config.sample_prompts,
-        process_index=processes.index,
-        num_processes=processes.count,
-        progress=processes.is_main,
-    )
-    family.release_encoders()
-    processes.wait()
+    with peers_of(processes) as peers:
+        fill_cache(
+            config.cache_dir,
+            dataset.samples,
+            family,
+            config.sample_prompts,
+            process_index=processes.index,
+            num_processes=processes.count,
+            progress=processes.is_main,
+            between=peers.check,
+        )
+        family.release_encoders()
     return CachedEncodings(config.cache_dir, family.fingerprint)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from copy import deepcopy
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny_runs
 import torch
-from loaded_process import start
+from loaded_process import start_joined
 from safetensors.torch import load_file
 from tiny_runs import first_step, trainer_of
 
@@ -267,16 +266,8 @@ def test_two_processes_have_the_gradients_of_one(family, method, config, tmp_pat
     expected = {name: parameter.grad for name, parameter in alone.parameters.items() if parameter.grad is not None}
 
     run = config(family, training_method=method, gradient_accumulation_steps=2, max_grad_norm=0.0)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # What torchrun sets.
-    joined = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     logs = [tmp_path / f"log-{rank}" for rank in range(2)]
-    processes = [
-        start(log, first_step, run, tmp_path, **joined, RANK=str(rank), LOCAL_RANK=str(rank))
-        for rank, log in enumerate(logs)
-    ]
+    processes = start_joined(logs, first_step, run, tmp_path)
     for process, log in zip(processes, logs, strict=True):
         process.join(timeout=120)
         assert process.exitcode == 0, log.read_text()[-3000:]
