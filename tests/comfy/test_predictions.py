@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 pytestmark = newest_only
 
 # By family: ComfyUI's class of it, and the mini model of that in `mini_architectures`.
-CLASSES = {"z_image": "ZImage", "qwen_image": "QwenImage"}
-MINIS = {"z_image": "z_image_wide"}
+CLASSES = {"z_image": "ZImage", "qwen_image": "QwenImage", "chroma": "Chroma"}
+MINIS = {"z_image": "z_image_wide", "chroma": "chroma_deep"}
 # Of make_predictions.py.
 TIME = 0.7
 
@@ -45,14 +45,9 @@ def models(made, nodes):
     name, folder, _ = made
     base = mini_architectures.model(MINIS.get(name, name))
     file = load_file(folder / f"{name}.safetensors")
-    base.model.diffusion_model.load_state_dict({as_comfyui(key): value for key, value in file.items()}, strict=True)
+    base.model.diffusion_model.load_state_dict(base.model.model_config.process_unet_state_dict(file), strict=True)
     names = [f"{name}_{member}.safetensors" for member in ("preferred", "dispreferred")]
     return base, *nodes["CHATSLoRAPairLoader"](base, *names, 1.0, 1.0)
-
-
-def as_comfyui(key: str) -> str:
-    """ComfyUI calls the norms of Flux and its relatives `weight`."""
-    return key.replace("_norm.scale", "_norm.weight")
 
 
 def as_latents(model, pictures: torch.Tensor) -> torch.Tensor:
@@ -102,5 +97,5 @@ def test_the_published_widths_are_detected_whole(made):
     config = comfy.model_detection.model_config_from_unet(weights, "")
     assert type(config).__name__ == CLASSES[name]
     loaded = config.get_model({}, "", device="meta").diffusion_model.state_dict()
-    expected = {as_comfyui(key): tuple(shape) for key, shape in shapes.items()}
-    assert {key: tuple(value.shape) for key, value in loaded.items()} == expected
+    expected = config.process_unet_state_dict(weights)
+    assert {key: value.shape for key, value in loaded.items()} == {key: value.shape for key, value in expected.items()}

@@ -22,6 +22,7 @@ PIPELINES = {
     "flux": diffusers.FluxPipeline,
     "z_image": diffusers.ZImagePipeline,
     "qwen_image": diffusers.QwenImagePipeline,
+    "chroma": diffusers.ChromaPipeline,
 }
 
 
@@ -56,6 +57,11 @@ def pipeline_embeddings(name: str, pipe) -> dict[str, torch.Tensor]:
         pipe.prompt_template_encode_start_idx = len(pipe.tokenizer(before).input_ids)
         tokens, mask = pipe.encode_prompt(PROMPTS)
         return {"tokens": tokens, "mask": mask.bool()}
+    if name == "chroma":
+        # It shows the denoiser one token of padding, which is left out here.
+        tokens, _, mask, *_ = pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
+        rows = [row[: int(shown.sum()) - 1] for row, shown in zip(tokens, mask, strict=True)]
+        return batch_of([{"tokens": row, "mask": torch.ones(len(row), dtype=torch.bool)} for row in rows])
     if name == "sdxl":
         tokens, _, pooled, _ = pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
     elif name == "sd3":
@@ -135,6 +141,11 @@ def test_one_step_of_a_flow_pipeline_is_our_prediction(bases, name):
         options |= {"latents": pipe._pack_latents(noise, 2, 16, 6, 8), "output_type": "latent", "true_cfg_scale": 1.0}
         packed = pipe(**options, height=48, width=64, num_inference_steps=1).images
         theirs = pipe._unpack_latents(packed, 48, 64, 8).squeeze(2)
+    elif name == "chroma":
+        options = {"prompt_embeds": embeddings["tokens"], "prompt_attention_mask": embeddings[MASK]}
+        options |= {"latents": pipe._pack_latents(noise, 2, 16, 6, 8), "output_type": "latent", "guidance_scale": 1.0}
+        packed = pipe(**options, height=48, width=64, num_inference_steps=1).images
+        theirs = pipe._unpack_latents(packed, 48, 64, 8)
     elif name == "flux":
         latents = pipe._pack_latents(noise, 2, 16, 6, 8)
         packed = pipe(

@@ -304,6 +304,27 @@ PUBLISHED = {
                 "shift_terminal": 0.02,
                 "use_dynamic_shifting": True,
             },
+    "Chroma1-HD": (
+        "chroma",
+        {
+            "transformer": {
+                "_class_name": "ChromaTransformer2DModel",
+                "approximator_hidden_dim": 5120,
+                "approximator_layers": 5,
+                "approximator_num_channels": 64,
+                "attention_head_dim": 128,
+                "axes_dims_rope": [16, 56, 56],
+                "in_channels": 64,
+                "joint_attention_dim": 4096,
+                "num_attention_heads": 24,
+                "num_layers": 19,
+                "num_single_layers": 38,
+                "out_channels": None,
+                "patch_size": 1,
+            },
+            "vae": {**FLOW_VAE, "scaling_factor": 0.3611, "shift_factor": 0.1159},
+            "text_encoder": T5,
+            "scheduler": {**FLOW, "shift": 1.0, "use_beta_sigmas": True},
         },
     ),
 }
@@ -365,6 +386,8 @@ def test_published_models_are_what_their_family_takes_them_for(name):
         ("Qwen-Image", {"transformer": {"zero_cond_t": True}}, "transformer: `zero_cond_t` is `true`"),
         ("Qwen-Image", {"vae": {"latents_mean": [0.0] * 16}}, "vae: `latents_mean` is"),
         # What a scheduler does not state is its class's default, which is another.
+        # ComfyUI modulates every Chroma as if it had the published depth.
+        ("Chroma1-HD", {"transformer": {"num_layers": 8}}, "transformer: `num_layers` is 8 and `num_single_layers` 38"),
         ("SD3 medium", {"scheduler": {"shift": 1.0}}, "scheduler: `shift` is `1.0`, where SD3 has 3.0"),
     ],
 )

@@ -37,8 +37,8 @@ def damage(path):
 @pytest.mark.parametrize(
     ("family", "method"),
     [
-        *((family, "lora") for family in ("sdxl", "sd3", "flux", "z_image", "qwen_image")),
-        *((family, "full") for family in ("sdxl", "sd3", "z_image", "qwen_image")),
+        *((family, "lora") for family in ("sdxl", "sd3", "flux", "z_image", "qwen_image", "chroma")),
+        *((family, "full") for family in ("sdxl", "sd3", "z_image", "qwen_image", "chroma")),
     ],
 )
 def test_every_family_trains_resumes_and_exports(family, method, config, tmp_path):

@@ -92,7 +92,7 @@ def test_the_gradient_is_the_joint_one(method, memory, checkpointing, config):
 
 
 # At the second, members cannot share a pass, which under gradient checkpointing must not be seen.
-OWN_LENGTHS = [("z_image", None), ("z_image", ["cap_embedder.1", "to_v"]), ("qwen_image", None)]
+OWN_LENGTHS = [("z_image", None), ("z_image", ["cap_embedder.1", "to_v"]), ("qwen_image", None), ("chroma", None)]
 
 
 @pytest.mark.parametrize(("family", "targets"), OWN_LENGTHS)
@@ -144,7 +144,7 @@ def test_a_batch_takes_as_few_passes_as_memory_allows(settings, passes, config, 
     assert called == passes
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "z_image", "qwen_image"])
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "z_image", "qwen_image", "chroma"])
 def test_a_shared_pass_is_of_each_adapter_on_its_rows(family, config):
     """In every family (of SD1.5 the gradient is tested): as when each is called alone."""
     run = config(family, training_method="lora", output=family)

@@ -79,7 +79,7 @@ CLIP_VOCABULARY = 2 * len(LETTERS) + 2
 def save_t5_tokenizer(folder: Path) -> None:
     words = ["<pad>", "</s>", "<unk>", "▁", *LETTERS]
     tokenizer = Tokenizer(models.Unigram([(word, -1.0) for word in words], unk_id=2))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     PreTrainedTokenizerFast(
