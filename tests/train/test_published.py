@@ -304,6 +304,8 @@ PUBLISHED = {
                 "shift_terminal": 0.02,
                 "use_dynamic_shifting": True,
             },
+        },
+    ),
     "Chroma1-HD": (
         "chroma",
         {
