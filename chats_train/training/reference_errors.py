@@ -23,7 +23,8 @@ from ..settings.config import RunConfig
 # With the data set's pairs, all that an error depends on.
 SETTINGS = (
     "family seed null_prompt_prob null_prompt prediction_type reference_draws validation_pairs training_method "
-    "weight_dtype mixed_precision resolution enable_bucket bucket_reso_steps min_bucket_reso max_bucket_reso"
+    "weight_dtype base_quantization mixed_precision resolution enable_bucket bucket_reso_steps min_bucket_reso "
+    "max_bucket_reso"
 )
 
 # How often a draw was trained on, at the most, where little was lost (benchmarks/reference_draws.md).
