@@ -24,6 +24,7 @@ from ..sharding.modules import Shards
 from ..sharding.tensors import fill
 from ..support.errors import UserError
 from .checkpoint import RESUME
+from .quantization import quantize_blocks
 
 PREFERRED: Member = "preferred"
 DISPREFERRED: Member = "dispreferred"
@@ -175,7 +176,10 @@ class LoRAMembers(Members):
         self._hooks: list[RemovableHandle] = []
         self._trained: list[nn.Parameter] = []
         if shards is None:
-            self._adapt(config, family.load_denoiser()).to(device)
+            base: Any = family.load_denoiser()
+            if config.base_quantization != "none":
+                quantize_blocks(base.requires_grad_(False), config.base_quantization, device)
+            self._adapt(config, base).to(device)
         else:
             # The base lies in shards, the adapters are whole in each process.
             values = shards.values_of(lambda: self._adapt(config, family.load_denoiser()))

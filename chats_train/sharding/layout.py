@@ -69,6 +69,7 @@ def require_shardable(config: RunConfig) -> None:
         "optimizer": (config.optimizer == "adamw8bit", "set adamw, or adafactor for less memory"),
         "mixed_precision": (config.mixed_precision == "fp16", "set bf16"),
         "compile": (config.compile, "set false"),
+        "base_quantization": (config.base_quantization != "none", "set none"),
     }
     for setting, (holds, way_out) in problems.items():
         if holds:

@@ -174,6 +174,7 @@ def test_settings_that_cannot_be_had_in_shards_are_named(config):
         ({"optimizer": "adamw8bit"}, "`optimizer` is adamw8bit, which is not done in shards"),
         ({"mixed_precision": "fp16"}, "`mixed_precision` is fp16, .* set bf16"),
         ({"compile": True}, "`compile` is true, .* set false"),
+        ({"base_quantization": "nf4"}, "`base_quantization` is nf4, .* set none"),
     ):
         with pytest.raises(UserError, match=sentence):
             require_shardable(config(**settings))
