@@ -3,6 +3,7 @@ any number of processes reads them."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -60,7 +61,9 @@ def read_parts(folder: Path, like: Like) -> dict[str, Tensor]:
         shape, dtype = torch.Size(stated.size), stated.properties.dtype
         cut = like(name, shape)
         tensors[name] = torch.empty(shape, dtype=dtype) if cut is None else torch.empty_like(cut.detach(), dtype=dtype)
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads alone
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
     return tensors
 
 
