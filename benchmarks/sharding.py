@@ -18,6 +18,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,12 @@ HSDP = {
     "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2",
 }
 OFFLOAD = {"FSDP_OFFLOAD_PARAMS": "true"}
-RUNS = [f"{family}, {method}" for family in FAMILIES for method in METHODS]
-# Processes, what the launcher sets beside their number, and the runs.
-LAYOUTS: dict[str, tuple[int, dict[str, str], list[str]]] = {
-    "2 × 2 processes": (4, HSDP, RUNS),
-    "4 processes": (4, {}, [run for run in RUNS if run.endswith("full")]),
-    "2, every block": (2, {}, ["sd15, full", "flux, full"]),
-    "2, offloaded": (2, OFFLOAD, ["sd15, full", "sd15, lora"]),
+# Processes, and what the launcher sets beside their number.
+LAYOUTS: dict[str, tuple[int, dict[str, str]]] = {
+    "2 × 2 processes": (4, HSDP),
+    "4 processes": (4, {}),
+    "2, every block": (2, {}),
+    "2, offloaded": (2, OFFLOAD),
 }
 # Four processes have a pass each of a step's pairs; of the three held-out ones one is left over and does not count.
 PAIRS_A_STEP, BATCH = 4, 1
@@ -60,13 +60,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("matrix", "kills"))
     parser.add_argument("--steps", type=int, default=5, help="of each run of the matrix")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES, help="of the matrix")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--markdown", type=Path, help="write the result there too")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.part == "matrix":
-            lines, right = matrix(Path(folder), args.steps)
+            lines, right = matrix(Path(folder), args.families, args.steps)
         else:
             lines, right = kills(Path(folder), args.kills, args.seed)
     text = "\n".join([*heading(args), *lines]) + "\n"
@@ -106,30 +107,29 @@ def settings_of(family: str, folder: Path, processes: int, output: str, **settin
     return parse_config(tiny_runs.run_settings(family, base, pairs, folder, output, **wanted))
 
 
-def matrix(folder: Path, steps: int) -> tuple[list[str], bool]:
+def matrix(folder: Path, families: Sequence[str], steps: int) -> tuple[list[str], bool]:
     """Distances of each layout as a table, and whether all weights are within the limit."""
     from sharded_runs import distances, run_processes, steps_in_shards, weights_after
     from tiny_runs import trainer_of
+
+    names = [f"{family}, {method}" for family in families for method in METHODS]
 
     def run_of(name: str, processes: int):
         family, method = name.split(", ")
         average = {"ema_decay": 0.9} if method == "full" else {}
         return settings_of(family, folder, processes, name, training_method=method, **average)
 
-    alone = {name: weights_after(trainer_of(run_of(name, 1)), steps) for name in RUNS}
-    cells: dict[str, list[str]] = {name: [] for name in RUNS}
+    alone = {name: weights_after(trainer_of(run_of(name, 1)), steps) for name in names}
+    cells: dict[str, list[str]] = {name: [] for name in names}
     largest = 0.0
-    for layout, (processes, environment, names) in LAYOUTS.items():
+    for layout, (processes, environment) in LAYOUTS.items():
         runs = [run_of(name, processes) for name in names]
         every = layout.endswith("every block")
         run_processes(
             folder / f"log {layout}", processes, steps_in_shards, runs, steps, folder, not every, **environment
         )
-        for name in RUNS:
-            if name not in names:
-                cells[name].append("")
-                continue
-            found = distances(folder, run_of(name, processes), alone[name])
+        for name, run in zip(names, runs, strict=True):
+            found = distances(folder, run, alone[name])
             largest = max(largest, found["weights"], found.get("averages", 0.0))
             cells[name].append(f"{found['weights']:.1e} ({found['moves']:.1e})")
         print(f"{layout}: done", file=sys.stderr)
