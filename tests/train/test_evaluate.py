@@ -18,7 +18,7 @@ from chats.locks import locked
 from chats.pair import read_metadata
 from chats_train.cli import main
 from chats_train.evaluation import drawing
-from chats_train.evaluation.benchmarks import segmenter
+from chats_train.evaluation.benchmarks import answering, segmenter
 from chats_train.evaluation.benchmarks.geneval import CLASSES
 from chats_train.evaluation.conditions import make_conditions
 from chats_train.evaluation.prompts import EvaluationPrompt
@@ -357,6 +357,7 @@ def test_a_scorer_that_lacks_weights_does_not_score(clip, tmp_path):
 def test_benchmarks_score_their_own_prompts(run, clip, tmp_path, monkeypatch, capsys):
     pytest.importorskip("scipy", reason="transformers' Mask2Former wants scipy")
     monkeypatch.setattr(segmenter, "SHORT_SIDE", 64)
+    monkeypatch.setattr(answering, "NEW_TOKENS", 1)
     seen = tiny_benchmarks.save_segmenter(tmp_path / "segmenter", dict(enumerate(CLASSES)), "bench")
     vqa = tiny_benchmarks.save_blip(tmp_path / "vqa", "yes")
     table = tmp_path / "dpg_bench.csv"
