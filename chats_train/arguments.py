@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 SCORERS = "pickscore, hpsv2 or imagereward, with a local folder, or a hub id, which is fetched"
+BENCHMARKS = "geneval=SEGMENTER,CLIP and dpg=VQA_MODEL,QUESTIONS.csv score the benchmarks' own prompts"
 
 
 def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse.ArgumentParser:
@@ -22,6 +23,12 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse
 
     init = commands.add_parser("init", help="write a commented config to start from")
     init.add_argument("family", help="the kind of the base model, such as sdxl; any other word lists them")
+    init.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="settings for one purpose instead of the defaults: paper, paper-pickapic (Pick-a-Pic v2), or a card's "
+        "memory, 8gb, 12gb, 16gb or 24gb",
+    )
     init.add_argument("--output", type=Path, default=Path("run.yaml"), help="the file to write (default: %(default)s)")
     init.set_defaults(run=runs["init"])
 
@@ -42,7 +49,9 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse
     )
     sample.add_argument("--prompt", action="append", required=True, help="may be given several times, a row each")
     sample.add_argument(
-        "--form", choices=("proxy", "exact"), default="proxy", help="Eq. 17 or Eq. 16 (default: %(default)s)"
+        "--form",
+        choices=("proxy", "exact"),
+        help="Eq. 17 or Eq. 16 (default: proxy, where the family has one)",
     )
     sample.add_argument(
         "--output", type=Path, default=Path("sample.png"), help="the picture to write (default: %(default)s)"
@@ -84,6 +93,7 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse
 
     _add_distill(commands, runs["distill"])
     _add_evaluate(commands, runs["evaluate"])
+    _add_score(commands, runs["score"])
     _add_rate(commands, runs["rate"])
 
     demo = commands.add_parser(
@@ -120,7 +130,9 @@ def _add_distill(commands: argparse._SubParsersAction, run: Callable[[argparse.N
     _with_checkpoint(distill)
     teacher = distill.add_argument_group("what the pair does that is learned")
     teacher.add_argument(
-        "--form", choices=("proxy", "exact"), help="Eq. 17 or Eq. 16 (default: proxy, unless the run's probe objects)"
+        "--form",
+        choices=("proxy", "exact"),
+        help="Eq. 17 or Eq. 16 (default: proxy, unless the family has none or the run's probe objects)",
     )
     teacher.add_argument("--guidance-scale", type=float, help="the paper's s, cfg − 1 (default: the run's)")
     teacher.add_argument("--alpha", type=float, help="(default: the run's, and 0 with `--negative base`)")
@@ -156,16 +168,26 @@ def _add_distill(commands: argparse._SubParsersAction, run: Callable[[argparse.N
 
 
 def _add_evaluate(commands: argparse._SubParsersAction, run: Callable[[argparse.Namespace], None]) -> None:
-    evaluate = _with_config(
-        commands.add_parser("evaluate", help="compare base, preferred model and CHATS on a prompt file, with scores")
+    evaluate = commands.add_parser(
+        "evaluate", help="compare base, preferred model and CHATS on a prompt file, with scores"
     )
+    _with_config(evaluate, needed=False)
     add = evaluate.add_argument
+    add(
+        "--pair",
+        type=Path,
+        nargs=2,
+        metavar=("PREFERRED", "DISPREFERRED"),
+        help="instead of a run: two whole models (diffusers folders, or .safetensors) or two LoRAs; how to sample them "
+        "is said with --set",
+    )
+    add("--base", metavar="BASE", help="with --pair: the base of both, a diffusers folder, a checkpoint or a hub id")
     add(
         "--prompts",
         type=Path,
         nargs="+",
         required=True,
-        help=".txt (one prompt a line), GenEval's .jsonl, or HPS v2's .json for each style",
+        help=".txt (one prompt a line), GenEval's .jsonl, HPS v2's .json for each style, or DPG-Bench's folder of .txt",
     )
     add(
         "--seeds",
@@ -187,8 +209,8 @@ def _add_evaluate(commands: argparse._SubParsersAction, run: Callable[[argparse.
         "--form",
         nargs="+",
         choices=("proxy", "exact"),
-        default=["proxy"],
-        help="of CHATS, Eq. 17 or Eq. 16 or both (default: proxy)",
+        default=[],
+        help="of CHATS, Eq. 17 or Eq. 16 or both (default: proxy, where the family has one)",
     )
     add("--batch-size", type=int, default=1, help="pictures that are sampled at once (default: %(default)s)")
     add(
@@ -201,7 +223,7 @@ def _add_evaluate(commands: argparse._SubParsersAction, run: Callable[[argparse.
         nargs="+",
         default=[],
         metavar="KIND=FOLDER_OR_HUB_ID",
-        help=f"{SCORERS}; pictures are drawn without one too",
+        help=f"{SCORERS}; {BENCHMARKS}; pictures are drawn without one too",
     )
     add(
         "--output",
@@ -209,6 +231,27 @@ def _add_evaluate(commands: argparse._SubParsersAction, run: Callable[[argparse.
         help="pictures and scores are kept there and used again (default: evaluation/ in the run's output_dir)",
     )
     _with_checkpoint(evaluate).set_defaults(run=run)
+
+
+def _add_score(commands: argparse._SubParsersAction, run: Callable[[argparse.Namespace], None]) -> None:
+    score = commands.add_parser(
+        "score",
+        help="let GenEval or DPG-Bench score pictures that were drawn elsewhere",
+        description="Scores pictures in a benchmark's own folders: for GenEval NUMBER/metadata.jsonl beside "
+        "NUMBER/samples/, for DPG-Bench a picture or a grid for each prompt, ITEM_ID.png. It can be stopped and goes "
+        "on.",
+    )
+    score.add_argument("pictures", type=Path, help="their folder")
+    score.add_argument("--scorer", required=True, metavar="BENCHMARK", help=BENCHMARKS)
+    score.add_argument(
+        "--grid",
+        type=int,
+        default=1,
+        metavar="N",
+        help="DPG-Bench's files are grids of N × N pictures (default: 1, single ones)",
+    )
+    score.add_argument("--output", type=Path, help="scores are kept there (default: scores/ in the folder)")
+    score.set_defaults(run=run)
 
 
 def _add_rate(commands: argparse._SubParsersAction, run: Callable[[argparse.Namespace], None]) -> None:
@@ -233,8 +276,8 @@ def _add_rate(commands: argparse._SubParsersAction, run: Callable[[argparse.Name
     rate.set_defaults(run=run)
 
 
-def _with_config(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    command.add_argument("config", type=Path, help="the run's YAML")
+def _with_config(command: argparse.ArgumentParser, needed: bool = True) -> argparse.ArgumentParser:
+    command.add_argument("config", type=Path, nargs=None if needed else "?", help="the run's YAML")
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as data.strict=true"
     )

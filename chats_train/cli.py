@@ -13,6 +13,8 @@ from .support.errors import UserError
 
 if TYPE_CHECKING:
     from .families import Family
+    from .runs.processes import Processes
+    from .runs.subjects import Subject
     from .settings.config import RunConfig
 
 USER_ERROR_STATUS = 2
@@ -82,10 +84,12 @@ def _init(args: argparse.Namespace) -> None:
     from chats.files import write_text
 
     from .settings.config_file import config_template
+    from .settings.recipes import read_recipe
 
     if args.output.exists():
         raise UserError(f"`--output` is {args.output}, which is there already; remove it or choose another name")
-    write_text(args.output, config_template(args.family))
+    text = config_template(args.family) if args.recipe is None else read_recipe(args.family, args.recipe)
+    write_text(args.output, text)
     print(
         f"{args.output}: set `output_dir`, `pretrained_model` and `data`, then run `python -m chats_train check "
         f"{args.output}`"
@@ -94,7 +98,7 @@ def _init(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     config = _read_config(args)
-    from .check.readiness import model_size, print_disk, print_memory
+    from .check.readiness import model_size, print_disk, print_memory, print_repeats
     from .runs.opening import open_pairs
 
     print(f"config: {config.family}, {config.objective}, {config.training_method}, {config.max_train_steps} steps")
@@ -103,17 +107,21 @@ def _check(args: argparse.Namespace) -> None:
     dataset = open_pairs(config)
     print_memory(config, size)
     print_disk(config, size, dataset)
+    if config.reference_draws is not None:
+        print_repeats(config, dataset)
 
 
 def _cache(args: argparse.Namespace) -> None:
-    from .encodings.cache import fill_cache
-    from .runs.opening import open_pairs
-
     config = _read_config(args)
-    family = _open_family(config)
-    dataset = open_pairs(config)
-    fill_cache(config.cache_dir, dataset.samples, family, config.sample_prompts)
-    print(f"cached in {config.cache_dir}: {len(dataset.samples)} pairs")
+    from .runs.processes import Processes
+    from .training.train import open_data, open_encodings
+
+    processes = Processes()
+    family = _open_family(config, processes)
+    dataset = open_data(config, processes)
+    open_encodings(config, family, dataset, processes, use_cache=True)
+    if processes.is_main:
+        print(f"cached in {config.cache_dir}: {len(dataset.samples)} pairs")
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -191,7 +199,31 @@ def _evaluate(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         probe=args.probe,
     )
-    print("\n".join(evaluate(_read_config(args), args.checkpoint, settings, args.scorer, args.output)))
+    for line in evaluate(_subject(args), settings, args.scorer, args.output):
+        print(line)
+
+
+def _subject(args: argparse.Namespace) -> Subject:
+    """What is evaluated: a run, or the files of a pair."""
+    if (args.config is None) == (args.pair is None):
+        raise UserError(f"{'both' if args.pair else 'neither'} of a run's YAML and `--pair` given; give one of the two")
+    if (args.pair is None) != (args.base is None):
+        raise UserError("`--pair` and `--base` go together: two members, and the base that they were made from")
+    if args.pair is None:
+        from .runs.subjects import run_subject
+
+        return run_subject(_read_config(args), args.checkpoint)
+    from .runs.published import open_pair
+
+    preferred, dispreferred = args.pair
+    return open_pair(preferred, dispreferred, args.base, args.output or Path("evaluation"), args.set)
+
+
+def _score(args: argparse.Namespace) -> None:
+    from .evaluation.benchmarks.folders import score_folder
+
+    for line in score_folder(args.pictures, args.scorer, args.grid, args.output):
+        print(line)
 
 
 def _rate(args: argparse.Namespace) -> None:
@@ -227,11 +259,14 @@ def _read_config(args: argparse.Namespace) -> RunConfig:
     return config
 
 
-def _open_family(config: RunConfig) -> Family:
+def _open_family(config: RunConfig, processes: Processes | None = None) -> Family:
+    """The base; it is said what it is, by the main one of several processes."""
     from .runs.opening import open_family
     from .support.amounts import count_text
 
-    family = open_family(config)
+    family = open_family(config, processes.device if processes else None)
+    if processes and not processes.is_main:
+        return family
     parts = family.parameter_counts()
     sizes = ", ".join(f"{part} {count_text(count)}" for part, count in parts.items())
     print(f"base: {config.pretrained_model} ({family.prediction_type}, null prompt {family.null_prompt_kind}): {sizes}")
@@ -248,6 +283,7 @@ RUNS = {
     "extract": _extract,
     "distill": _distill,
     "evaluate": _evaluate,
+    "score": _score,
     "rate": _rate,
     "demo": _demo,
     "inspect": _inspect,

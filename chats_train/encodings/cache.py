@@ -22,6 +22,7 @@ from chats.buckets import Bucket, SizeConditioning, size_conditioning
 
 from ..data.images import pixels
 from ..data.pairs import PairImage, PairSample
+from ..families.prompts import Prompt, rows_of
 from ..support.errors import UserError
 from ..support.parallel import ordered_map
 from .shards import Entry, ShardStore
@@ -49,7 +50,7 @@ class Encoders(Protocol):
         """Latents [batch, channels, height, width] for pixels [batch, 3, 8 height, 8 width] in [−1, 1]."""
         ...
 
-    def encode_prompt(self, prompts: list[str]) -> dict[str, Tensor]:
+    def encode_prompt(self, prompts: list[str]) -> Prompt:
         """Embeddings by name, each [batch, ...]."""
         ...
 
@@ -58,7 +59,8 @@ class Encoders(Protocol):
 class EncodedPair:
     """A pair as the training loop reads it, without a batch dimension and on the CPU.
 
-    ``chosen`` and ``rejected`` are latents [channels, height, width] of one size, ``prompt`` embeddings by name.
+    ``chosen`` and ``rejected`` are latents [channels, height, width] of one size, ``prompt`` embeddings by name at the
+    prompt's own length.
     """
 
     id: str
@@ -145,6 +147,7 @@ def fill_cache(
     process_index: int = 0,
     num_processes: int = 1,
     progress: bool = True,
+    between: Callable[[], None] = lambda: None,
 ) -> None:
     """Encodes what the cache lacks; after a kill it goes on where it was.
 
@@ -155,6 +158,7 @@ def fill_cache(
         extra_prompts: further captions, of previews for example.
         process_index, num_processes: which share of the work is this process's; the others' appear after they are done.
         progress: shows bars with the time left.
+        between: is called after each batch; what it raises ends the work.
 
     Raises:
         UserError: when an image changed since it was checked, an encoding is not finite, or the disk is full.
@@ -191,8 +195,8 @@ def fill_cache(
     prompt_batches = _batches(list(prompts), PROMPTS_AT_ONCE)[process_index::num_processes]
     image_batches = _batches_by_bucket(keys_of)[process_index::num_processes]
     try:
-        _fill(store, prompt_batches, encoded_prompts, "prompt", progress)
-        _fill(store, image_batches, encoded_images, "image", progress)
+        _fill(store, prompt_batches, encoded_prompts, "prompt", progress, between)
+        _fill(store, image_batches, encoded_images, "image", progress, between)
     finally:
         # Ctrl-C and errors keep what is done.
         store.flush()
@@ -204,6 +208,7 @@ def _fill(
     encoded: Callable[[list[Keys]], Iterator[tuple[Keys, list[Entry]]]],
     unit: str,
     progress: bool,
+    between: Callable[[], None],
 ) -> None:
     """Adds what the store lacks of the batches."""
     wanted = [missing for keys in batches if (missing := [key for key in keys if key not in store])]
@@ -213,6 +218,7 @@ def _fill(
         for keys, entries in encoded(wanted):
             store.add(dict(zip(keys, entries, strict=True)))
             bar.update(len(keys))
+            between()
 
 
 def _batches(keys: Keys, size: int) -> list[Keys]:
@@ -258,11 +264,11 @@ def _encode_images(encoders: Encoders, images: Sequence[PairImage], batch: Tenso
 def _encode_prompts(encoders: Encoders, texts: list[str]) -> list[Entry]:
     """Embeddings on the CPU, one entry per text."""
     with torch.no_grad():
-        embeddings = {name: tensor.cpu() for name, tensor in encoders.encode_prompt(texts).items()}
-    for row, text in enumerate(texts):
-        if not all(tensor[row].isfinite().all() for tensor in embeddings.values()):
+        rows = rows_of({name: tensor.cpu() for name, tensor in encoders.encode_prompt(texts).items()})
+    for row, text in zip(rows, texts, strict=True):
+        if not all(tensor.isfinite().all() for tensor in row.values()):
             raise UserError(f"the text encoder gives NaN or infinity for `{text}`; set `mixed_precision` to bf16 or no")
-    return [{name: tensor[row].clone() for name, tensor in embeddings.items()} for row in range(len(texts))]
+    return [{name: tensor.clone() for name, tensor in row.items()} for row in rows]
 
 
 def _digest(*parts: str) -> str:

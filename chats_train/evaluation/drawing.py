@@ -19,9 +19,11 @@ from chats.files import replacing
 
 from ..families import Family
 from ..runs.members import Members
+from ..runs.peers import Peers
 from ..sampling.pictures import to_images
 from ..sampling.sampler import initial_noise
 from ..settings.config import RunConfig
+from ..support.errors import UserError
 from .conditions import Condition, sample_condition
 from .prompts import EvaluationPrompt
 
@@ -96,24 +98,49 @@ def draw_pictures(
     steps: int,
     batch_size: int,
     progress: bool = True,
+    peers: Peers | None = None,
 ) -> int:
-    """Draws those that are not there yet, and returns how many they were.
+    """Draws those that are not there yet, each in one of the processes, and returns how many they were.
 
     Prompt by prompt, all conditions of each, so that what an interruption leaves can be compared.
 
     Args:
         batch_size: pictures of one condition that are sampled at once.
+        peers: None for this process alone.
+
+    Raises:
+        UserError: when what other processes drew is not in this one's folder.
     """
+    peers = peers or Peers()
     missing = [picture for picture in pictures if not picture.drawn]
+    # Which are drawn together follows from all of them, not from what is there already: the bits of a picture can
+    # depend on its batch.
+    chunks = [chunk for chunk in _chunks(pictures, batch_size) if not all(picture.drawn for picture in chunk)]
+    peers.wait()  # now all have seen what is missing
     null = family.null_prompt()
-    with tqdm(total=len(missing), unit="picture", disable=not progress or not missing) as bar:
-        for chunk in _chunks(missing, batch_size):
-            embedded = family.encode_prompt([picture.prompt.text for picture in chunk])
-            noise = _noise(chunk, config, family).to(family.device)
-            latents = sample_condition(chunk[0].condition, family, members, embedded, null, noise, steps)
-            for picture, one in zip(chunk, latents, strict=True):
+
+    def draw(chunk: list[Picture]) -> int:
+        embedded = family.encode_prompt([picture.prompt.text for picture in chunk])
+        noise = _noise(chunk, config, family).to(family.device)
+        latents = sample_condition(chunk[0].condition, family, members, embedded, null, noise, steps)
+        drawn = 0
+        for picture, one in zip(chunk, latents, strict=True):
+            if not picture.drawn:
                 _save(picture, to_images(family.decode_image(one[None]))[0], steps, family.facts.scheduler)
-            bar.update(len(chunk))
+                drawn += 1
+        return drawn
+
+    shown = progress and peers.is_main and bool(missing)
+    with tqdm(total=len(missing), unit="picture", disable=not shown) as bar:
+        for drawn in peers.results(draw, chunks):
+            bar.update(drawn)
+    peers.wait()
+    for picture in missing:
+        if not picture.drawn:
+            raise UserError(
+                f"{picture.path} was drawn by another process and is not there; the folder that `--output` names must "
+                "be one that all machines share"
+            )
     return len(missing)
 
 
@@ -164,6 +191,8 @@ def _common(config: RunConfig, family: Family, steps: int) -> dict[str, Any]:
         "resolution": config.resolution,
         "steps": steps,
     }
+    if config.base_quantization != "none":
+        common["base_quantization"] = config.base_quantization
     # `normal` is not told: every picture was sampled with it before flow models had `simple`, and stays valid.
     return common if family.facts.scheduler == "normal" else {**common, "scheduler": family.facts.scheduler}
 

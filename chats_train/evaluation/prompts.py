@@ -1,5 +1,5 @@
-"""The prompts to evaluate on: a text file, GenEval's evaluation_metadata.jsonl, or HPS v2's lists, one JSON file for
-each style."""
+"""The prompts to evaluate on: a text file, GenEval's evaluation_metadata.jsonl, DPG-Bench's folder of one text file a
+prompt, or HPS v2's lists, one JSON file for each style."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..support.errors import UserError
 
 @dataclass(frozen=True)
 class EvaluationPrompt:
-    """A prompt, the group it is reported in (HPS v2's style, GenEval's category, else the file's name), and what else
-    its file says of it, for scorers that need more than the text (GenEval's `include`)."""
+    """A prompt, the group it is reported in (HPS v2's style, GenEval's category, `dpg`, else the file's name), and what
+    else its file says of it, for scorers that need more than the text (GenEval's `include`, DPG-Bench's `item_id`)."""
 
     text: str
     group: str
@@ -31,7 +31,7 @@ def read_prompts(paths: Iterable[Path]) -> tuple[list[EvaluationPrompt], int]:
         the prompts, and how many repetitions were left out.
 
     Raises:
-        UserError: when a file cannot be read as one of the three formats, or there is no prompt at all.
+        UserError: when a file cannot be read as one of the formats, or there is no prompt at all.
     """
     paths = list(paths)
     found = [prompt for path in paths for prompt in _read(path)]
@@ -44,16 +44,29 @@ def read_prompts(paths: Iterable[Path]) -> tuple[list[EvaluationPrompt], int]:
 
 
 def _read(path: Path) -> Iterator[EvaluationPrompt]:
+    if path.is_dir():
+        return _read_dpg(path)
     readers = {".txt": _read_text, ".jsonl": _read_geneval, ".json": _read_hps}
     if path.suffix not in readers:
         raise UserError(
-            f"`--prompts` is {path}; known are .txt (one prompt a line), GenEval's .jsonl and HPS v2's .json"
+            f"`--prompts` is {path}; known are .txt (one prompt a line), GenEval's .jsonl, HPS v2's .json and "
+            "DPG-Bench's folder of .txt (one prompt each)"
         )
+    return readers[path.suffix](path, _text_of(path))
+
+
+def _text_of(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"`--prompts` is {path}, which cannot be read ({error}); give a text file in UTF-8") from error
-    return readers[path.suffix](path, text)
+
+
+def _read_dpg(folder: Path) -> Iterator[EvaluationPrompt]:
+    """A prompt in each text file, whose name is the `item_id` of its questions."""
+    for path in sorted(folder.glob("*.txt")):
+        if text := " ".join(_text_of(path).split()):
+            yield EvaluationPrompt(text, "dpg", {"item_id": path.stem})
 
 
 def _read_text(path: Path, text: str) -> Iterator[EvaluationPrompt]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .benchmark import Parts
 from .conditions import Condition
-from .statistics import Estimate, PictureValues, estimate, paired_difference, win_rate
+from .statistics import Estimate, PictureValues, estimate, mean_of, paired_difference, ratio, win_rate
 
 # By scorer, then condition, then picture.
 Scores = Mapping[str, Mapping[Condition, PictureValues]]
@@ -24,9 +25,40 @@ NO_FIGURE = "–"
 
 
 @dataclass(frozen=True)
+class Breakdown:
+    """What a benchmark says of its categories.
+
+    Attributes:
+        parts: by condition and picture.
+        categories, mean_of_categories: as :class:`.benchmark.Benchmark` has them.
+    """
+
+    parts: Mapping[Condition, Mapping[tuple[str, int], Parts]]
+    categories: tuple[str, ...]
+    mean_of_categories: bool
+
+    def groups(self, condition: Condition) -> dict[str, Estimate]:
+        """Each category's share of what was asked for, in order; none for a category that was not asked for."""
+        found = {}
+        for category in self.categories:
+            own = {key: parts[category] for key, parts in self.parts[condition].items() if category in parts}
+            if own:
+                found[category] = ratio(own)
+        return found
+
+    def overall(self, condition: Condition, values: PictureValues, of: Callable[[PictureValues], Estimate]) -> Estimate:
+        """What ``of`` says of the pictures' values: of all at once, or the mean of what it says of each category's."""
+        if not self.mean_of_categories:
+            return of(values)
+        parts = self.parts[condition]
+        strata = [{key: value for key, value in values.items() if name in parts[key]} for name in self.categories]
+        return mean_of([of(each) for each in strata if each])
+
+
+@dataclass(frozen=True)
 class Figures:
     """One scorer's figures of one condition: its mean, and against the base at the same guidance scale (None for the
-    base itself)."""
+    base itself). Groups are the prompts', or a benchmark's categories."""
 
     scorer: str
     condition: Condition
@@ -40,34 +72,53 @@ class Figures:
         return without_nan({"name": self.condition.name, "total_scale": self.condition.total_scale, **asdict(self)})
 
 
-def compute_figures(scores: Scores, groups: Mapping[str, str]) -> list[Figures]:
+def compute_figures(
+    scores: Scores, groups: Mapping[str, str], breakdowns: Mapping[str, Breakdown] | None = None
+) -> list[Figures]:
     """Figures of every scorer and condition.
 
     Args:
         scores: of every condition; a picture without a score is left out.
         groups: each prompt's group.
+        breakdowns: of benchmarks, by scorer.
     """
     found = []
     for scorer, by_condition in scores.items():
+        breakdown = (breakdowns or {}).get(scorer)
         for condition, values in by_condition.items():
-            if not values:
-                continue
-            base = by_condition.get(Condition("base", condition.guidance_scale), {})
-            compared = condition.models != "base" and bool(base)
-            by_group: dict[str, dict[tuple[str, int], float]] = {}
-            for (prompt, seed), value in values.items():
-                by_group.setdefault(groups[prompt], {})[prompt, seed] = value
-            found.append(
-                Figures(
-                    scorer,
-                    condition,
-                    estimate(values),
-                    paired_difference(values, base) if compared else None,
-                    win_rate(values, base) if compared else None,
-                    {group: estimate(each) for group, each in by_group.items()},
-                )
-            )
+            if values:
+                base = by_condition.get(Condition("base", condition.guidance_scale), {})
+                against = base if condition.models != "base" else {}
+                found.append(_figures(scorer, condition, values, against, groups, breakdown))
     return found
+
+
+def _figures(
+    scorer: str,
+    condition: Condition,
+    values: PictureValues,
+    base: PictureValues,
+    groups: Mapping[str, str],
+    breakdown: Breakdown | None,
+) -> Figures:
+    def of(one: Callable[[PictureValues], Estimate]) -> Estimate:
+        return breakdown.overall(condition, values, one) if breakdown else one(values)
+
+    if breakdown:
+        by_group = breakdown.groups(condition)
+    else:
+        grouped: dict[str, dict[tuple[str, int], float]] = {}
+        for (prompt, seed), value in values.items():
+            grouped.setdefault(groups[prompt], {})[prompt, seed] = value
+        by_group = {group: estimate(each) for group, each in grouped.items()}
+    return Figures(
+        scorer,
+        condition,
+        of(estimate),
+        of(lambda each: paired_difference(each, base)) if base else None,
+        of(lambda each: win_rate(each, base)) if base else None,
+        by_group,
+    )
 
 
 def overall_table(figures: Sequence[Figures]) -> list[list[str]]:

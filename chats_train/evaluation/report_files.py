@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from chats.files import write_text
 
 from ..sampling.probe import ProbeResult
+from .benchmark import Benchmark
 from .conditions import Condition
 from .drawing import Picture, picture_row
 from .negatives import (
@@ -22,6 +24,7 @@ from .plots import draw_alpha_curve, draw_grid
 from .probing import PROBE_FILE, probe_table, probe_verdicts
 from .report import (
     FAIRNESS,
+    Breakdown,
     Figures,
     Scores,
     as_markdown,
@@ -30,11 +33,13 @@ from .report import (
     group_table,
     overall_table,
 )
+from .scoring import read_parts
 
 RESULTS_FILE, SUMMARY_FILE, REPORT_FILE = "results.jsonl", "summary.json", "report.md"
 GRID_FILE, CURVE_FILE = "grid.png", "alpha.png"
 # Scores by scorer, then by picture key.
 ScoresByKey = Mapping[str, Mapping[str, float]]
+Kept = TypeVar("Kept")
 
 
 def write_report(
@@ -44,11 +49,13 @@ def write_report(
     scores: ScoresByKey,
     comparisons: Sequence[Comparison],
     probed: Sequence[ProbeResult],
+    breakdowns: Mapping[str, Breakdown],
 ) -> list[str]:
     """Writes every file but the probe's, and returns the report as text."""
     write_text(folder / RESULTS_FILE, "".join(_rows(folder, pictures, scores)))
     values = by_condition(pictures, scores)
-    figures = compute_figures(values, {picture.prompt.text: picture.prompt.group for picture in pictures})
+    groups = {picture.prompt.text: picture.prompt.group for picture in pictures}
+    figures = compute_figures(values, groups, breakdowns)
     write_negatives(folder, comparisons)
     write_text(
         folder / SUMMARY_FILE, json.dumps([each.as_json() for each in figures], ensure_ascii=False, indent=1) + "\n"
@@ -73,10 +80,21 @@ def probe_text(probed: Sequence[ProbeResult]) -> list[str]:
 
 def by_condition(pictures: Sequence[Picture], scores: ScoresByKey) -> Scores:
     """Each scorer's values by condition and picture, from its scores by key."""
-    found: dict[str, dict[Condition, dict[tuple[str, int], float]]] = {}
-    for scorer, by_key in scores.items():
-        for picture in pictures:
-            values = found.setdefault(scorer, {}).setdefault(picture.condition, {})
+    return {scorer: _arranged(pictures, by_key) for scorer, by_key in scores.items()}
+
+
+def break_down(scorer: Benchmark, pictures: Sequence[Picture], folder: Path) -> Breakdown:
+    """The categories of a benchmark, from what it has kept in scores.jsonl."""
+    parts = _arranged(pictures, read_parts(scorer, pictures, folder))
+    return Breakdown(parts, scorer.categories, scorer.mean_of_categories)
+
+
+def _arranged(pictures: Sequence[Picture], by_key: Mapping[str, Kept]) -> dict[Condition, dict[tuple[str, int], Kept]]:
+    """What is known of pictures by condition, prompt and seed, from the same by key."""
+    found: dict[Condition, dict[tuple[str, int], Kept]] = {}
+    for picture in pictures:
+        if picture.key in by_key:
+            values = found.setdefault(picture.condition, {})
             values[picture.prompt.text, picture.seed] = by_key[picture.key]
     return found
 
@@ -85,7 +103,7 @@ def _rows(folder: Path, pictures: Sequence[Picture], scores: ScoresByKey) -> lis
     """The lines of results.jsonl."""
     lines = []
     for picture in pictures:
-        own = {scorer: by_key[picture.key] for scorer, by_key in scores.items()}
+        own = {scorer: by_key[picture.key] for scorer, by_key in scores.items() if picture.key in by_key}
         lines.append(json.dumps({**picture_row(picture, folder), "scores": own}, ensure_ascii=False) + "\n")
     return lines
 

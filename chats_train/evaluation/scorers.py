@@ -1,5 +1,5 @@
-"""Scorers of pictures: PickScore and HPS v2 (CLIP models in transformers' format) and ImageReward (through its own
-package).
+"""Scorers of pictures: PickScore and HPS v2 (CLIP models in transformers' format), ImageReward (through its own
+package), and the benchmarks, which know what their own prompts ask for.
 
 What fits: PickScore as published (hub id yuvalkirstain/PickScore_v1); for HPS v2, whose own file is an OpenCLIP pickle,
 a conversion to a CLIPModel with its tokenizer (adams-story/HPSv2-hf is one), as far as it holds .safetensors. Nothing
@@ -9,46 +9,33 @@ is fetched unless a hub id is named, and no pickle is ever opened.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..families.sources import HASHED_SUFFIXES
-from ..support.digests import file_digest
 from ..support.errors import UserError
-from ..support.hub import Wanted, fetching, local_or_fetched
+from ..support.hub import fetching
+from .benchmark import Scorer
 from .prompts import EvaluationPrompt
+from .weights import (
+    LOADING,
+    folder_digest,
+    open_folder,
+    read_model_config,
+    require_safetensors,
+    require_whole,
+)
 
 # OpenAI's CLIP, whose preprocessing its descendants kept; a folder's preprocessor_config.json may say otherwise.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-
-class Scorer(Protocol):
-    """Anything that gives pictures a number, more being better. A detector counts too: 1 for right and 0 for wrong.
-
-    Attributes:
-        name: of its column.
-        fingerprint: changes with whatever its scores depend on beside the picture and the prompt's text (what it reads
-            of the prompt's metadata, too); a kept score of another fingerprint is not used again.
-    """
-
-    name: str
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[EvaluationPrompt]) -> Tensor:
-        """A score for each picture and its prompt, [batch]."""
-        ...
 
 
 class ClipScorer:
@@ -67,29 +54,27 @@ class ClipScorer:
 
     def __init__(self, name: str, folder: Path, factor: float | None, device: torch.device | str):
         self.name, self.folder, self.factor, self.device = name, folder, factor, torch.device(device)
-        for file in ("config.json", "tokenizer_config.json"):
-            if not (folder / file).is_file():
-                raise UserError(
-                    f"`--scorer` {name} is {folder}, which has no {file}; give a CLIPModel in transformers' format"
-                )
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        wanted = "a CLIPModel in transformers' format"
+        kind = read_model_config(name, folder, wanted).get("model_type")
+        if not (folder / "tokenizer_config.json").is_file():
+            raise UserError(f"`--scorer` {name} is {folder}, which has no tokenizer_config.json; give {wanted}")
         if kind != "clip":
             raise UserError(
                 f"`--scorer` {name} is {folder}, whose config.json says `model_type` {kind}; give a CLIPModel (`clip`)"
             )
-        _require_safetensors(name, folder)
+        note = " (HPS v2's own .pt is one; give a conversion to transformers' format)" if name == "hpsv2" else ""
+        require_safetensors(name, folder, note)
 
     @cached_property
     def fingerprint(self) -> str:
-        return _digest(self.folder, str(self.factor))
+        return folder_digest(self.folder, str(self.factor))
 
     @cached_property
     def model(self) -> Any:
         from transformers import CLIPModel
 
-        options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
-        model, loading = CLIPModel.from_pretrained(self.folder, **options)
-        _require_whole(self.name, self.folder, loading["missing_keys"])
+        model, loading = CLIPModel.from_pretrained(self.folder, **LOADING)
+        require_whole(self.name, self.folder, loading["missing_keys"])
         return model.eval().to(self.device)
 
     @cached_property
@@ -100,18 +85,23 @@ class ClipScorer:
 
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image], prompts: Sequence[EvaluationPrompt]) -> Tensor:
-        length = self.model.config.text_config.max_position_embeddings
-        texts = [prompt.text for prompt in prompts]
-        tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        tokens = self.tokens([prompt.text for prompt in prompts])
         output = self.model(
             input_ids=tokens.input_ids.to(self.device),
             attention_mask=tokens.attention_mask.to(self.device),
-            pixel_values=torch.stack([self._pixels(image) for image in images]).to(self.device),
+            pixel_values=torch.stack([self.pixels(image) for image in images]).to(self.device),
         )
         cosine = (output.image_embeds * output.text_embeds).sum(dim=-1)  # [batch]; the model returns them normalised
         return (cosine * (self.model.logit_scale.exp() if self.factor is None else self.factor)).cpu()
 
-    def _pixels(self, image: Image.Image) -> Tensor:
+    def tokens(self, texts: Sequence[str]) -> Any:
+        """Token ids and their mask, each [texts, length], cut at the model's length."""
+        length = self.model.config.text_config.max_position_embeddings
+        return self.tokenizer(
+            list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+
+    def pixels(self, image: Image.Image) -> Tensor:
         """CLIP's preprocessing with Pillow, whatever transformers' own processor would use: [3, side, side]."""
         side = self.model.config.vision_config.image_size
         scale = side / min(image.size)
@@ -155,11 +145,11 @@ class ImageRewardScorer:
             raise UserError(
                 f"`--scorer` imagereward is {folder}, which has no med_config.json; download it beside the weights"
             )
-        _require_safetensors(self.name, folder)
+        require_safetensors(self.name, folder)
 
     @cached_property
     def fingerprint(self) -> str:
-        return _digest(self.folder, self.name)
+        return folder_digest(self.folder, self.name)
 
     @cached_property
     def model(self) -> Any:
@@ -171,7 +161,7 @@ class ImageRewardScorer:
         state = {
             key: tensor for file in sorted(self.folder.glob("*.safetensors")) for key, tensor in load_file(file).items()
         }
-        _require_whole(self.name, self.folder, model.load_state_dict(state, strict=False).missing_keys)
+        require_whole(self.name, self.folder, model.load_state_dict(state, strict=False).missing_keys)
         return model.eval().to(self.device)
 
     @torch.no_grad()
@@ -185,17 +175,27 @@ class ImageRewardScorer:
         return torch.tensor(scores)
 
 
-KINDS = ("pickscore", "hpsv2", "imagereward")
+# Those that score any picture by its prompt's text.
+TEXT_KINDS = ("pickscore", "hpsv2", "imagereward")
+FORMS = {
+    **dict.fromkeys(TEXT_KINDS, "FOLDER_OR_HUB_ID"),
+    "geneval": "SEGMENTER,CLIP",
+    "dpg": "VQA_MODEL,QUESTIONS.csv",
+}
+KINDS = tuple(FORMS)
+BENCHMARK_KINDS = tuple(kind for kind in KINDS if kind not in TEXT_KINDS)
 # HPS v2 is the plain cosine, reported in percent (the paper's Table 1).
 HPS_FACTOR = 100.0
 # Of ImageReward, which its package takes from the hub.
 TOKENIZER = "bert-base-uncased"
-FORMS = "a folder or a hub id (owner/name)"
 
 
-def open_scorers(specs: Sequence[str], device: torch.device | str) -> list[Scorer]:
-    """The scorers that ``kind=source`` names, each with a local folder or a hub id, which is then fetched. Weights are
+def open_scorers(specs: Sequence[str], device: torch.device | str, kinds: Sequence[str] = KINDS) -> list[Scorer]:
+    """The scorers that ``kind=source`` names, each with local folders or hub ids, which are then fetched. Weights are
     read later.
+
+    Args:
+        kinds: that may be named.
 
     Raises:
         UserError: for an unknown kind, one that is named twice, or a source that cannot be used.
@@ -203,58 +203,36 @@ def open_scorers(specs: Sequence[str], device: torch.device | str) -> list[Score
     scorers: dict[str, Scorer] = {}
     for spec in specs:
         kind, separator, source = spec.partition("=")
-        if not separator or kind not in KINDS:
-            near = difflib.get_close_matches(kind, KINDS, n=1)
+        if not separator or kind not in kinds:
+            near = difflib.get_close_matches(kind, kinds, n=1)
             hint = (
                 f"; did you mean {near[0]}=…?"
                 if near and separator
-                else f"; give one of {', '.join(KINDS)} as KIND=FOLDER_OR_HUB_ID"
+                else f"; give one of {', '.join(f'{each}={FORMS[each]}' for each in kinds)}"
             )
             raise UserError(f"`--scorer` is `{spec}`{hint}")
         if kind in scorers:
             raise UserError(f"`--scorer` names {kind} twice; name it once")
         if not source:
             # As a path it would be the current folder.
-            raise UserError(f"`--scorer` is `{spec}`, which names no weights; give {kind}=FOLDER_OR_HUB_ID")
-        folder = _folder(kind, source)
-        if kind == "imagereward":
-            scorers[kind] = ImageRewardScorer(folder, device)
-        else:
-            scorers[kind] = ClipScorer(kind, folder, HPS_FACTOR if kind == "hpsv2" else None, device)
+            raise UserError(f"`--scorer` is `{spec}`, which names no weights; give {kind}={FORMS[kind]}")
+        scorers[kind] = _opened(kind, source, device)
     return list(scorers.values())
 
 
-def _folder(kind: str, source: str) -> Path:
-    mark = "med_config.json" if kind == ImageRewardScorer.name else "config.json"
-    return local_or_fetched(f"`--scorer` {kind}", source, Wanted("folder", FORMS, mark, _wanted_files))
+def _opened(kind: str, source: str, device: torch.device | str) -> Scorer:
+    if kind in TEXT_KINDS:
+        folder = open_folder(kind, source, "med_config.json" if kind == ImageRewardScorer.name else "config.json")
+        if kind == ImageRewardScorer.name:
+            return ImageRewardScorer(folder, device)
+        return ClipScorer(kind, folder, HPS_FACTOR if kind == "hpsv2" else None, device)
+    first, _, second = (each.strip() for each in source.rpartition(","))
+    if not (first and second):
+        raise UserError(f"`--scorer` is `{kind}={source}`, which names one thing of two; give {kind}={FORMS[kind]}")
+    if kind == "geneval":
+        from .benchmarks.geneval_scorer import GenEvalScorer
 
+        return GenEvalScorer(first, second, device)
+    from .benchmarks.dpg_scorer import DPGScorer
 
-def _wanted_files(names: Iterable[str]) -> list[str]:
-    return [name for name in names if name.endswith(HASHED_SUFFIXES)]
-
-
-def _require_safetensors(kind: str, folder: Path) -> None:
-    if not any(folder.glob("*.safetensors")):
-        note = " (HPS v2's own .pt is one; give a conversion to transformers' format)" if kind == "hpsv2" else ""
-        raise UserError(
-            f"`--scorer` {kind} is {folder}, which has no .safetensors file; pickled weights are never opened{note}"
-        )
-
-
-def _require_whole(kind: str, folder: Path, missing: Iterable[str]) -> None:
-    """A weight that no file has would be left random, and its scores mean nothing."""
-    # Position ids are no weights, and come and go with the version of transformers.
-    missing = sorted(key for key in missing if not key.endswith("position_ids"))
-    if missing:
-        more = f" and {len(missing) - 1} more weights" if len(missing) > 1 else ""
-        raise UserError(
-            f"`--scorer` {kind} is {folder}, whose .safetensors lack {missing[0]}{more}; download or convert it again"
-        )
-
-
-def _digest(folder: Path, more: str) -> str:
-    """SHA-256 over the files that a scorer reads, and ``more``."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in HASHED_SUFFIXES)
-    return hashlib.sha256(
-        "\n".join([more, *(f"{path.name}:{file_digest(path)}" for path in files)]).encode()
-    ).hexdigest()
+    return DPGScorer(first, second, device)

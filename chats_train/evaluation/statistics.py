@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,46 @@ def estimate(values: PictureValues) -> Estimate:
         return Estimate(mean, math.nan, len(means), len(values))
     variance = math.fsum((each - mean) ** 2 for each in means) / (len(means) - 1)
     return Estimate(mean, math.sqrt(variance / len(means)), len(means), len(values))
+
+
+def ratio(parts: Mapping[tuple[str, int], tuple[float, float]]) -> Estimate:
+    """Σ met / Σ asked over pictures, with the standard error clustered by prompt: √(C/(C−1) Σ_c (met_c − ratio ·
+    asked_c)²) / Σ asked, over the C prompts' sums. Where every prompt asks equally much it is :func:`estimate`.
+
+    Args:
+        parts: of each picture, named by its prompt and its seed, (met, asked).
+
+    Raises:
+        ValueError: when nothing was asked.
+    """
+    by_prompt: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for (prompt, _), (met, asked) in parts.items():
+        by_prompt[prompt][0] += met
+        by_prompt[prompt][1] += asked
+    total = math.fsum(asked for _, asked in by_prompt.values())
+    if not total:
+        raise ValueError("nothing was asked")
+    mean, count = math.fsum(met for met, _ in by_prompt.values()) / total, len(by_prompt)
+    if count < 2:
+        return Estimate(mean, math.nan, count, len(parts))
+    squares = math.fsum((met - mean * asked) ** 2 for met, asked in by_prompt.values())
+    return Estimate(mean, math.sqrt(count / (count - 1) * squares) / total, count, len(parts))
+
+
+def mean_of(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of several means of different prompts, each weighing the same: its error is √(Σ error²) / their number.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    if not estimates:
+        raise ValueError("no estimate to take the mean of")
+    return Estimate(
+        math.fsum(each.mean for each in estimates) / len(estimates),
+        math.sqrt(math.fsum(each.standard_error**2 for each in estimates)) / len(estimates),
+        sum(each.prompts for each in estimates),
+        sum(each.pictures for each in estimates),
+    )
 
 
 def paired_difference(values: PictureValues, baseline: PictureValues) -> Estimate:

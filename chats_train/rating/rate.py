@@ -6,21 +6,22 @@ import math
 import secrets
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from chats.locks import locked
 from chats.taste.dataset import TasteDataset
 from chats.taste.names import CANDIDATES, IMAGES, METADATA
 from chats.taste.records import SCORER, Pair, Vote
 
+from ..evaluation.benchmark import Scorer
 from ..evaluation.prompts import EvaluationPrompt
-from ..evaluation.scorers import Scorer, open_scorers
+from ..evaluation.scorers import TEXT_KINDS, open_scorers
 from ..evaluation.scoring import score_pictures
+from ..runs.peers import Peers, peers_of
+from ..runs.processes import Processes
 from ..support.amounts import counted
 from ..support.errors import UserError
 from .agreement import agreement, agreement_text
@@ -49,7 +50,7 @@ def rate(folder: Path, scorer_specs: Sequence[str], margins: Sequence[float]) ->
         margins: for each scorer, how far apart two scores must be for a choice; empty for none.
 
     Returns:
-        the report, line by line as it is known.
+        the report, line by line as it is known; of several processes, which share the pictures, in the main one alone.
 
     Raises:
         UserError: for what the user can mend; before anything is scored where that can be told.
@@ -61,13 +62,27 @@ def rate(folder: Path, scorer_specs: Sequence[str], margins: Sequence[float]) ->
             f"`dataset` is {folder}, which has no {CANDIDATES}; give the folder of a data set, chats/NAME in ComfyUI's "
             "output folder"
         )
-    scorers = open_scorers(scorer_specs, "cuda" if torch.cuda.is_available() else "cpu")
+    processes = Processes()
+    with peers_of(processes) as peers:
+        scorers = open_scorers(scorer_specs, processes.device, TEXT_KINDS)
+        margins = margins or [0.0] * len(scorers)
+        if peers.is_main:
+            yield from _rate(folder, scorers, margins, peers)
+        else:
+            peers.wait()  # until the folder is the main process's
+            for scorer in scorers:
+                score_pictures(scorer, _pictures(folder, peers.told(dict)), folder, peers)
+
+
+def _rate(folder: Path, scorers: Sequence[Scorer], margins: Sequence[float], peers: Peers) -> Iterator[str]:
+    """What the main process does, which alone reads and writes the data set."""
     with _only_rating_in(folder):
         dataset = TasteDataset(folder)
         yield from (f"note: {note}" for note in dataset.notes())
         yield _size(dataset)
-        for scorer, margin in zip(scorers, margins or [0.0] * len(scorers), strict=True):
-            yield from _rate_with(scorer, margin, dataset)
+        peers.wait()
+        for scorer, margin in zip(scorers, margins, strict=True):
+            yield from _rate_with(scorer, margin, dataset, peers)
         yield f"{METADATA}: {counted(dataset.derive(), 'pair')} to train on, people's ratings before scorers'"
 
 
@@ -110,15 +125,20 @@ def _by_prompt(dataset: TasteDataset) -> dict[str, list[str]]:
     return found
 
 
-def _rate_with(scorer: Scorer, margin: float, dataset: TasteDataset) -> Iterator[str]:
+def _pictures(folder: Path, prompts: Mapping[str, str]) -> list[CandidatePicture]:
+    """The candidates of a folder, from their prompts by id."""
+    return [
+        CandidatePicture(name, folder / IMAGES / f"{name}.png", EvaluationPrompt(prompt, ""))
+        for name, prompt in prompts.items()
+    ]
+
+
+def _rate_with(scorer: Scorer, margin: float, dataset: TasteDataset, peers: Peers) -> Iterator[str]:
     """One scorer's votes; what it said before and says no longer is taken back."""
     rater = SCORER + scorer.name
-    candidates = dataset.candidates()
-    pictures = [
-        CandidatePicture(name, dataset.folder / IMAGES / f"{name}.png", EvaluationPrompt(candidate.prompt, ""))
-        for name, candidate in candidates.items()
-    ]
-    scores = score_pictures(scorer, pictures, dataset.folder)
+    # ComfyUI may draw more meanwhile: all processes are told of the same ones.
+    prompts = peers.told(lambda: {name: candidate.prompt for name, candidate in dataset.candidates().items()})
+    scores = score_pictures(scorer, _pictures(dataset.folder, prompts), dataset.folder, peers)
     people = [vote for vote in dataset.votes() if not vote.by_scorer]
     pairs = [pair for same in _by_prompt(dataset).values() for pair in comparisons(same)]
     # What a person rated is rated too, so that the two can be compared. Pictures may have come since.
@@ -137,7 +157,6 @@ def _rate_with(scorer: Scorer, margin: float, dataset: TasteDataset) -> Iterator
         f"than before, {len(wanted) - added - replaced} as before"
     )
     own = [vote for vote in dataset.votes() if vote.rater == rater]
-    prompts = {name: candidate.prompt for name, candidate in candidates.items()}
     for person in sorted({vote.rater for vote in people}):
         theirs = [vote for vote in people if vote.rater == person and prompts.keys() >= set(vote.pair)]
         yield agreement_text(scorer.name, person, agreement(own, theirs, prompts))

@@ -137,6 +137,9 @@ class RunConfig(Section):
     weight_dtype: Literal["fp32", "bf16"] = Field(
         "fp32", description="full only: fp32 masters, or bf16 with stochastic rounding"
     )
+    base_quantization: Literal["none", "nf4", "int8"] = Field(
+        "none", description="lora only: the base's blocks in 4 or 8 bits, for less memory (needs bitsandbytes)"
+    )
 
     resolution: Count = Field(description="in pixels: images get about resolution × resolution of them")
     enable_bucket: bool = Field(True, description="keep aspect ratios, a bucket of sizes for each; false crops squares")
@@ -200,6 +203,11 @@ class RunConfig(Section):
     report_to: Literal["none", "tensorboard"] = Field(
         "none", description="none or tensorboard, beside metrics.jsonl and loss.png"
     )
+    reference_draws: Count | None = Field(
+        None,
+        description="noise, timestep and coin of a pair repeat after so many epochs, and the reference is asked only "
+        "once for each; null is fresh ones at each visit",
+    )
     compile: bool = Field(
         False, description="torch.compile, a block at a time: faster steps after a first one that takes minutes"
     )
@@ -247,6 +255,12 @@ class RunConfig(Section):
                 "`mixed_precision` is fp16, which needs `weight_dtype` fp32; set `mixed_precision: bf16` for bf16 "
                 "weights"
             )
+        if self.base_quantization != "none" and (self.training_method == "full" or self.compile):
+            other = "`compile` is true" if self.compile else "`training_method` is full"
+            raise ValueError(
+                f"`base_quantization` is {self.base_quantization}, and {other}; only the base of LoRAs is quantized, "
+                "and is not compiled: set it to none"
+            )
         if not self.min_bucket_reso <= self.resolution <= self.max_bucket_reso:
             raise ValueError(
                 f"`resolution` is {self.resolution}, outside of `min_bucket_reso` {self.min_bucket_reso} to "
@@ -257,6 +271,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"`sample_every` is {self.sample_every} but `sample_prompts` is empty; add a prompt, or set "
                 "`sample_every: 0`"
+            )
+        if self.reference_draws is not None and self.objective not in WITH_REFERENCE:
+            raise ValueError(
+                f"`reference_draws` is {self.reference_draws}, but `objective` {self.objective} has no reference; "
+                "leave it out"
             )
         return self
 
@@ -271,8 +290,9 @@ class RunConfig(Section):
 
 
 # Settings that version 0.1.0 did not have.
-LATER = frozenset({"compile"})
-
+LATER = frozenset({"reference_draws", "compile", "base_quantization"})
+# Objectives that compare with the reference.
+WITH_REFERENCE = frozenset({"chats", "diffusion_dpo"})
 
 # Settings whose defaults follow from others; a config may say null for them.
 DERIVED = frozenset({"resolution", "min_bucket_reso", "max_bucket_reso", "cache_dir", "learning_rate"})

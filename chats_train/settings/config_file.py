@@ -116,10 +116,19 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     Raises:
         UserError: when the file cannot be read or a setting is wrong, one sentence for each.
     """
-    raw = _read(Path(path))
+    return config_of(_read(Path(path)), overrides)
+
+
+def config_of(raw: Mapping[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
+    """A config of settings that are in no file, with overrides as :func:`load_config` takes them.
+
+    Raises:
+        UserError: when a setting is wrong, one sentence for each.
+    """
+    settings = dict(raw)
     for override in overrides:
-        _apply(raw, override)
-    return parse_config(raw)
+        _apply(settings, override)
+    return parse_config(settings)
 
 
 def parse_config(raw: Mapping[str, Any]) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..runs.checkpoint import RESUME, has_checkpoint, open_checkpoint
 from ..runs.folder import CHECKPOINTS, CONFIG_FILE, LOCK
 from ..runs.opening import open_family, open_pairs, settled
 from ..runs.pair_export import export_pair
+from ..runs.peers import peers_of
 from ..runs.probe_file import read_probe
 from ..runs.processes import Processes
 from ..settings.config import RunConfig
@@ -24,6 +26,7 @@ from ..settings.config_file import save_resolved
 from ..support.errors import UserError
 from .last_probe import probe_trained
 from .loop import run_steps
+from .reference_errors import repeats_note
 from .trainer import Trainer
 
 
@@ -56,6 +59,8 @@ def _train(config: RunConfig, processes: Processes, use_cache: bool) -> str:
     resume(trainer)
     if processes.is_main:
         save_resolved(config, config.output_dir / CONFIG_FILE)
+        if (note := repeats_note(config, len(trainer.samples), trainer.pairs_per_step)) is not None:
+            print(f"note: {note}", file=sys.stderr)
     if not run_steps(trainer):
         return f"stopped after step {trainer.step}; go on with `--set resume_from_checkpoint=latest`"
     if not processes.is_main:
@@ -89,13 +94,14 @@ def open_data(config: RunConfig, processes: Processes) -> PairDataset:
     if processes.count == 1:
         return open_pairs(config)
     path = handed_over(config.cache_dir, processes.one_number())
-    if processes.is_main:
-        dataset = open_pairs(config)
-        hand_over(dataset.samples, dataset.name, path)
-    processes.wait()
-    if not processes.is_main:
-        # On a machine with a cache of its own they look themselves.
-        dataset = take_over(path, config) or open_dataset(config, progress=False)
+    with peers_of(processes) as peers:
+        if processes.is_main:
+            dataset = open_pairs(config)
+            hand_over(dataset.samples, dataset.name, path)
+        peers.wait()
+        if not processes.is_main:
+            # On a machine with a cache of its own they look themselves.
+            dataset = take_over(path, config) or open_dataset(config, progress=False)
     if not processes.agree(int(dataset.fingerprint[:12], 16)):
         raise UserError("the processes see different data sets; put `data.path` where all machines see the same")
     if processes.is_main:
@@ -110,17 +116,18 @@ def open_encodings(
 ) -> PairEncodings:
     if not use_cache:
         return LiveEncodings(family)
-    fill_cache(
-        config.cache_dir,
-        dataset.samples,
-        family,
-        config.sample_prompts,
-        process_index=processes.index,
-        num_processes=processes.count,
-        progress=processes.is_main,
-    )
-    family.release_encoders()
-    processes.wait()
+    with peers_of(processes) as peers:
+        fill_cache(
+            config.cache_dir,
+            dataset.samples,
+            family,
+            config.sample_prompts,
+            process_index=processes.index,
+            num_processes=processes.count,
+            progress=processes.is_main,
+            between=peers.check,
+        )
+        family.release_encoders()
     return CachedEncodings(config.cache_dir, family.fingerprint)
 
 

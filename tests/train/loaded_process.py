@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -23,6 +24,18 @@ def start(log: Path, function: Callable[..., object], *arguments: object, **envi
     process = CONTEXT.Process(target=_call, args=told, daemon=True)  # a test that fails leaves none behind
     process.start()
     return process
+
+
+def start_joined(logs: list[Path], function: Callable[..., object], *arguments: object) -> list[BaseProcess]:
+    """Processes as torchrun would start them, one for each log."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    joined = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(len(logs))}
+    return [
+        start(log, function, *arguments, **joined, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank, log in enumerate(logs)
+    ]
 
 
 def start_trainer(log: Path, *arguments: object) -> BaseProcess:

@@ -30,12 +30,16 @@ ROOT = Path(__file__).resolve().parents[2]
 FULL = Truncation(rank=10**6, energy=None, dtype="fp32")
 
 
+# SD3's table of positions does not train, and Z-Image's padding is no layer's, so ComfyUI would not patch it.
+NOT_CARRIED = ("pos_embed.pos_embed", "x_pad_token", "cap_pad_token")
+
+
 def perturbed(state, seed, scale=0.05, keys="") -> dict[str, torch.Tensor]:
-    """Weights a little off, all of them or those whose key matches; tables that do not train stay."""
+    """Weights a little off, all of them or those whose key matches, but for what no LoRA carries."""
     generator = torch.Generator().manual_seed(seed)
     noise = {key: torch.randn(value.shape, generator=generator) * scale for key, value in state.items()}
     return {
-        key: value + noise[key] if re.search(keys, key) and key != "pos_embed.pos_embed" else value
+        key: value + noise[key] if re.search(keys, key) and key not in NOT_CARRIED else value
         for key, value in state.items()
     }
 
@@ -75,7 +79,7 @@ def applied(weights, lora) -> dict[str, torch.Tensor]:
             target = (
                 norms.get(name)
                 or f"{module}.bias" * (end == "diff_b")
-                or (module if module in weights else f"{module}.weight")
+                or next(key for key in (module, f"{module}.weight", f"{module}.scale") if key in weights)
             )
             change = lora[key].double()
             used.add(key)
@@ -118,7 +122,7 @@ def test_full_rank_gives_the_dispreferred_back(states, tmp_path, family, first, 
     assert result.keys() == dispreferred.keys()
     for key, value in dispreferred.items():
         torch.testing.assert_close(result[key], value, rtol=0, atol=1e-6, msg=key)
-    assert len(lora.layers) == sum(not torch.equal(preferred[key], dispreferred[key]) for key in preferred) > 50
+    assert len(lora.layers) == sum(not torch.equal(preferred[key], dispreferred[key]) for key in preferred) > 20
     assert overall_energy(lora.layers) > 1 - 1e-12
 
 

@@ -243,6 +243,92 @@ PUBLISHED = {
             "scheduler": {**FLOW, "use_dynamic_shifting": True},
         },
     ),
+    "Z-Image": (
+        "z_image",
+        {
+            "transformer": {
+                "_class_name": "ZImageTransformer2DModel",
+                "all_f_patch_size": [1],
+                "all_patch_size": [2],
+                "axes_dims": [32, 48, 48],
+                "axes_lens": [1536, 512, 512],
+                "cap_feat_dim": 2560,
+                "dim": 3840,
+                "in_channels": 16,
+                "n_heads": 30,
+                "n_kv_heads": 30,
+                "n_layers": 30,
+                "n_refiner_layers": 2,
+                "norm_eps": 1e-05,
+                "qk_norm": True,
+                "rope_theta": 256.0,
+                "t_scale": 1000.0,
+            },
+            "vae": {**FLOW_VAE, "scaling_factor": 0.3611, "shift_factor": 0.1159},
+            "text_encoder": {"model_type": "qwen3", "hidden_size": 2560},
+            "scheduler": {**FLOW, "shift": 6.0},
+        },
+    ),
+    "Qwen-Image": (
+        "qwen_image",
+        {
+            "transformer": {
+                "_class_name": "QwenImageTransformer2DModel",
+                "attention_head_dim": 128,
+                "axes_dims_rope": [16, 56, 56],
+                "guidance_embeds": False,
+                "in_channels": 64,
+                "joint_attention_dim": 3584,
+                "num_attention_heads": 24,
+                "num_layers": 60,
+                "out_channels": 16,
+                "patch_size": 2,
+                "pooled_projection_dim": 768,
+            },
+            "vae": {
+                "_class_name": "AutoencoderKLQwenImage",
+                "attn_scales": [],
+                "base_dim": 96,
+                "dim_mult": [1, 2, 4, 4],
+                "dropout": 0.0,
+                "num_res_blocks": 2,
+                "temperal_downsample": [False, True, True],
+                "z_dim": 16,
+            },
+            "text_encoder": {"model_type": "qwen2_5_vl", "hidden_size": 3584},
+            "scheduler": {
+                **FLOW,
+                "max_image_seq_len": 8192,
+                "max_shift": 0.9,
+                "shift": 1.0,
+                "shift_terminal": 0.02,
+                "use_dynamic_shifting": True,
+            },
+        },
+    ),
+    "Chroma1-HD": (
+        "chroma",
+        {
+            "transformer": {
+                "_class_name": "ChromaTransformer2DModel",
+                "approximator_hidden_dim": 5120,
+                "approximator_layers": 5,
+                "approximator_num_channels": 64,
+                "attention_head_dim": 128,
+                "axes_dims_rope": [16, 56, 56],
+                "in_channels": 64,
+                "joint_attention_dim": 4096,
+                "num_attention_heads": 24,
+                "num_layers": 19,
+                "num_single_layers": 38,
+                "out_channels": None,
+                "patch_size": 1,
+            },
+            "vae": {**FLOW_VAE, "scaling_factor": 0.3611, "shift_factor": 0.1159},
+            "text_encoder": T5,
+            "scheduler": {**FLOW, "shift": 1.0, "use_beta_sigmas": True},
+        },
+    ),
 }
 
 
@@ -253,7 +339,7 @@ class Configurations:
     zeros_for_empty_prompt = True
 
     def __init__(self, configs):
-        self.config, self.noise = configs.__getitem__, configs["scheduler"]
+        self.config, self.noise, self.index = configs.__getitem__, configs["scheduler"], {}
 
     def where(self, part):
         return part
@@ -299,7 +385,11 @@ def test_published_models_are_what_their_family_takes_them_for(name):
             {"scheduler": {"_class_name": "EDMEulerScheduler"}},
             "scheduler: `_class_name` is `EDMEulerScheduler`",
         ),
+        ("Qwen-Image", {"transformer": {"zero_cond_t": True}}, "transformer: `zero_cond_t` is `true`"),
+        ("Qwen-Image", {"vae": {"latents_mean": [0.0] * 16}}, "vae: `latents_mean` is"),
         # What a scheduler does not state is its class's default, which is another.
+        # ComfyUI modulates every Chroma as if it had the published depth.
+        ("Chroma1-HD", {"transformer": {"num_layers": 8}}, "transformer: `num_layers` is 8 and `num_single_layers` 38"),
         ("SD3 medium", {"scheduler": {"shift": 1.0}}, "scheduler: `shift` is `1.0`, where SD3 has 3.0"),
     ],
 )
