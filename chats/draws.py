@@ -8,6 +8,8 @@ machine. Nothing is drawn from a generator that lives on from step to step.
 from __future__ import annotations
 
 import hashlib
+import sys
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -118,14 +120,18 @@ def shuffled_rows(ids: Sequence[str], seed: int, epoch: int) -> list[int]:
     in which they come: by the hash of (seed, epoch, id), and of two with one hash by the id."""
     # Of its parts, the hash's last alone differs from pair to pair.
     begun = hashlib.sha256(_text(seed, epoch, "order", ""))
-    by_id = sorted(range(len(ids)), key=ids.__getitem__)
-    numbers = []
-    for row in by_id:
+
+    def digest(identity: str) -> bytes:
         each = begun.copy()
-        each.update(ids[row].encode())
-        numbers.append(_leading(each.digest()))
-    ordered = torch.tensor(numbers, dtype=torch.int64).argsort(stable=True).tolist()
-    return [by_id[place] for place in ordered]
+        each.update(identity.encode())
+        return each.digest()
+
+    numbers, rows = _all_leading(map(digest, ids)).sort(stable=True)
+    order: list[int] = rows.tolist()
+    if (numbers[1:] == numbers[:-1]).any():
+        number_of = dict(zip(order, numbers.tolist(), strict=True))
+        order.sort(key=lambda row: (number_of[row], ids[row]))
+    return order
 
 
 def shuffled(samples: Sequence[Pair], seed: int, epoch: int) -> list[Pair]:
@@ -157,3 +163,14 @@ def _text(*parts: object) -> bytes:
 
 def _leading(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _all_leading(digests: Iterable[bytes]) -> Tensor:
+    """:func:`_leading` of each, int64 [digests]."""
+    numbers = array("Q", b"".join(digest[:8] for digest in digests))
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    if not numbers:
+        return torch.empty(0, dtype=torch.int64)
+    # A shift keeps the sign, which the leading bit is.
+    return torch.frombuffer(numbers, dtype=torch.int64).bitwise_right_shift(1).bitwise_and((1 << 63) - 1)

@@ -48,7 +48,9 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse
     )
     sample.add_argument("--prompt", action="append", required=True, help="may be given several times, a row each")
     sample.add_argument(
-        "--form", choices=("proxy", "exact"), default="proxy", help="Eq. 17 or Eq. 16 (default: %(default)s)"
+        "--form",
+        choices=("proxy", "exact"),
+        help="Eq. 17 or Eq. 16 (default: proxy, where the family has one)",
     )
     sample.add_argument(
         "--output", type=Path, default=Path("sample.png"), help="the picture to write (default: %(default)s)"
@@ -126,7 +128,9 @@ def _add_distill(commands: argparse._SubParsersAction, run: Callable[[argparse.N
     _with_checkpoint(distill)
     teacher = distill.add_argument_group("what the pair does that is learned")
     teacher.add_argument(
-        "--form", choices=("proxy", "exact"), help="Eq. 17 or Eq. 16 (default: proxy, unless the run's probe objects)"
+        "--form",
+        choices=("proxy", "exact"),
+        help="Eq. 17 or Eq. 16 (default: proxy, unless the family has none or the run's probe objects)",
     )
     teacher.add_argument("--guidance-scale", type=float, help="the paper's s, cfg − 1 (default: the run's)")
     teacher.add_argument("--alpha", type=float, help="(default: the run's, and 0 with `--negative base`)")
@@ -217,8 +221,8 @@ def _add_evaluate(commands: argparse._SubParsersAction, run: Callable[[argparse.
         "--form",
         nargs="+",
         choices=("proxy", "exact"),
-        default=["proxy"],
-        help="of CHATS, Eq. 17 or Eq. 16 or both (default: proxy)",
+        default=[],
+        help="of CHATS, Eq. 17 or Eq. 16 or both (default: proxy, where the family has one)",
     )
     add("--batch-size", type=int, default=1, help="pictures that are sampled at once (default: %(default)s)")
     add(

@@ -106,7 +106,7 @@ def test_the_order_of_an_epoch_is_that_of_the_formula():
 
 
 def test_pairs_of_one_number_are_in_the_order_of_their_ids(monkeypatch):
-    monkeypatch.setattr(draws, "_leading", lambda digest: digest[0] % 2)
+    monkeypatch.setattr(draws, "_all_leading", lambda digests: torch.tensor([digest[0] % 2 for digest in digests]))
     ids = [f"pair {index}" for index in (3, 1, 4, 0, 5, 9, 2, 6)]
     halves = [hashlib.sha256(f"0\x000\0order\0{each}".encode()).digest()[0] % 2 for each in ids]
     assert len(set(halves)) == 2

@@ -45,7 +45,7 @@ def mechanism(family: Family, members: Members, whole: bool) -> dict[str, Any]:
     lengths: dict[str, list[float]] = defaultdict(list)
     cosines: dict[str, list[float]] = defaultdict(list)
     for share in PROBED_SHARES:
-        timesteps = family.sample_timesteps(torch.full((len(prompts),), share))
+        timesteps = family.sample_timesteps(torch.full((len(prompts),), share), latents.shape[-2:])
         z = family.add_noise(latents, noise, timesteps)
         given = {"prompt": embedded, NULL: null}
         before = {kind: family.predict(base, z, timesteps, each) for kind, each in given.items()}

@@ -52,6 +52,15 @@ SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora, gradient checkpointing": ("ours", {"training_method": "lora", "gradient_checkpointing": True}),
     "lora": ("ours", {"training_method": "lora", "gradient_checkpointing": False}),
     "lora, memory low": ("ours", {"training_method": "lora", "gradient_checkpointing": False, "memory": "low"}),
+    # Once all of the reference's errors are known.
+    "full, draws repeat": (
+        "ours",
+        {"training_method": "full", "gradient_checkpointing": False, "reference_draws": 1},
+    ),
+    "lora, draws repeat": (
+        "ours",
+        {"training_method": "lora", "gradient_checkpointing": False, "reference_draws": 1},
+    ),
 }
 LORA_RANK = 16
 
@@ -199,6 +208,9 @@ def authors_step(config: RunConfig, family: Family, dataset: PairDataset) -> tup
 def our_step(config: RunConfig, family: Family, dataset: PairDataset) -> tuple[Step, list[nn.Parameter]]:
     """The trainer's step, which reads the cache, and what it trains."""
     trainer = Trainer(config, family, dataset, CachedEncodings(config.cache_dir, family.fingerprint), Processes())
+    if trainer.references is not None:
+        trainer.references.load(torch.zeros_like(trainer.references.table))
+        trainer.members.release_reference()
     make_resident(trainer.members.modules)
     return lambda _: trainer.train_step(), list(trainer.parameters.values())
 

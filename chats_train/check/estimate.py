@@ -12,7 +12,7 @@ from pathlib import Path
 from chats.objective import OBJECTIVES
 
 from ..data import PairDataset
-from ..data.summary import images_by_bucket, prompt_count
+from ..data.summary import images_by_bucket, prompt_bytes, prompt_count
 from ..settings.config import RunConfig
 from ..support.dtypes import TORCH_DTYPES, forward_dtype
 
@@ -25,13 +25,18 @@ FP32_BYTES = 4
 @dataclass(frozen=True)
 class ModelSize:
     """Parameters of the denoiser, and of one member's adapter on it; how its latents look, and how many numbers the
-    embeddings of one caption have."""
+    embeddings of one caption have.
+
+    ``own_lengths`` are, where captions have lengths of their own, the longest and how many tokens are put around each:
+    ``prompt_numbers`` is then that of the longest.
+    """
 
     denoiser: int
     adapter: int
     latent_channels: int
     pixels_per_latent: int
     prompt_numbers: int
+    own_lengths: tuple[int, int] | None = None
 
 
 def adapter_parameters(shapes: Mapping[str, tuple[int, ...]], targets: tuple[str, ...], rank: int) -> int:
@@ -71,10 +76,19 @@ def cache_bytes(config: RunConfig, size: ModelSize, dataset: PairDataset) -> int
         images * (bucket.width // size.pixels_per_latent) * (bucket.height // size.pixels_per_latent)
         for bucket, images in images_by_bucket(dataset.samples).items()
     )
-    # The null prompt is always among them, and no pair's.
-    prompts = prompt_count(dataset.samples) + 1
-    embedding = size.prompt_numbers * forward_dtype(config.mixed_precision).itemsize
-    return areas * size.latent_channels * FP32_BYTES + prompts * embedding
+    width = forward_dtype(config.mixed_precision).itemsize
+    return areas * size.latent_channels * FP32_BYTES + _embedding_bytes(size, dataset, width)
+
+
+def _embedding_bytes(size: ModelSize, dataset: PairDataset, width: int) -> int:
+    """Bytes of all captions' embeddings, and of the null prompt's, which is always there and no pair's."""
+    if size.own_lengths is None:
+        return (prompt_count(dataset.samples) + 1) * size.prompt_numbers * width
+    longest, around = size.own_lengths
+    # A token is a byte of text at least.
+    tokens = (prompt_bytes(dataset.samples) + around).clip(max=longest).sum().item() + around
+    # A byte says of each that it is no padding.
+    return tokens * (size.prompt_numbers // longest * width + 1)
 
 
 def disk_of(folder: Path) -> tuple[int, int]:

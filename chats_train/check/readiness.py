@@ -8,6 +8,7 @@ import torch
 
 from ..data import PairDataset
 from ..families import Family
+from ..families.prompts import MASK
 from ..settings.config import RunConfig
 from ..support.amounts import bytes_text
 from ..support.errors import UserError
@@ -20,8 +21,10 @@ def model_size(config: RunConfig, family: Family) -> ModelSize:
     targets = tuple(config.network_target_modules or family.facts.lora_targets)
     adapter = adapter_parameters(shapes, targets, config.network_rank)
     denoiser = family.parameter_counts()[family.facts.denoiser_part]
-    prompt_numbers = sum(math.prod(shape) for shape in family.prompt_shapes().values())
-    return ModelSize(denoiser, adapter, family.latent_channels, family.vae_scale_factor, prompt_numbers)
+    prompt_numbers = sum(math.prod(shape) for name, shape in family.prompt_shapes().items() if name != MASK)
+    facts = family.facts
+    own = (facts.longest_prompt, facts.template_tokens) if facts.longest_prompt else None
+    return ModelSize(denoiser, adapter, family.latent_channels, family.vae_scale_factor, prompt_numbers, own)
 
 
 def print_memory(config: RunConfig, size: ModelSize) -> None:

@@ -26,6 +26,8 @@ class Captions:
         # By side (the data set's own folder is "") and normalised name: the name as it is.
         self._names: dict[tuple[str, str], str] = {}
         self._used: set[tuple[str, str]] = set()
+        # Whether a disk or a right failed, which another time it may not.
+        self.failed = False
 
     def add(self, side: str, name: str) -> None:
         """A caption file; its name is relative to the side."""
@@ -70,6 +72,7 @@ class Captions:
             try:
                 return read_text(path).strip()
             except OSError as error:
+                self.failed = True
                 reason = f"cannot be read: {error.strerror}"
             except UnicodeError:
                 pass

@@ -20,9 +20,9 @@ from ..support.amounts import counted
 from ..support.errors import UserError
 from .checks import check_pairs
 from .folders import METADATA, metadata_folder, two_folders
-from .listing import Listing, taken_over
+from .listing import Listed, Listing, taken_over
 from .pair_columns import PairColumns
-from .pairs import LONGEST_DETAIL, ImageBytes, LazyPairs, PairSource, Problem
+from .pairs import LONGEST_DETAIL, ImageBytes, LazyPairs, Opening, PairSource, Problem, opening_of
 from .rated import rated_folder, rated_near
 from .summary import buckets_of, enlarged, near_duplicates
 from .tables import PARQUET, hub, parquet
@@ -76,18 +76,21 @@ def open_dataset(config: RunConfig, progress: bool = True) -> PairDataset:
         UserError: when the source cannot be used, no pair is usable, or there is any problem and ``data.strict`` is
             set.
     """
-    source = _open_source(config)
-    listing = Listing(source, config)
-    if not config.data.checksum and (found := listing.read()) is not None:
-        samples, problems, trusted = found
-        replaced: list[str] = []
+    opening = _opening(config)
+    listing = Listing(opening, config)
+    listed = None if config.data.checksum else listing.read()
+    if listed is not None:
+        trusted, replaced = listed.images, list[str]()
     else:
-        verdicts = Verdicts(config.cache_dir, config.data.checksum)
+        source, verdicts = opening.read(), Verdicts(config.cache_dir, config.data.checksum)
         samples, problems = _checked(source, config, verdicts, progress)
-        listing.write(samples, problems, verdicts.looked_at)
+        problems = [*source.problems, *problems]
+        listed = Listed(samples, problems, source.ties, source.remarks, verdicts.looked_at)
+        if source.state is not None and not verdicts.failed:
+            listing.write(listed)
         trusted, replaced = verdicts.trusted, verdicts.replaced
-    remarks = (*source.remarks, *_said_of(trusted, replaced))
-    dataset = PairDataset(source.name, samples, (*source.problems, *problems), source.ties, remarks)
+    remarks = (*listed.remarks, *_said_of(trusted, replaced))
+    dataset = PairDataset(opening.name, listed.samples, tuple(listed.problems), listed.ties, remarks)
     _refuse_unusable(dataset, config.data.strict)
     return dataset
 
@@ -97,13 +100,13 @@ def take_over(path: Path, config: RunConfig) -> PairDataset | None:
     with others; None where the file is not there. No image is looked at."""
 
     @cache
-    def source() -> PairSource:
+    def opening() -> Opening:
         # What is to be read anew, the main process has read.
         data = config.data.model_copy(update={"checksum": False})
-        return _open_source(config.model_copy(update={"data": data}))
+        return _opening(config.model_copy(update={"data": data}))
 
     def image(place: str) -> ImageBytes:
-        return source().image(place)
+        return opening().image(place)
 
     return None if (found := taken_over(path, image)) is None else PairDataset(found[1], found[0], (), 0)
 
@@ -120,21 +123,26 @@ def _checked(
         verdicts.save()
 
 
-def _open_source(config: RunConfig) -> PairSource:
+def _opening(config: RunConfig) -> Opening:
     """The source that the settings name, cut to ``max_pairs``."""
     data = config.data
     if data.hub_id is not None:
-        source = hub(data.hub_id, data)
+        opening = opening_of(hub(data.hub_id, data))
     else:
         assert data.path is not None, "the config has one of the two"
-        source = _local_source(data.path.expanduser(), config)
-    if data.max_pairs is None or data.max_pairs >= len(source.pairs):
+        opening = _local(data.path.expanduser(), config)
+    return replace(opening, read=lambda: _cut(opening.read(), data.max_pairs))
+
+
+def _cut(source: PairSource, most: int | None) -> PairSource:
+    """The first pairs of a source."""
+    if most is None or most >= len(source.pairs):
         return source
-    return replace(source, pairs=LazyPairs(data.max_pairs, lambda: iter(source.pairs)))
+    return replace(source, pairs=LazyPairs(most, lambda: iter(source.pairs)))
 
 
-def _local_source(path: Path, config: RunConfig) -> PairSource:
-    """The pairs of a file or folder, in whichever form they are."""
+def _local(path: Path, config: RunConfig) -> Opening:
+    """A file or folder of pairs, in whichever form they are."""
     if not path.exists():
         raise UserError(
             f"`data.path` is {path}, which is not there; correct it, or set `data.hub_id` to fetch a data set"
@@ -152,7 +160,7 @@ def _local_source(path: Path, config: RunConfig) -> PairSource:
         return two_folders(path, without)
     table = path.is_dir() or path.suffix.lower() == PARQUET
     if table and (source := parquet(path, config.data, config.cache_dir / "tables", without)):
-        return source
+        return opening_of(source)
     if near:
         raise UserError(f"`data.path` is {path}, whose folders are rated data sets; set it to one: {_listed(near)}")
     raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import os
 import posixpath
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from chats.words import shown
 
+from .folder_state import FolderState
 from .pairs import LONGEST_DETAIL, FileImage, Mark
 
 # What Windows, a Mac's archives and a Synology write beside people's files; names that begin with a dot are hidden too.
@@ -44,6 +46,10 @@ class LeftOut:
         self._counts[reason] = self._counts.get(reason, 0) + 1
         self._first.setdefault(reason, name)
 
+    def copy(self) -> LeftOut:
+        """Another one, to be added to."""
+        return copy.deepcopy(self)
+
     def remarks(self) -> list[str]:
         """A line for each reason."""
         return [
@@ -57,7 +63,13 @@ def normalised(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def files_below(folder: Path, left_out: LeftOut, without: Iterable[Path] = (), shown_before: str = "") -> list[str]:
+def files_below(
+    folder: Path,
+    left_out: LeftOut,
+    without: Iterable[Path] = (),
+    shown_before: str = "",
+    state: FolderState | None = None,
+) -> list[str]:
     """All files of a folder and of those below, relative and with slashes, in the order of their paths' parts; hidden
     ones are left out.
 
@@ -66,33 +78,65 @@ def files_below(folder: Path, left_out: LeftOut, without: Iterable[Path] = (), s
         left_out: gets the hidden files, and folders that cannot be read.
         without: folders not to look into.
         shown_before: begins the names of what is left out.
+        state: gets what is seen.
     """
     names: list[str] = []
     apart = {_identity(place) for place in without}
     # The folder itself too, for a link back to it.
     seen = {_identity(folder)}
-    for place, folders, files in os.walk(
-        folder, followlinks=True, onerror=lambda error: left_out.add(UNREADABLE, str(error.filename))
-    ):
-        prefix = "".join(f"{part}/" for part in Path(place).relative_to(folder).parts)
-        entered = []
-        # Links last, so that a folder goes by its own name.
-        for name in sorted(folders, key=lambda name: (os.path.islink(os.path.join(place, name)), name)):
-            identity = _identity(Path(place, name))
+    places = [(os.fspath(folder), "")]
+    entered = 0
+    while places:
+        place, prefix = places.pop()
+        try:
+            folders, files = _entries(place, state)
+        except OSError as error:
+            left_out.add(UNREADABLE, str(error.filename))
+            continue
+        if state is not None:
+            state.add(shown_before + prefix, files)
+        below = []
+        for name in folders:
+            path = os.path.join(place, name)
+            identity = _identity(Path(path))
             if _is_hidden(name):
                 left_out.add(HIDDEN, shown_before + prefix + name)
             elif identity in seen:
                 left_out.add(LINKED_AGAIN, shown_before + prefix + name)
             elif identity not in apart:
-                entered.append(name)
+                below.append((path, f"{prefix}{name}/"))
                 seen.add(identity)
-        folders[:] = entered
-        for name in sorted(files):
+        places += reversed(below)
+        entered += 1
+        for name, _ in files:
             if _is_hidden(name):
                 left_out.add(HIDDEN, shown_before + prefix + name)
             else:
                 names.append(prefix + name)
-    return sorted(names, key=lambda name: name.split("/"))
+    # No name holds NUL, so that it sorts by parts. Of one folder they are in order.
+    return names if entered <= 1 else sorted(names, key=lambda name: name.replace("/", "\0"))
+
+
+def _entries(place: str, state: FolderState | None) -> tuple[list[str], list[tuple[str, bytes]]]:
+    """The folders in a folder, links last, so that a folder goes by its own name; and the files with their marks where
+    a state wants them."""
+    folders: list[tuple[bool, str]] = []
+    files: list[tuple[str, bytes]] = []
+    with os.scandir(place) as entries:
+        for entry in entries:
+            if _is_folder(entry):
+                folders.append((entry.is_symlink(), entry.name))
+            else:
+                mark = b"" if state is None or _is_hidden(entry.name) else state.mark(entry)
+                files.append((entry.name, mark))
+    return [name for _, name in sorted(folders)], sorted(files)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _identity(folder: Path) -> tuple[int, int] | str:

@@ -1,4 +1,4 @@
-"""The pairs of a start in a file that others map into their memory: the next start of an unchanged table, and the other
+"""The pairs of a start in a file that others map into their memory: the next start of unchanged data, and the other
 processes of this one."""
 
 from __future__ import annotations
@@ -6,17 +6,18 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..settings.config import RunConfig
 from ..support.errors import UserError
 from .pair_columns import PairColumns, read_columns
-from .pairs import FileImage, ImageBytes, PairSource, Problem
+from .pairs import FileImage, ImageBytes, Opening, Problem
 from .records import RECORDS_VERSION
 
 # Raise it when pairs are listed otherwise than before from the same images.
-LISTING_VERSION = 1
+LISTING_VERSION = 2
 FOLDER, SUFFIX = "pairs", ".arrow"
 # Of other settings or other states of the data; a large one takes 300 MB.
 MOST_LISTINGS = 3
@@ -24,38 +25,57 @@ FILES, TABLE = "files", "table"
 ABANDONED_SECONDS = 3600.0
 
 
+@dataclass(frozen=True)
+class Listed:
+    """The usable pairs of a source, what is wrong with others, its ties and remarks, and how many images were looked
+    at."""
+
+    samples: PairColumns
+    problems: Sequence[Problem]
+    ties: int
+    remarks: Sequence[str]
+    images: int
+
+
 class Listing:
     """Where the checked pairs of a source are kept, under a digest of all that they follow from.
 
     Args:
-        source: the pairs as they are stated; where its ``state`` is None, nothing is kept.
+        opening: the source; where its ``state`` is None, nothing is kept.
         config: the run.
     """
 
-    def __init__(self, source: PairSource, config: RunConfig):
-        self._image = source.image
+    def __init__(self, opening: Opening, config: RunConfig):
+        self._image = opening.image
         self._path = (
-            None if source.state is None else config.cache_dir / FOLDER / f"{_key(source.state, config)}{SUFFIX}"
+            None if opening.state is None else config.cache_dir / FOLDER / f"{_key(opening.state, config)}{SUFFIX}"
         )
 
-    def read(self) -> tuple[PairColumns, list[Problem], int] | None:
-        """The pairs, what was wrong with others, and how many images were looked at."""
+    def read(self) -> Listed | None:
+        """What an earlier start found."""
         if self._path is None or (found := read_columns(self._path, self._image)) is None:
             return None
         columns, facts = found
         try:
             problems = [Problem(*each) for each in json.loads(facts["problems"])]
-            return columns, problems, int(facts["images"])
+            remarks = [str(each) for each in json.loads(facts["remarks"])]
+            return Listed(columns, problems, int(facts["ties"]), remarks, int(facts["images"]))
         except (ValueError, TypeError, KeyError):
             return None
 
-    def write(self, columns: PairColumns, problems: list[Problem], images: int) -> None:
-        """Keeps them, and the latest of others."""
+    def write(self, listed: Listed) -> None:
+        """Keeps it, and the latest of others."""
         if self._path is None:
             return
-        stated = [[problem.kind, problem.name, problem.detail] for problem in problems]
+        problems = [[problem.kind, problem.name, problem.detail] for problem in listed.problems]
+        facts = {
+            "problems": json.dumps(problems),
+            "ties": str(listed.ties),
+            "remarks": json.dumps(list(listed.remarks)),
+            "images": str(listed.images),
+        }
         try:
-            columns.write(self._path, {"problems": json.dumps(stated), "images": str(images)})
+            listed.samples.write(self._path, facts)
         except OSError as error:
             raise UserError(
                 f"{self._path.parent} cannot be written to ({error}); make room, or set `cache_dir` to another disk"

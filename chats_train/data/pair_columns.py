@@ -143,6 +143,10 @@ class Ids(Sequence[str]):
         start = range(len(self))[index] * DIGEST.byte_width
         return self._bytes[start : start + DIGEST.byte_width].hex()
 
+    def __iter__(self) -> Iterator[str]:
+        text, width = self._bytes.hex(), 2 * DIGEST.byte_width
+        return (text[start : start + width] for start in range(0, len(text), width))
+
 
 class ColumnsMaker:
     """Takes usable pairs one by one."""

@@ -178,7 +178,8 @@ class PairSource:
     """All pairs that a folder or table states, and the problems found without opening an image.
 
     ``ties`` were left out; ``remarks`` are lines on what else was, and on what was read. ``image`` makes an image of
-    its ``place``. ``state`` is a digest of all that the pairs follow from, None where only reading them tells.
+    its ``place``. ``state`` is a digest of all that the pairs and what is said of them follow from, None where only
+    reading them tells.
     """
 
     name: str
@@ -188,3 +189,19 @@ class PairSource:
     remarks: list[str] = field(default_factory=list)
     image: Callable[[str], ImageBytes] = FileImage
     state: str | None = None
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A source that was found, before its pairs are stated, which ``read`` does; the rest is as in
+    :class:`PairSource`, whose ``state`` is this one or, where what was read is not seen by it, None."""
+
+    name: str
+    state: str | None
+    read: Callable[[], PairSource]
+    image: Callable[[str], ImageBytes] = FileImage
+
+
+def opening_of(source: PairSource) -> Opening:
+    """Of a source whose pairs are stated already."""
+    return Opening(source.name, source.state, lambda: source, source.image)

@@ -13,12 +13,12 @@ from ..settings.config import Columns
 from ..support.amounts import counted
 from ..support.errors import UserError
 from .folders import metadata_folder
-from .pairs import PairSource
+from .pairs import Opening, opening_of
 
 PARTS = (IMAGES, CANDIDATES, RATINGS, METADATA)
 
 
-def rated_folder(folder: Path, columns: Columns, without: Iterable[Path] = ()) -> PairSource:
+def rated_folder(folder: Path, columns: Columns, without: Iterable[Path] = ()) -> Opening:
     """The pairs that ratings decided, from metadata.jsonl, which is written anew where the ratings say something else.
     What else lies in the folder is no data, and is not counted as left out.
 
@@ -38,7 +38,8 @@ def rated_folder(folder: Path, columns: Columns, without: Iterable[Path] = ()) -
             f"`data.path` is {folder}, whose ratings make no pair yet ({'; '.join(said)}); rate more in ComfyUI, or "
             "let a scorer rate (`python -m chats_train rate`)"
         )
-    return replace(metadata_folder(folder, columns, without), remarks=said)
+    # The ratings say more than the derived file shows.
+    return opening_of(replace(metadata_folder(folder, columns, without).read(), remarks=said, state=None))
 
 
 def rated_near(path: Path) -> list[Path]:

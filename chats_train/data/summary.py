@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy
 import pyarrow as pa
+from pyarrow import compute
 
 from chats.buckets import Bucket, place
 
@@ -51,6 +52,11 @@ def images_by_bucket(samples: PairColumns) -> dict[Bucket, int]:
 def prompt_count(samples: PairColumns) -> int:
     """How many different prompts there are."""
     return distinct(codes(samples.column("prompt")))
+
+
+def prompt_bytes(samples: PairColumns) -> numpy.ndarray:
+    """How long each different prompt is, in bytes of UTF-8."""
+    return compute.binary_length(compute.unique(samples.column("prompt"))).to_numpy()
 
 
 def image_codes(samples: PairColumns) -> tuple[numpy.ndarray, numpy.ndarray]:

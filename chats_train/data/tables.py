@@ -80,12 +80,13 @@ def parquet(path: Path, config: DataConfig, cache_dir: Path, without: Iterable[P
         where = Where(table.origin, files, place, rows, len(parts))
         parts.append(table_source(table.data, path.name, config.columns, where, others))
         rows += len(table.data)
+    remarks += left_out.remarks()
     return PairSource(
         path.name,
         LazyPairs(sum(len(part.pairs) for part in parts), lambda: itertools.chain(*(part.pairs for part in parts))),
         ties=sum(part.ties for part in parts),
-        remarks=[*remarks, *left_out.remarks()],
-        state=_state([part.state for part in parts]),
+        remarks=remarks,
+        state=_state([*(part.state for part in parts), json.dumps(remarks)]) if parts else None,
         image=lambda place: parts[int(place.partition(":")[0])].image(place),
     )
 

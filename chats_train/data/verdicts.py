@@ -46,7 +46,8 @@ class Unusable(NamedTuple):
 
 class Verdicts:
     """The verdicts of a cache. ``looked_at`` counts the images, ``trusted`` those that were not read again, and
-    ``replaced`` names those that were replaced by others of the same size and time of modification.
+    ``replaced`` names those that were replaced by others of the same size and time of modification. ``failed`` says
+    whether one could not be read, which another time it may.
 
     Args:
         folder: the cache.
@@ -63,6 +64,7 @@ class Verdicts:
         self._saved_at = time.monotonic()
         self.looked_at = self.trusted = 0
         self.replaced: list[str] = []
+        self.failed = False
 
     def look_at(self, images: Sequence[ImageBytes]) -> list[PairImage | Unusable]:
         """The images with their hashes and sizes, or why they are none; for several threads at once."""
@@ -100,6 +102,7 @@ class Verdicts:
         try:
             encoded = image.read()
         except OSError as error:
+            self.failed = True
             where = f": {error.filename}" if error.filename else ""
             return Unusable("broken image", f"{error.strerror or error}{where}")
         digest = hashlib.sha256(encoded).digest()

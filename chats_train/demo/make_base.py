@@ -118,7 +118,7 @@ def train_denoiser(family: Family, rng: random.Random) -> nn.Module:
         nulled = torch.rand(BATCH, generator=generator) < NULL_PROMPT_SHARE
         tokens = encoder(torch.where(nulled[:, None], null_ids, ids[rows])).last_hidden_state
         noise = torch.randn(latents[rows].shape, generator=generator)
-        timesteps = family.sample_timesteps(torch.rand(BATCH, generator=generator))
+        timesteps = family.sample_timesteps(torch.rand(BATCH, generator=generator), noise.shape[-2:])
         noisy, target = (
             family.add_noise(latents[rows], noise, timesteps),
             family.target(latents[rows], noise, timesteps),

@@ -59,7 +59,7 @@ def weakened(family: Family) -> nn.Module:
         rows = torch.randint(SCENES, (BATCH,), generator=generator)
         nulled = torch.rand(BATCH, generator=generator) < NULL_PROMPT_SHARE
         noise = torch.randn(latents[rows].shape, generator=generator)
-        timesteps = family.sample_timesteps(torch.rand(BATCH, generator=generator))
+        timesteps = family.sample_timesteps(torch.rand(BATCH, generator=generator), noise.shape[-2:])
         seen = {"tokens": torch.where(nulled[:, None, None], null, tokens[rows])}
         noisy = family.add_noise(latents[rows], noise, timesteps)
         target = family.target(latents[rows], noise, timesteps)

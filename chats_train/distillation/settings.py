@@ -21,7 +21,9 @@ from ..layouts.formats import lora_names
 from ..runs.checkpoint import has_checkpoint
 from ..runs.folder import CHECKPOINTS
 from ..runs.probe_file import read_probe
+from ..sampling.sampler import known_form
 from ..settings.config import RunConfig
+from ..settings.facts import FAMILIES
 from ..support.errors import UserError
 from .finished_run import FinishedRun
 
@@ -75,7 +77,7 @@ class DistillSettings:
             self,
             method=method,
             alpha=alpha,
-            form=self.form or _form(run, alpha),
+            form=known_form(FAMILIES[config.family], self.form or _form(run, alpha), alpha),
             guidance_scale=config.guidance_scale if self.guidance_scale is None else self.guidance_scale,
             # With the run's seed the pairs that it held out are held out here.
             seed=config.seed if self.seed is None else self.seed,
@@ -93,7 +95,10 @@ class DistillSettings:
 
 
 def _form(run: FinishedRun, alpha: float) -> Form:
-    """Proxy, unless the run's own probe says that it does not stand for the exact form. At α = 0 they are equal."""
+    """Proxy, unless the family has none or the run's own probe says that it does not stand for the exact form. At α = 0
+    they are equal."""
+    if alpha and "proxy" not in FAMILIES[run.config.family].forms:
+        return "exact"
     probe = read_probe(run.config.output_dir, run.checkpoint.values["step"])
     if alpha == 0 or not probe or proxy_goes_the_way(probe["proxy_cosine"], probe["proxy_relative_error"]):
         return "proxy"
@@ -162,6 +167,7 @@ def student_config(
         "lr_scheduler": "cosine",
         "lr_warmup_steps": 0,
         "ema_decay": None,
+        "reference_draws": None,
         "compile": False,
         "checkpointing_steps": EVERY,
         "checkpoints_total_limit": KEPT,

@@ -66,7 +66,7 @@ class TaughtGradients(Gradients):
     def taught(self, batch: Batch) -> TaughtBatch:
         """The batch with the teacher's prediction in place of its chosen side's target."""
         side = batch.chosen
-        asked = negative_prompts(side.prompt, self.null, self.guidance.alpha)
+        asked = negative_prompts(side.prompt, self.null, self.guidance.alpha, self.guidance.form)
 
         def negative(which: Asked) -> Tensor:
             return self._prediction(self.negative, side, asked[which]).float()

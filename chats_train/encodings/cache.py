@@ -22,6 +22,7 @@ from chats.buckets import Bucket, SizeConditioning, size_conditioning
 
 from ..data.images import pixels
 from ..data.pairs import PairImage, PairSample
+from ..families.prompts import Prompt, rows_of
 from ..support.errors import UserError
 from ..support.parallel import ordered_map
 from .shards import Entry, ShardStore
@@ -49,7 +50,7 @@ class Encoders(Protocol):
         """Latents [batch, channels, height, width] for pixels [batch, 3, 8 height, 8 width] in [−1, 1]."""
         ...
 
-    def encode_prompt(self, prompts: list[str]) -> dict[str, Tensor]:
+    def encode_prompt(self, prompts: list[str]) -> Prompt:
         """Embeddings by name, each [batch, ...]."""
         ...
 
@@ -58,7 +59,8 @@ class Encoders(Protocol):
 class EncodedPair:
     """A pair as the training loop reads it, without a batch dimension and on the CPU.
 
-    ``chosen`` and ``rejected`` are latents [channels, height, width] of one size, ``prompt`` embeddings by name.
+    ``chosen`` and ``rejected`` are latents [channels, height, width] of one size, ``prompt`` embeddings by name at the
+    prompt's own length.
     """
 
     id: str
@@ -262,11 +264,11 @@ def _encode_images(encoders: Encoders, images: Sequence[PairImage], batch: Tenso
 def _encode_prompts(encoders: Encoders, texts: list[str]) -> list[Entry]:
     """Embeddings on the CPU, one entry per text."""
     with torch.no_grad():
-        embeddings = {name: tensor.cpu() for name, tensor in encoders.encode_prompt(texts).items()}
-    for row, text in enumerate(texts):
-        if not all(tensor[row].isfinite().all() for tensor in embeddings.values()):
+        rows = rows_of({name: tensor.cpu() for name, tensor in encoders.encode_prompt(texts).items()})
+    for row, text in zip(rows, texts, strict=True):
+        if not all(tensor.isfinite().all() for tensor in row.values()):
             raise UserError(f"the text encoder gives NaN or infinity for `{text}`; set `mixed_precision` to bf16 or no")
-    return [{name: tensor[row].clone() for name, tensor in embeddings.items()} for row in range(len(texts))]
+    return [{name: tensor.clone() for name, tensor in row.items()} for row in rows]
 
 
 def _digest(*parts: str) -> str:

@@ -19,6 +19,7 @@ from ..runs.processes import Processes
 from ..runs.subjects import Subject
 from ..sampling.sampler import Form
 from ..settings.config import RunConfig
+from ..settings.facts import FAMILIES
 from ..support.errors import UserError
 from .benchmark import Benchmark
 from .conditions import make_conditions
@@ -30,18 +31,20 @@ from .report_files import break_down, by_condition, probe_text, write_report
 from .scorers import open_scorers
 from .scoring import score_pictures
 
+NO_PROXY = "{}'s prompts have lengths of their own, between which no proxy prompt is defined"
+
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What to sample. Empty lists of α or guidance scales take the run's own; ``seeds`` 0 draws no picture, for a probe
-    alone."""
+    """What to sample. Empty lists of α or guidance scales take the run's own, one of forms the family's usual one;
+    ``seeds`` 0 draws no picture, for a probe alone."""
 
     prompts: tuple[Path, ...]
     seeds: int = 4
     steps: int = 50
     alphas: tuple[float, ...] = ()
     guidance_scales: tuple[float, ...] = ()
-    forms: tuple[Form, ...] = ("proxy",)
+    forms: tuple[Form, ...] = ()
     batch_size: int = 1
     probe: bool = False
 
@@ -89,7 +92,8 @@ def _evaluate(
     prompts, repeated = read_prompts(settings.prompts)
     alphas = settings.alphas or (config.alpha,)
     _refuse_a_probe_of_nothing(config, settings, pair, alphas)
-    conditions = make_conditions(pair, settings.guidance_scales or (config.guidance_scale,), alphas, settings.forms)
+    forms = _forms(config, settings)
+    conditions = make_conditions(pair, settings.guidance_scales or (config.guidance_scale,), alphas, forms)
     scorers = open_scorers(scorer_specs, device)
     benchmarks = [scorer for scorer in scorers if isinstance(scorer, Benchmark)]
     own = {benchmark.name: _own_prompts(benchmark, prompts) for benchmark in benchmarks}
@@ -140,9 +144,17 @@ def _own_prompts(benchmark: Benchmark, prompts: Sequence[EvaluationPrompt]) -> i
 def _refuse_a_probe_of_nothing(
     config: RunConfig, settings: EvaluationSettings, pair: bool, alphas: Sequence[float]
 ) -> None:
-    if settings.probe and not (pair and any(alphas)):
+    has_proxy = "proxy" in FAMILIES[config.family].forms
+    if settings.probe and not (pair and any(alphas) and has_proxy):
         reason = "`--alpha` is 0" if pair else f"`objective` is {config.objective}, of one model"
+        reason = reason if has_proxy else NO_PROXY.format(FAMILIES[config.family].title)
         raise UserError(f"`--probe` needs a pair and an α other than 0, but {reason}; leave it out")
+
+
+def _forms(config: RunConfig, settings: EvaluationSettings) -> list[Form]:
+    """Of those asked for, the forms that the family has; its usual one where that leaves none."""
+    has = FAMILIES[config.family].forms
+    return [form for form in settings.forms if form in has] or [has[0]]
 
 
 def _header(
@@ -153,6 +165,9 @@ def _header(
         f"{name}: {prompts} prompts, seeds for each: {settings.seeds}, "
         f"{config.resolution} × {config.resolution} px, {settings.steps} steps"
     ]
+    facts = FAMILIES[config.family]
+    if not set(settings.forms) <= set(facts.forms):
+        header.append(f"the proxy form is left out: {NO_PROXY.format(facts.title)}")
     if repeated:
         header.append(f"{repeated} repetitions of prompts are left out")
     if not pair:

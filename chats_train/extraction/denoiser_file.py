@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -27,8 +28,10 @@ PREFIXES = ("model.diffusion_model.", "model.model.", "net.", "model.")
 # A quantized weight is not its own numbers: scales lie elsewhere in the file.
 QUANTIZED = re.compile(r"(F8|F4|F6|I8|U8|I4|U4)")
 FLOATS = ("F64", "F32", "F16", "BF16")
-# Newer ComfyUI saves these norms of Flux under `weight`, the published files have `scale`.
-FLUX_NORM = re.compile(r"((?:double|single)_blocks\.\d+\..*norm\.(?:query|key)_norm)\.weight")
+# Newer ComfyUI saves these norms of Flux and Chroma under `weight`, the published files have `scale`.
+FLUX_NORM = re.compile(
+    r"((?:double|single)_blocks\.\d+\..*norm\.(?:query|key)_norm|distilled_guidance_layer\.norms\.\d+)\.weight"
+)
 # Parameters of other kinds of adapters, which are no whole models either.
 ADAPTER = re.compile(r"\.(hada_w\d_a|lokr_w\d|lora_mid|oft_blocks|lora\.(up|down)\.weight)|_lora\.(up|down)\.weight")
 
@@ -126,11 +129,14 @@ class DenoiserFile:
         return places
 
     def _shape(self, key: str, parts: Mapping[str, Place], tensors: Tensors) -> tuple[int, ...]:
-        whole = next(iter(parts.values())).parts
+        place = next(iter(parts.values()))
+        whole = place.parts
         if len(parts) != whole:
             raise UserError(
                 f"`{self.setting}` is {self.path.name}, where `{shown(key)}` has {len(parts)} of its {whole} parts; "
                 "download the file again"
             )
         first, *_ = shapes = [tensors[name].shape for name in parts]
+        if place.flattened:
+            return (math.prod(first),)
         return (sum(shape[0] for shape in shapes), *first[1:]) if whole > 1 else first

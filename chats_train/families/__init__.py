@@ -13,7 +13,8 @@ import torch
 from chats.pair import NullPrompt, PredictionType
 
 from ..settings.facts import FAMILIES, FamilyFacts
-from .base import Denoiser, Family, Prompt
+from .base import Denoiser, Family
+from .prompts import Prompt
 from .single_file import CheckpointSource
 from .source_error import SourceError
 from .sources import Source, open_folder

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -17,18 +17,17 @@ from torch import Tensor, nn
 
 from chats.pair import NullPrompt, PredictionType
 
-from ..settings.facts import FamilyFacts
+from ..settings.family_facts import FamilyFacts
+from .autoencoders import Autoencoder, KLAutoencoder
 from .base_checks import check_base
-from .config_keys import ConfigKeys
+from .config_keys import ConfigKeys, with_defaults
+from .prompts import MASK, Prompt, batch_of, zeroed
 from .schedule import Schedule
 from .sources import Shapes, Source, parameter_count
 
 # Part of every fingerprint: raise it when the same encoders would give other encodings than before.
 ENCODING_VERSION = 1
 
-# A prompt is a dict of tensors with the batch first: `tokens` [batch, tokens, dim], and `pooled` [batch, dim] where the
-# family has one.
-Prompt = dict[str, Tensor]
 # Anything that is called like the family's diffusers module; a closure that switches adapters will do.
 Denoiser = Callable[..., Any]
 
@@ -46,6 +45,8 @@ class Family(ABC):
 
     Attributes:
         facts: the family's record.
+        autoencoder: the kind of its VAE.
+        template: what is put around each prompt where prompts have lengths of their own.
         denoiser_keys, noise_keys: what its denoiser's and its scheduler's configuration may say.
 
     Raises:
@@ -53,6 +54,8 @@ class Family(ABC):
     """
 
     facts: ClassVar[FamilyFacts]
+    autoencoder: ClassVar[Autoencoder] = KLAutoencoder()
+    template: ClassVar[str] = "{}"
     denoiser_keys: ClassVar[ConfigKeys]
     noise_keys: ClassVar[ConfigKeys]
 
@@ -159,11 +162,15 @@ class Family(ABC):
     @cached_property
     def vae_scale_factor(self) -> int:
         """Pixels per latent, along one side."""
-        return 2 ** (len(self.source.config("vae")["block_out_channels"]) - 1)
+        return self.autoencoder.pixels_per_latent(self._vae_config)
 
     @property
     def latent_channels(self) -> int:
-        return self.source.config("vae")["latent_channels"]
+        return self.autoencoder.channels(self._vae_config)
+
+    @cached_property
+    def _vae_config(self) -> dict[str, Any]:
+        return with_defaults(self.source.config("vae"), self.part_classes()["vae"])
 
     # Encodings.
 
@@ -174,27 +181,12 @@ class Family(ABC):
         The mean of the VAE's posterior, not a draw from it as in the authors' code: its deviation is tiny, and a cached
         latent is then the same whenever it was made.
         """
-        posterior = self.vae.encode(pixels.to(self.device, torch.float32)).latent_dist
-        shift, scale = self._latent_scale()
-        return (posterior.mode() - shift) * scale
+        return self.autoencoder.encode(self.vae, pixels.to(self.device, torch.float32))
 
     @torch.no_grad()
     def decode_image(self, latents: Tensor) -> Tensor:
         """Pixels [batch, 3, height, width], about in [-1, 1], for latents in the denoiser's scale."""
-        shift, scale = self._latent_scale()
-        return self.vae.decode(latents.to(self.device, torch.float32) / scale + shift, return_dict=False)[0]
-
-    def _latent_scale(self) -> tuple[Tensor | float, Tensor | float]:
-        """Shift and scale that take the VAE's latents to the denoiser's; where the base states its latents' mean and
-        deviation, for each channel, as diffusers' pipelines apply them."""
-        config = self.vae.config
-        if config.get("latents_mean") is None:
-            return config.get("shift_factor") or 0.0, config.scaling_factor
-        mean, deviation = (
-            torch.tensor(config[key], device=self.device).reshape(1, -1, 1, 1)
-            for key in ("latents_mean", "latents_std")
-        )
-        return mean, config.scaling_factor / deviation
+        return self.autoencoder.decode(self.vae, latents.to(self.device, torch.float32))
 
     def null_prompt(self) -> Prompt:
         """The null prompt ∅ by the base's convention, as a batch of 1."""
@@ -204,7 +196,7 @@ class Family(ABC):
         """The null prompt ∅ by the base's convention, from the empty prompt's embeddings."""
         if self.null_prompt_kind == "encoded_empty":
             return empty
-        return {name: torch.zeros_like(tensor) for name, tensor in empty.items()}
+        return zeroed(empty)
 
     def _token_ids(self, index: int, prompts: list[str], length: int) -> Tensor:
         """Padded token ids [batch, length] of one tokenizer, on the encoders' device."""
@@ -213,10 +205,31 @@ class Family(ABC):
         )
         return encoded.input_ids.to(self.device)
 
+    def _at_own_lengths(self, prompts: list[str], encode: Callable[[Tensor], Tensor]) -> Prompt:
+        """Prompts of their own lengths, as a batch: each is encoded alone, as ComfyUI does, so that what it is kept as
+        does not depend on what is encoded beside it.
+
+        Args:
+            encode: token ids [1, tokens] in, embeddings [1, tokens, dim] out.
+        """
+        longest = self.facts.longest_prompt
+        rows = []
+        for prompt in prompts:
+            text = self.template.format(prompt)
+            ids = self.tokenizers[0](text, max_length=longest, truncation=True, return_tensors="pt").input_ids
+            (tokens,) = encode(ids.to(self.device))
+            rows.append({"tokens": tokens, MASK: torch.ones(len(tokens), dtype=torch.bool, device=self.device)})
+        return batch_of(rows)
+
     # Noise, as the schedule has it.
 
-    def sample_timesteps(self, uniform: Tensor) -> Tensor:
-        return self.schedule.sample_timesteps(uniform)
+    def schedule_for(self, size: Sequence[int]) -> Schedule:
+        """The schedule of pictures of a size, (height, width) in latents: :attr:`schedule`, but where the family's
+        noise follows from the size."""
+        return self.schedule
+
+    def sample_timesteps(self, uniform: Tensor, size: Sequence[int]) -> Tensor:
+        return self.schedule_for(size).sample_timesteps(uniform)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return self.schedule.add_noise(latents, noise, timesteps)
@@ -231,9 +244,8 @@ class Family(ABC):
         """SHA-256 over everything that encodings depend on: VAE, text encoders, tokenizers, their precision. Reads each
         file once."""
         contents = self.source.digest(["vae", *self.facts.text_parts, *self.facts.tokenizer_parts])
-        # Version 0.1.0 took no notice of the statistics; what it cached with such a base is not to be used.
-        scaled = " by latents_mean and latents_std" if self._has_statistics else ""
-        text = f"{ENCODING_VERSION} {self.name} {self.encoder_dtype} {contents}{scaled}"
+        text = f"{ENCODING_VERSION} {self.name} {self.encoder_dtype} {contents}"
+        text += self.autoencoder.fingerprint(self._vae_config)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
@@ -244,15 +256,8 @@ class Family(ABC):
     @property
     def notes(self) -> list[str]:
         """What its user should know of this base, a sentence each; none of most."""
-        statistics = (
-            f"{self.source.where('vae')}: latents are scaled by `latents_mean` and `latents_std`, of which ComfyUI "
-            "knows nothing; sample the pair with `sample` and `evaluate`, or give a base without them"
-        )
-        return [*self.source.notes, *([statistics] if self._has_statistics else [])]
-
-    @property
-    def _has_statistics(self) -> bool:
-        return self.source.config("vae").get("latents_mean") is not None
+        note = self.autoencoder.note(self._vae_config)
+        return [*self.source.notes, *([f"{self.source.where('vae')}: {note}"] if note else [])]
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters each part has, from headers alone."""
@@ -278,8 +283,3 @@ def open_clip_ids(ids: Tensor, end: int) -> Tensor:
     ends = ids == end
     after_the_end = ends.cumsum(dim=1) - ends.long() > 0
     return ids.masked_fill(after_the_end, 0)
-
-
-def expand(tensor: Tensor, like: Tensor) -> Tensor:
-    """``tensor`` with a batch of 1 or of ``like``, as a batch of ``like`` on its device and in its dtype."""
-    return tensor.to(like).expand(like.shape[0], *tensor.shape[1:])

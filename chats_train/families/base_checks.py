@@ -4,26 +4,29 @@ at as the base is opened, before any weight is read.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from functools import partial
+from typing import Any, ClassVar, Protocol, cast
 
 from chats.pair import PredictionType
 
 from ..layouts.formats import file_format
 from ..layouts.places import LayoutError, require_all
 from ..settings.facts import FAMILIES, FamilyFacts
-from .config_keys import VAE, ConfigKeys, require_honoured, unhonoured, with_defaults
+from .autoencoders import Autoencoder
+from .config_keys import ConfigKeys, require_honoured, unhonoured, with_defaults
 from .source_error import SourceError
 from .sources import Source
 
-TEXT_MODELS = ("clip_text_model", "t5")
+# What a denoiser calls the width of the prompts that it attends to.
+TEXT_WIDTHS = ("cross_attention_dim", "joint_attention_dim", "cap_feat_dim")
 
 
 class Base(Protocol):
     """What is checked: a family over a base model."""
 
     facts: ClassVar[FamilyFacts]
+    autoencoder: ClassVar[Autoencoder]
     denoiser_keys: ClassVar[ConfigKeys]
     noise_keys: ClassVar[ConfigKeys]
     source: Source
@@ -48,9 +51,10 @@ def check_base(family: Base, prediction_type: PredictionType | None) -> None:
     source.require_kind()
     _check_family(family)
     denoiser = _checked_config(family, facts.denoiser_part, family.denoiser_keys)
-    vae = _checked_config(family, "vae", VAE.but(latent_channels=(family.facts.latent_channels,)))
+    kind = family.autoencoder
+    vae = _checked_config(family, "vae", kind.keys.but(**{kind.channels_key: (family.facts.latent_channels,)}))
     _check_noise(family, prediction_type)
-    _check_latents(family, vae)
+    kind.check(vae, source.where("vae"), partial(_refusal, family, "vae"))
     for part in facts.text_parts:
         _check_text_encoder(family, part)
     _check_widths(family, denoiser)
@@ -96,33 +100,13 @@ def _check_noise(family: Base, prediction_type: PredictionType | None) -> None:
     require_honoured(stated, cls, family.noise_keys, family.source.where("scheduler"), family.facts.title)
 
 
-def _check_latents(family: Base, vae: Mapping[str, Any]) -> None:
-    statistics = ("latents_mean", "latents_std")
-    if (vae["latents_mean"] is None) != (vae["latents_std"] is None):
-        key = next(key for key in statistics if vae[key] is not None)
-        raise _refusal(family, "vae", key, vae[key])
-    for key in statistics:
-        if vae[key] is not None and not _are_numbers(vae[key], vae["latent_channels"]):
-            channels = vae["latent_channels"]
-            raise SourceError(
-                f"{family.source.where('vae')}: `{key}` is not one number for each of {channels} channels; correct it"
-            )
-
-
-def _are_numbers(values: Any, count: int) -> bool:
-    return (
-        isinstance(values, list | tuple)
-        and len(values) == count
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-    )
-
-
 def _check_text_encoder(family: Base, part: str) -> None:
     config = family.source.config(part)
     if config.get("quantization_config"):
         raise _refusal(family, part, "quantization_config", config["quantization_config"])
-    if (kind := config.get("model_type")) not in TEXT_MODELS:
-        raise _refusal(family, part, "model_type", kind, *TEXT_MODELS)
+    wanted = cast(Any, family.part_classes()[part]).config_class.model_type
+    if (kind := config.get("model_type")) != wanted:
+        raise _refusal(family, part, "model_type", kind, wanted)
 
 
 def _check_widths(family: Base, denoiser: Mapping[str, Any]) -> None:
@@ -131,6 +115,7 @@ def _check_widths(family: Base, denoiser: Mapping[str, Any]) -> None:
     wanted = {
         "cross_attention_dim": given["tokens"][-1],
         "joint_attention_dim": given["tokens"][-1],
+        "cap_feat_dim": given["tokens"][-1],
         "pooled_projection_dim": given.get("pooled", (None,))[-1],
     }
     if denoiser.get("addition_embed_type") == "text_time":
@@ -168,10 +153,7 @@ def _check_comfy_sizes(family: Base, denoiser: Mapping[str, Any], vae: Mapping[s
         wanted = [sizes.heads or width // (sizes.head_width or width) for width in channels]
         if list(heads) != wanted:
             raise _refusal(family, part, "attention_head_dim", stated, wanted)
-    if vae["latents_mean"] is None:
-        for key in ("scaling_factor", "shift_factor"):
-            if not math.isclose(vae[key] or 0.0, getattr(sizes, key)):
-                raise _refusal(family, "vae", key, vae[key], getattr(sizes, key))
+    family.autoencoder.check_comfy(vae, sizes, partial(_refusal, family, "vae"))
 
 
 def _refusal(family: Base, part: str, key: str, value: Any, *values: Any) -> SourceError:
@@ -180,4 +162,4 @@ def _refusal(family: Base, part: str, key: str, value: Any, *values: Any) -> Sou
 
 
 def _text_width(denoiser: Mapping[str, Any]) -> Any:
-    return denoiser.get("cross_attention_dim", denoiser.get("joint_attention_dim"))
+    return next((denoiser[key] for key in TEXT_WIDTHS if key in denoiser), None)

@@ -23,6 +23,7 @@ KNOWN_AS: Mapping[tuple[str, Any], str] = {
     ("_class_name", "EDMDPMSolverMultistepScheduler"): "whose noise is EDM's, in other scales",
     ("_class_name", "LCMScheduler"): "so it was distilled for a few steps without guidance",
     ("_class_name", "TCDScheduler"): "so it was distilled for a few steps without guidance",
+    ("is_distilled", True): "so it was distilled for a few steps without guidance",
 }
 # The same of a key, whatever its value.
 KEY_KNOWN_AS = {
@@ -115,13 +116,18 @@ VAE = ConfigKeys(
         "act_fn": ("silu",),
         "mid_block_add_attention": (True,),
     },
-    # The class builds the first; `Family` reads the others.
+    # The class builds the first; `KLAutoencoder` reads the others.
     built=(
         "block_out_channels layers_per_block norm_num_groups use_quant_conv use_post_quant_conv "
         "latent_channels scaling_factor shift_factor latents_mean latents_std"
     ),
     # A default size, and precision: the VAE is always in fp32 here.
     idle="sample_size force_upcast",
+)
+QWEN_VAE = ConfigKeys(
+    honoured={"input_channels": (3,)},
+    built="base_dim z_dim dim_mult num_res_blocks attn_scales temperal_downsample latents_mean latents_std",
+    idle="dropout",
 )
 # Of the schedulers that step through the same noise; which one it is matters in sampling only.
 DIFFUSION_SCHEDULERS = (

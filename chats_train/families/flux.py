@@ -13,8 +13,9 @@ from torch import Tensor
 from chats.pair import PredictionType
 
 from ..settings.facts import FAMILIES
-from .base import Denoiser, Family, Prompt, expand
+from .base import Denoiser, Family
 from .config_keys import FLOW_NOISE, ConfigKeys
+from .prompts import Prompt, expand
 from .schedule import FlowSchedule, Schedule
 from .sd3 import require_flow
 from .source_error import SourceError
@@ -108,14 +109,14 @@ class Flux(Family):
             guidance=torch.full((noisy.shape[0],), EMBEDDED_GUIDANCE, device=noisy.device),
             encoder_hidden_states=tokens,
             pooled_projections=expand(prompt["pooled"], noisy),
-            img_ids=_image_ids(rows, columns).to(noisy.device),
+            img_ids=image_ids(rows, columns).to(noisy.device),
             txt_ids=torch.zeros(tokens.shape[1], 3, device=noisy.device),
             return_dict=False,
         )[0]
         return rearrange(packed, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, w=columns, p=patch, q=patch)
 
 
-def _image_ids(rows: int, columns: int) -> Tensor:
+def image_ids(rows: int, columns: int) -> Tensor:
     """Positions of the image tokens, [rows · columns, 3]: nothing, row, column."""
     ids = torch.zeros(rows, columns, 3)
     ids[..., 1] = torch.arange(rows)[:, None]

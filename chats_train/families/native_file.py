@@ -11,7 +11,7 @@ from torch import Tensor
 from chats.words import shown
 
 from ..layouts.recognition import CHECKPOINT_PARTS, EDM_MARKS, PREDICTION_MARKS, denoiser_kind, other_input
-from ..settings.facts import FamilyFacts
+from ..settings.family_facts import FamilyFacts
 from ..support.errors import UserError
 from ..support.gguf import read_gguf
 from ..support.tensor_files import TensorInfo, read_tensors

@@ -8,8 +8,9 @@ from torch import Tensor
 from chats.pair import PredictionType
 
 from ..settings.facts import FAMILIES
-from .base import Denoiser, Family, Prompt, expand
+from .base import Denoiser, Family
 from .config_keys import DIFFUSION_NOISE, UNET
+from .prompts import Prompt, expand
 from .schedule import DiffusionSchedule, Schedule
 from .source_error import SourceError
 from .sources import Source

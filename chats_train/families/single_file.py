@@ -20,7 +20,7 @@ from chats.words import shown
 
 from ..layouts.formats import file_format
 from ..layouts.places import LayoutError, Place, from_native
-from ..settings.facts import FamilyFacts
+from ..settings.family_facts import FamilyFacts
 from ..support.digests import file_digest
 from ..support.tensor_files import TensorReader
 from .native_file import NativeFile
@@ -136,6 +136,10 @@ class CheckpointSource(Source):
         for part in parts:
             total.update(f"{part}:{self._part_digest(part)}\n".encode())
         return total.hexdigest()
+
+    @property
+    def index(self) -> dict[str, Any]:
+        return {}
 
     @property
     def noise(self) -> dict[str, Any]:

@@ -62,7 +62,8 @@ class Source(ABC):
 
     @abstractmethod
     def where(self, part: str) -> str:
-        """The setting and the file that a part's configuration comes from, or `scheduler`'s, for errors."""
+        """The setting and the file that a part's configuration comes from, `scheduler`'s or :attr:`index`'s, for
+        errors."""
 
     @abstractmethod
     def config(self, part: str) -> dict[str, Any]:
@@ -87,6 +88,11 @@ class Source(ABC):
     @abstractmethod
     def digest(self, parts: Iterable[str]) -> str:
         """SHA-256 over the parts' contents, every byte of them: a changed weight, tokenizer or setting changes it."""
+
+    @property
+    @abstractmethod
+    def index(self) -> dict[str, Any]:
+        """What the base says of itself as a whole, beside its parts; a single file says nothing."""
 
     @property
     @abstractmethod
@@ -132,6 +138,8 @@ class FolderSource(Source):
         return [f"{part} has fp8 weights, which are taken as they are, as there are no scales" for part in self._fp8]
 
     def where(self, part: str) -> str:
+        if part == INDEX:
+            return f"`{self.setting}` {self.root / INDEX}"
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         return f"`{self.setting}` {self.root / part / name}"
 
@@ -170,13 +178,17 @@ class FolderSource(Source):
         return total.hexdigest()
 
     @property
+    def index(self) -> dict[str, Any]:
+        return read_json(self.root / INDEX)
+
+    @property
     def noise(self) -> dict[str, Any]:
         file = self.root / "scheduler" / "scheduler_config.json"
         return read_json(file) if file.is_file() else {}
 
     @property
     def zeros_for_empty_prompt(self) -> bool:
-        return read_json(self.root / INDEX).get("force_zeros_for_empty_prompt", True)
+        return self.index.get("force_zeros_for_empty_prompt", True)
 
     def _folder(self, part: str) -> Path:
         folder = self.root / part

@@ -11,6 +11,9 @@ from typing import Literal
 # both.
 FLUX_NORM = re.compile(r"(double|single)_blocks\.(\d+)\.(?:(img|txt)_attn\.)?norm\.(query|key)_norm\.(?:scale|weight)")
 
+# Those of Chroma's modulations too, and diffusers' names of them are mapped nowhere.
+CHROMA_NORM = re.compile(r"distilled_guidance_layer\.norms\.\d+\.scale")
+
 
 @dataclass(frozen=True)
 class Carrier:
@@ -41,6 +44,8 @@ def _carrier(key: str, shapes: Mapping[str, tuple[int, ...]]) -> Carrier:
     module, _, end = key.rpartition(".")
     if norm := FLUX_NORM.fullmatch(key):
         return Carrier("difference", f"transformer.{_diffusers_norm(norm)}.diff")
+    if CHROMA_NORM.fullmatch(key):
+        return Carrier("difference", f"diffusion_model.{module}.diff")
     if end == "weight":
         name = f"diffusion_model.{module}"
         return Carrier("factors", name) if len(shapes[key]) > 1 else Carrier("difference", f"{name}.diff")

@@ -1,7 +1,8 @@
-"""The transformer of Flux.1: diffusers' keys to the native ones of Black Forest Labs.
+"""The transformers of Flux.1 and Chroma: diffusers' keys to the native ones of Black Forest Labs.
 
 Single blocks fuse q, k, v and the first layer of the MLP. The modulation before the output holds (shift, scale)
-natively where diffusers holds (scale, shift). Norm weights are called `scale` in the published files.
+natively where diffusers holds (scale, shift). Norm weights are called `scale` in the published files. Chroma's
+modulations come from one small network instead.
 """
 
 from __future__ import annotations
@@ -49,6 +50,14 @@ DOUBLE_FUSED = {
 }
 SINGLE_FUSED = {"linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")}
 KEY = re.compile(r"(single_)?transformer_blocks\.(\d+)\.(.+)")
+GUIDANCE = {
+    "in_proj": "in_proj",
+    "out_proj": "out_proj",
+    "linear_1": "in_layer",
+    "linear_2": "out_layer",
+    "weight": "scale",
+}
+GUIDANCE_KEY = re.compile(r"(distilled_guidance_layer\.(?:(?:layers|norms)\.\d+\.)?)(.+)")
 
 
 def flux_layout(keys: Iterable[str]) -> dict[str, Place]:
@@ -58,6 +67,9 @@ def flux_layout(keys: Iterable[str]) -> dict[str, Place]:
 
 
 def _place(key: str) -> Place | None:
+    if (match := GUIDANCE_KEY.fullmatch(key)) is not None:
+        native = rename(match.group(2), GUIDANCE)
+        return None if native is None else Place(f"{match.group(1)}{native}")
     match = KEY.fullmatch(key)
     if match is None:
         native = rename(key, TOP)

@@ -6,12 +6,31 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..settings.facts import FAMILIES, FamilyFacts
+from .flux2_blocks import flux2_layout
 from .flux_blocks import flux_layout
+from .krea2 import krea2_layout
 from .mmdit import mmdit_layout
 from .places import Layout, LayoutError
+from .qwen_image import qwen_image_layout
 from .unet import unet_layout
+from .z_image import z_image_layout
 
-LAYOUTS: Mapping[str, Layout] = {"unet": unet_layout, "mmdit": mmdit_layout, "flux": flux_layout}
+LAYOUTS: Mapping[str, Layout] = {
+    "unet": unet_layout,
+    "mmdit": mmdit_layout,
+    "flux": flux_layout,
+    "flux2": flux2_layout,
+    "qwen_image": qwen_image_layout,
+    "z_image": z_image_layout,
+    "krea2": krea2_layout,
+}
+# Modules under these names have no diffusers name that ComfyUI maps, and none of them is fused.
+NATIVE_ONLY = (
+    "distilled_guidance_layer.",
+    "time_guidance_embed.",
+    "double_stream_modulation_",
+    "single_stream_modulation.",
+)
 
 
 @dataclass(frozen=True)
@@ -46,9 +65,19 @@ def lora_names(family: str, base_keys: Iterable[str]) -> Mapping[str, str]:
     """
     form = file_format(family)
     places = form.layout(base_keys)
-    modules = [key.removesuffix(".weight") for key in places if key.endswith(".weight")]
+    # Norms are no layers for a LoRA, and some are natively called otherwise.
+    modules = [
+        key.removesuffix(".weight")
+        for key, place in places.items()
+        if key.endswith(".weight") and place.key.endswith(".weight")
+    ]
     if form.facts.lora_style == "peft":
-        return {module: f"transformer.{module}" for module in modules}
+        return {
+            module: f"diffusion_model.{places[module + '.weight'].key.removesuffix('.weight')}"
+            if module.startswith(NATIVE_ONLY)
+            else f"transformer.{module}"
+            for module in modules
+        }
     if form.facts.lora_style == "kohya":
         return {module: f"lora_unet_{module.replace('.', '_')}" for module in modules}
     return {

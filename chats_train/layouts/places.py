@@ -8,6 +8,7 @@ disagree.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -26,13 +27,15 @@ class Place:
     """Where a tensor lies in the native layout.
 
     ``part`` of ``parts`` counts along dimension 0 of a fused tensor. ``swapped`` marks a modulation whose two halves
-    are (scale, shift) in diffusers and (shift, scale) natively.
+    are (scale, shift) in diffusers and (shift, scale) natively. ``flattened`` marks a table whose rows are one vector
+    natively.
     """
 
     key: str
     part: int = 0
     parts: int = 1
     swapped: bool = False
+    flattened: bool = False
 
 
 Layout = Callable[[Iterable[str]], dict[str, Place]]
@@ -57,6 +60,7 @@ def to_native(tensors: Mapping[str, Tensor], places: Mapping[str, Place]) -> dic
     fused: dict[str, dict[int, Tensor]] = {}
     for key, tensor in tensors.items():
         place = places[key]
+        tensor = tensor.flatten() if place.flattened else tensor
         fused.setdefault(place.key, {})[place.part] = _swap(tensor) if place.swapped else tensor
     counts = {place.key: place.parts for place in places.values()}
     native = {}
@@ -88,6 +92,8 @@ def from_native(
         tensor, shape = native[place.key], tuple(shapes[key])
         if place.parts > 1:
             tensor = tensor[starts[key] : starts[key] + shape[0]]
+        if place.flattened and tensor.shape == (math.prod(shape),):
+            tensor = tensor.reshape(shape)
         if tuple(tensor.shape) != shape:
             raise LayoutError(
                 f"`{place.key}` has shape {list(native[place.key].shape)}, which does not give `{key}` its "

@@ -27,7 +27,12 @@ FIRST_LAYERS = {
     "pos_embed.proj.weight": 16,
     "img_in.weight": 64,
     "x_embedder.weight": 64,
+    "all_x_embedder.2-1.weight": 64,
+    "first.weight": 64,
 }
+# The latents of Flux.2, which has Flux.1's names, are packed by its VAE.
+FLUX2_LAYERS = {"img_in.weight": 128, "x_embedder.weight": 128}
+FLUX2 = "double_stream_modulation_img."
 # What other channels are for.
 INPUTS = {
     5: "a map of depth",
@@ -105,7 +110,8 @@ def adapter_modules(tensors: Iterable[str]) -> set[str]:
 
 def other_input(tensors: Tensors) -> str | None:
     """What a denoiser takes beside the noisy latents, by its own keys, prefix removed; None where it takes nothing."""
-    for key, usual in FIRST_LAYERS.items():
+    is_flux2 = any(key.startswith(FLUX2) for key in tensors)
+    for key, usual in (FLUX2_LAYERS if is_flux2 else FIRST_LAYERS).items():
         if key in tensors and len(shape := tensors[key].shape) > 1 and shape[1] != usual:
             return f"{shape[1]} input channels instead of {usual}: {INPUTS.get(shape[1], 'more than noisy latents')}"
     return None
@@ -143,10 +149,8 @@ def lora_title(tensors: Tensors) -> str:
     if not tensors:
         return "text encoders alone"
     names = [key.replace(".", "_") for key in tensors]
-    marked = [facts for facts in FAMILIES.values() if any(mark in name for name in names for mark in facts.marks.lora)]
-    if marked:
-        # A family's marks may hold of its relatives too; the one with more to go by is meant.
-        return max(marked, key=lambda facts: len(facts.marks.diffusers)).title
+    if titles := _lora_families(names):
+        return " or ".join(filter(None, (", ".join(titles[:-1]), titles[-1])))
     layers = [key for key in tensors if "attn2_to_k" in key.replace(".", "_")]
     widths = [width for key in layers if (width := _input_width(key, tensors)) is not None]
     if widths:
@@ -155,6 +159,20 @@ def lora_title(tensors: Tensors) -> str:
         return "a UNet"
     blocks = any("transformer_blocks_" in name and "attentions" not in name for name in names)
     return "SD3 or Flux" if blocks else "a model not known here"
+
+
+def _lora_families(names: list[str]) -> list[str]:
+    """The titles of the families that a LoRA may be for, by its underscored keys: relatives name their layers alike."""
+
+    def has(marks: Iterable[str]) -> bool:
+        return any(mark in name for mark in marks for name in names)
+
+    sure = [facts.title for facts in FAMILIES.values() if has(facts.marks.lora)]
+    return sure or [
+        facts.title
+        for facts in FAMILIES.values()
+        if has(facts.marks.lora_shared) and not has(mark.replace(".", "_") for mark in facts.marks.not_with)
+    ]
 
 
 def _marked(facts: FamilyFacts, tensors: Tensors) -> KeyLayout | None:

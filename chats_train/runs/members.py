@@ -34,7 +34,8 @@ class Members(ABC):
 
     Attributes:
         names: the members that train: both, or the preferred alone for an objective of one model.
-        one_graph: whether memory is asked to hold one graph at a time: each side is then asked on its own.
+        one_graph: whether one graph is alive at a time, each side being asked on its own: where memory is low, and
+            where members cannot share a pass.
     """
 
     def __init__(self, names: Iterable[str], one_graph: bool):
@@ -47,6 +48,10 @@ class Members(ABC):
     def reference(self) -> Denoiser:
         """The frozen base, to be called without gradients."""
         return self.denoiser(REFERENCE)
+
+    @abstractmethod
+    def release_reference(self) -> None:
+        """Lets go of what is there for the reference alone; it is not asked again."""
 
     def joint(self, names: Sequence[str]) -> Denoiser | None:
         """One model that is each of these on its share of a batch's rows, all equally many and in this order; None
@@ -114,8 +119,11 @@ class FullMembers(Members):
     def denoiser(self, name: str) -> Denoiser:
         if name != REFERENCE:
             return self._by_name[name]
-        assert self._reference is not None, "the members were made without a reference"
+        assert self._reference is not None, "the members have no reference"
         return self._reference
+
+    def release_reference(self) -> None:
+        self._reference = None
 
     def compile(self) -> None:
         super().compile()
@@ -154,6 +162,9 @@ class LoRAMembers(Members):
         self._add_adapters(config, self.names)
         self.module.to(device)
         self._train_all()
+        loose = family.facts.loose_layers
+        if loose and any(name.startswith(loose) for name in self.parameters(self.names[0])):
+            self.one_graph = True
 
     def succeed(self, name: str, config: RunConfig) -> None:
         for parameter in self._trained:
@@ -198,6 +209,9 @@ class LoRAMembers(Members):
 
     def denoiser(self, name: str) -> Denoiser:
         return partial(self._call, (name,))
+
+    def release_reference(self) -> None:
+        """Nothing: the adapters are on it."""
 
     def joint(self, names: Sequence[str]) -> Denoiser:
         return partial(self._call, tuple(names) if len(set(names)) > 1 else (names[0],))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..families import Family, Prompt
 from ..sampling.pictures import enlarged, picture_grid, to_images
-from ..sampling.sampler import Form, SamplingSettings, initial_noise, sample_cfg, sample_pair
+from ..sampling.sampler import Form, SamplingSettings, initial_noise, known_form, sample_cfg, sample_pair
 from ..settings.config import RunConfig
 from .members import DISPREFERRED, PREFERRED, Members
 
@@ -26,13 +26,15 @@ def preview(
     members: Members,
     prompts: Sequence[tuple[Prompt, Prompt]],
     device: torch.device,
-    form: Form = "proxy",
+    form: Form | None = None,
 ) -> Image.Image:
     """A grid with a row for each prompt: the base with CFG and the pair with CHATS, from the same noise.
 
     Args:
         prompts: embeddings of each prompt and of the null prompt, batches of 1.
+        form: None for the family's usual one.
     """
+    form = known_form(family.facts, form, config.alpha)
     settings = SamplingSettings(
         steps=config.sample_steps, guidance_scale=config.guidance_scale, alpha=config.alpha, form=form
     )

@@ -10,8 +10,9 @@ from torch import Tensor
 from chats.objective import OBJECTIVES
 
 from ..families import Family
-from ..sampling.sampler import Form
+from ..sampling.sampler import Form, known_form
 from ..settings.config import RunConfig
+from ..settings.facts import FAMILIES
 from ..support.errors import UserError
 from .checkpoint import READ, Checkpoint, open_checkpoint
 from .folder import CHECKPOINTS
@@ -56,12 +57,13 @@ def trained_members(
     return members
 
 
-def sample(config: RunConfig, wanted: str, prompts: list[str], form: Form) -> Image.Image:
+def sample(config: RunConfig, wanted: str, prompts: list[str], form: Form | None) -> Image.Image:
     """A grid of the base with CFG and a checkpoint's pair with CHATS, a row for each prompt.
 
     Raises:
-        UserError: when there is no such checkpoint.
+        UserError: when there is no such checkpoint, or the family has no such form.
     """
+    known_form(FAMILIES[config.family], form, config.alpha)
     device = Processes().device
     family = open_family(config, device)
     members = trained_members(config, family, open_trained(config, wanted))

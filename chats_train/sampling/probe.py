@@ -12,7 +12,7 @@ from torch import Tensor
 from chats.guidance import proxy_prompt
 from chats.probe import proxy_agreement, proxy_verdict
 
-from ..families.base import Denoiser, Family, Prompt
+from ..families import Denoiser, Family, Prompt
 
 # Of the training distribution of timesteps: their shares below, from little noise to much.
 PROBED_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -44,7 +44,7 @@ class ProbeResult:
 def probe_proxy(
     family: Family, dispreferred: Denoiser, latents: Tensor, noise: Tensor, prompts: Prompt, null: Prompt, alpha: float
 ) -> ProbeResult:
-    """How well the proxy form stands for the exact one in a dispreferred model.
+    """How well the proxy form stands for the exact one in a dispreferred model, of a family that has both.
 
     Args:
         latents, noise: z₀ and ε, [prompts, channels, height, width], on the denoiser's device.
@@ -55,7 +55,8 @@ def probe_proxy(
     proxy = {name: proxy_prompt(prompts[name], null[name], alpha) for name in prompts}
     result = ProbeResult(alpha, [], [], [])
     for share in PROBED_SHARES:
-        timesteps = family.sample_timesteps(torch.full((len(latents),), share)).to(latents.device)
+        timesteps = family.sample_timesteps(torch.full((len(latents),), share), latents.shape[-2:])
+        timesteps = timesteps.to(latents.device)
         z = family.add_noise(latents, noise, timesteps).to(family.dtype)
         given, unprompted, proxied = (
             family.predict(dispreferred, z, timesteps, each) for each in (prompts, null, proxy)

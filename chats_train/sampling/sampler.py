@@ -25,8 +25,11 @@ from chats.guidance import (
     proxy_prompt,
 )
 
-from ..families.base import Denoiser, Family, Prompt
+from ..families import Denoiser, Family, Prompt
+from ..families.prompts import MASK
 from ..families.schedule import Schedule
+from ..settings.family_facts import FamilyFacts
+from ..support.errors import UserError
 
 Scheduler = Literal["normal", "simple"]
 # z_t in, timesteps in, the noise level in, prediction out.
@@ -35,15 +38,15 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How to sample; ``guidance_scale`` is the paper's s, so ComfyUI's cfg is 1 + s. ``scheduler`` None is the family's
-    own. The rest concerns pairs alone: outside of ``start_percent`` to ``end_percent`` of the noise schedule their
-    preferred model predicts alone."""
+    """How to sample; ``guidance_scale`` is the paper's s, so ComfyUI's cfg is 1 + s. ``scheduler`` and ``form`` None
+    are the family's own. The form and the rest concern pairs alone: outside of ``start_percent`` to ``end_percent`` of
+    the noise schedule their preferred model predicts alone."""
 
     steps: int = 30
     scheduler: Scheduler | None = None
     guidance_scale: float = DEFAULT_GUIDANCE_SCALE
     alpha: float = DEFAULT_ALPHA
-    form: Form = "proxy"
+    form: Form | None = None
     start_percent: float = 0.0
     end_percent: float = 1.0
 
@@ -144,11 +147,10 @@ def sample_pair(
     settings: SamplingSettings,
     sizes: Tensor | None = None,
 ) -> Tensor:
-    """Latents from a pair: CHATS with the proxy prompt (Eq. 17) or exact (Eq. 16). Arguments as for
-    :func:`sample_cfg`."""
-    if settings.form not in ("proxy", "exact"):
-        raise ValueError(f"`form` is `{settings.form}`; known are `proxy` and `exact`")
-    asked = negative_prompts(prompt, null, settings.alpha)
+    """Latents from a pair: CHATS with the proxy prompt (Eq. 17) or exact (Eq. 16). Arguments and errors as for
+    :func:`sample_cfg` and :func:`known_form`."""
+    form = known_form(family.facts, settings.form, settings.alpha)
+    asked = negative_prompts(prompt, null, settings.alpha, form)
     guides = guided_levels(family.schedule, settings.start_percent, settings.end_percent)
 
     def predict(z: Tensor, t: Tensor, sigma: Tensor) -> Tensor:
@@ -159,18 +161,38 @@ def sample_pair(
         def negative(which: Asked) -> Tensor:
             return family.predict(dispreferred, z, t, asked[which], sizes).float()
 
-        return guided_prediction(cond, negative, settings.form, settings.guidance_scale, settings.alpha)
+        return guided_prediction(cond, negative, form, settings.guidance_scale, settings.alpha)
 
     return _euler(family, predict, noise, settings)
 
 
-def negative_prompts(prompt: Prompt, null: Prompt, alpha: float) -> dict[Asked, Prompt]:
-    """The embeddings of all that a dispreferred model can be asked."""
-    return {
-        "prompt": prompt,
-        "null": null,
-        "proxy": {name: proxy_prompt(prompt[name], null[name], alpha) for name in prompt},
-    }
+def known_form(facts: FamilyFacts, form: Form | None, alpha: float) -> Form:
+    """A form that a family's pairs can be sampled in; its usual one for None. At α = 0 every family has both: the
+    proxy prompt is then the null prompt.
+
+    Raises:
+        UserError: when the family has no such form.
+    """
+    if form is None:
+        return facts.forms[0] if alpha else "proxy"
+    if form not in ("proxy", "exact"):
+        raise ValueError(f"`form` is `{form}`; known are `proxy` and `exact`")
+    if alpha and form not in facts.forms:
+        raise UserError(
+            f"`form` is {form}, but {facts.title}'s prompts have lengths of their own, between which no proxy prompt "
+            "is defined; use exact"
+        )
+    return form
+
+
+def negative_prompts(prompt: Prompt, null: Prompt, alpha: float, form: Form) -> dict[Asked, Prompt]:
+    """The embeddings of all that a dispreferred model is asked in a form."""
+    if form == "exact":
+        return {"prompt": prompt, "null": null}
+    if MASK in prompt:
+        assert alpha == 0, "no proxy prompt between prompts of different lengths"
+        return {"proxy": null}
+    return {"proxy": {name: proxy_prompt(prompt[name], null[name], alpha) for name in prompt}}
 
 
 def guided_levels(schedule: Schedule, start_percent: float, end_percent: float) -> Callable[[Tensor], Tensor]:
@@ -183,7 +205,7 @@ def guided_levels(schedule: Schedule, start_percent: float, end_percent: float) 
 
 def _euler(family: Family, predict: Predict, noise: Tensor, settings: SamplingSettings) -> Tensor:
     """Algorithm 2 of Karras et al. (arXiv 2206.00364) without churn, from pure noise."""
-    schedule = family.schedule
+    schedule = family.schedule_for(noise.shape[-2:])
     sigmas = noise_levels(schedule, settings.steps, settings.scheduler or family.facts.scheduler)
     x = schedule.start(noise.float(), sigmas[0])
     for sigma, next_sigma in pairwise(sigmas):

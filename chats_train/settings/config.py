@@ -200,6 +200,11 @@ class RunConfig(Section):
     report_to: Literal["none", "tensorboard"] = Field(
         "none", description="none or tensorboard, beside metrics.jsonl and loss.png"
     )
+    reference_draws: Count | None = Field(
+        None,
+        description="noise, timestep and coin of a pair repeat after so many epochs, and the reference is asked only "
+        "once for each; null is fresh ones at each visit",
+    )
     compile: bool = Field(
         False, description="torch.compile, a block at a time: faster steps after a first one that takes minutes"
     )
@@ -258,6 +263,11 @@ class RunConfig(Section):
                 f"`sample_every` is {self.sample_every} but `sample_prompts` is empty; add a prompt, or set "
                 "`sample_every: 0`"
             )
+        if self.reference_draws is not None and self.objective not in WITH_REFERENCE:
+            raise ValueError(
+                f"`reference_draws` is {self.reference_draws}, but `objective` {self.objective} has no reference; "
+                "leave it out"
+            )
         return self
 
     def sha256(self) -> str:
@@ -271,8 +281,9 @@ class RunConfig(Section):
 
 
 # Settings that version 0.1.0 did not have.
-LATER = frozenset({"compile"})
-
+LATER = frozenset({"reference_draws", "compile"})
+# Objectives that compare with the reference.
+WITH_REFERENCE = frozenset({"chats", "diffusion_dpo"})
 
 # Settings whose defaults follow from others; a config may say null for them.
 DERIVED = frozenset({"resolution", "min_bucket_reso", "max_bucket_reso", "cache_dir", "learning_rate"})

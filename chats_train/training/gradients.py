@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from chats.objective import OBJECTIVES, Metrics, Objective, PairErrors, squared_
 
 from ..encodings.cache import EncodedPair
 from ..families import Denoiser, Family, Prompt
+from ..families.prompts import batch_of, same_length
 from ..runs.members import REFERENCE, Members, make_members
 from ..runs.previews import preview
 from ..settings.config import RunConfig
@@ -37,10 +38,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch of pairs of one size, noised: both sides share timestep and noise."""
+    """A micro-batch of pairs of one size, noised: both sides share timestep and noise.
+
+    ``references``: d_ref of both sides, [batch] each, where they are known already.
+    """
 
     chosen: Side
     rejected: Side
+    references: Mapping[str, Tensor] | None = field(default=None, kw_only=True)
 
     @property
     def size(self) -> int:
@@ -110,11 +115,15 @@ class Gradients:
         sides = {"chosen": (names[0], batch.chosen), "rejected": (names[-1], batch.rejected)}
         return sides if self.objective.needs_rejected else {"chosen": sides["chosen"]}
 
-    def _reference_errors(self, batch: Batch) -> dict[str, Tensor]:
-        """d_ref of both sides where the objective reads them; the rejected side sees the same (replaced) prompt as the
-        dispreferred."""
+    def _reference_errors(self, batch: Batch) -> Mapping[str, Tensor]:
+        """d_ref of both sides where the objective reads them."""
         if not self.objective.needs_reference:
             return {}
+        return self.reference_errors(batch) if batch.references is None else batch.references
+
+    def reference_errors(self, batch: Batch) -> dict[str, Tensor]:
+        """d_ref of both sides, by the reference; the rejected side sees the same (replaced) prompt as the
+        dispreferred."""
         names = ("chosen_reference", "rejected_reference")
         with torch.no_grad():
             return self._errors(dict(zip(names, ((REFERENCE, batch.chosen), (REFERENCE, batch.rejected)), strict=True)))
@@ -169,10 +178,11 @@ def make_batch(
     authors' code throws one for a whole batch, which has the same mean and more variance. Everything is mixed in fp32.
     """
     noise = torch.stack([drawn.noise for drawn in draws]).to(device)
-    timesteps = family.sample_timesteps(
-        torch.tensor([drawn.timestep for drawn in draws], dtype=torch.float64).float()
-    ).to(device)
-    prompts = {name: torch.stack([pair.prompt[name] for pair in pairs]).to(device) for name in pairs[0].prompt}
+    uniform = torch.tensor([drawn.timestep for drawn in draws], dtype=torch.float64).float()
+    timesteps = family.sample_timesteps(uniform, noise.shape[-2:]).to(device)
+    prompts = {name: tensor.to(device) for name, tensor in batch_of([pair.prompt for pair in pairs]).items()}
+    # Of one length on both sides, which may share a pass.
+    prompts, null = same_length(prompts, null)
     dropped = torch.tensor([drawn.coin < null_prompt_prob for drawn in draws], device=device)
     nulled = {name: _where(dropped, null[name].to(tensor), tensor) for name, tensor in prompts.items()}
 

@@ -9,6 +9,7 @@ import torch
 
 from chats.draws import VALIDATION_EPOCH, draw
 
+from ..families.prompts import batch_of
 from ..runs.members import DISPREFERRED
 from ..runs.probe_file import write_probe
 from ..sampling.probe import PROBED_PROMPTS, probe_proxy
@@ -18,10 +19,10 @@ from .trainer import Trainer
 def probe_trained(trainer: Trainer) -> None:
     """Measures on rejected images of the run, and keeps the means. The members then have the exported weights.
 
-    A pair of one model, and an α of 0, have nothing to probe.
+    A pair of one model, an α of 0 and a family without a proxy prompt have nothing to probe.
     """
     alpha = trainer.config.alpha
-    if alpha == 0 or DISPREFERRED not in trainer.members.names:
+    if alpha == 0 or DISPREFERRED not in trainer.members.names or "proxy" not in trainer.family.facts.forms:
         return
     trainer.members.load_state(trainer.weights())
     first = (trainer.validation or trainer.samples)[0]
@@ -32,7 +33,7 @@ def probe_trained(trainer: Trainer) -> None:
     latents, noise = (
         torch.stack(each).to(trainer.device, torch.float32) for each in ([pair.rejected for pair in pairs], noises)
     )
-    prompts = {name: torch.stack([pair.prompt[name] for pair in pairs]).to(trainer.device) for name in trainer.null}
+    prompts = {name: tensor.to(trainer.device) for name, tensor in batch_of([pair.prompt for pair in pairs]).items()}
     dispreferred = trainer.members.denoiser(DISPREFERRED)
     result = probe_proxy(trainer.family, dispreferred, latents, noise, prompts, trainer.null, alpha)
     write_probe(trainer.config.output_dir, trainer.step, result)

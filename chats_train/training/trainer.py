@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -25,6 +26,7 @@ from ..support.errors import UserError
 from .gradients import Batch, Gradients, make_batch, run_gradients
 from .optimizer import Averages, learning_rate, make_optimizer
 from .optimizer_state import flatten_optimizer, unflatten_optimizer
+from .reference_errors import ReferenceErrors, basis
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class Trainer:
         self.scaler.scale(torch.zeros((), device=self.device))
         self.averages = Averages(config.ema_decay, self.parameters) if config.ema_decay else None
         self.null = null_prompt(family, encodings, self.device)
+        draws = config.reference_draws
+        measured_ids = [sample.id for sample in self.validation]
+        self.references = ReferenceErrors(draws, self.samples.ids, measured_ids) if draws else None
+        self._reference_left = False
         self.step = 0
 
     @property
@@ -98,6 +104,7 @@ class Trainer:
             losses, metrics = self.gradients.backward(self._batch(micro), scale)
             for name, values in {"loss": losses, **metrics}.items():
                 sums[name] += values.double().sum()
+        self._share_references(picked)
         means = self._means(sums, len(picked))
         rate = learning_rate(self.config, self.step, self.pairs_per_step)
         means |= {"grad_norm": self._apply_gradients(means["loss"], rate), "learning_rate": rate}
@@ -114,6 +121,7 @@ class Trainer:
             losses, metrics = self.gradients.measure(self._batch(micro))
             for name, values in {"loss": losses, **metrics}.items():
                 sums[name] += values.double().sum()
+        self._share_references(picked)
         return self._means(sums, len(picked)) if picked else {}
 
     def preview(self) -> Image.Image:
@@ -131,6 +139,9 @@ class Trainer:
         if self.averages is not None:
             tensors["averages"] = self.averages.values
         facts = {"pairs_per_step": self.pairs_per_step, "dataset_fingerprint": self.dataset_fingerprint}
+        if self.references is not None:
+            tensors["references"] = {"errors": self.references.table}
+            facts["references_basis"] = self._references_basis
         return State(self.step, tensors, {"optimizer": values, "scaler": self.scaler.state_dict(), **facts})
 
     def load_state(self, checkpoint: Checkpoint) -> None:
@@ -161,6 +172,9 @@ class Trainer:
         if self.averages is not None:
             for name, value in checkpoint.weights().items():
                 self.averages.values[name].copy_(value)
+        if self.references is not None and checkpoint.values.get("references_basis") == self._references_basis:
+            self.references.load(checkpoint.tensors("references")["errors"])
+            self._release_reference()
         self.step = checkpoint.values["step"]
 
     def weights(self) -> dict[str, Tensor]:
@@ -191,11 +205,31 @@ class Trainer:
 
     def _batch(self, micro: list[tuple[int, PairSample]]) -> Batch:
         pairs = [self.encodings.pair(sample) for _, sample in micro]
+        epochs = [self.references.draw_epoch(epoch) if self.references else epoch for epoch, _ in micro]
         draws = [
-            draw(self.config.seed, epoch, sample.id, pair.chosen.shape)
-            for (epoch, sample), pair in zip(micro, pairs, strict=True)
+            draw(self.config.seed, epoch, pair.id, pair.chosen.shape) for epoch, pair in zip(epochs, pairs, strict=True)
         ]
-        return make_batch(self.family, pairs, draws, self.null, self.config.null_prompt_prob, self.device)
+        batch = make_batch(self.family, pairs, draws, self.null, self.config.null_prompt_prob, self.device)
+        if self.references is None:
+            return batch
+        errors = self.references.of(micro, lambda: self.gradients.reference_errors(batch))
+        return replace(batch, references={name: values.to(self.device) for name, values in errors.items()})
+
+    def _share_references(self, picked: Sequence[tuple[int, PairSample]]) -> None:
+        """After the batches of all processes: what became known of the reference is known to all."""
+        if self.references is not None and not self._reference_left:
+            self.references.share(picked, self.processes)
+            self._release_reference()
+
+    def _release_reference(self) -> None:
+        """Lets go of the reference once all of its errors are known; previews show it to the end."""
+        self._reference_left = self.references is not None and self.references.complete
+        if self._reference_left and self.config.sample_every == 0:
+            self.members.release_reference()
+
+    @cached_property
+    def _references_basis(self) -> str:
+        return basis(self.config, self.family, self.dataset_fingerprint)
 
     def _means(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:
         names = sorted({"loss", *self.gradients.objective.metrics})

@@ -46,6 +46,8 @@ KNOWN = {
     "qwen_image": Architecture("QwenImage", QWEN_IMAGE, (16, 1, 8, 8), 3584),
     "lumina2": Architecture("Lumina2", LUMINA2, (16, 8, 8), 2304),
     "z_image": Architecture("ZImage", Z_IMAGE, (16, 8, 8), 2560),
+    # Of a width whose layers are as wide as diffusers'.
+    "z_image_wide": Architecture("ZImage", dict(Z_IMAGE, dim=384, n_heads=3, n_kv_heads=3), (16, 8, 8), 2560),
     "wan": Architecture("WAN21_T2V", WAN, (16, 1, 8, 8), 4096),
 }
 

@@ -1,5 +1,7 @@
 """What a second start reads: files of another size or time alone, unless everything is asked for."""
 
+import errno
+import json
 import os
 
 import pytest
@@ -8,11 +10,13 @@ from pictures import encoded, picture, png, write_folders
 
 from chats_train.data import records, take_over, verdicts
 from chats_train.data.cells import TableImage
+from chats_train.data.checks import check_pairs
 from chats_train.data.listing import hand_over, handed_over
 from chats_train.data.pairs import FileImage
 from chats_train.data.records import RecordFiles
 from chats_train.data.verdicts import Verdicts
 from chats_train.settings.config_file import PLACEHOLDERS, parse_config
+from chats_train.support.errors import UserError
 
 
 @pytest.fixture
@@ -189,7 +193,7 @@ def test_records_are_whole_or_not_there(old, reads, open_pairs, tmp_path):
     for content in (b"", whole[:-30], whole.replace(b'"version":"3"', b'"version":"2"'), b"\0" * len(whole)):
         assert content != whole
         file.write_bytes(content)
-        for other in file.parent.glob("*"):
+        for other in (*file.parent.glob("*"), *(tmp_path / "run" / "cache" / "pairs").glob("*")):
             if other != file:
                 other.unlink()
         reads.clear()
@@ -229,6 +233,122 @@ def test_an_unchanged_table_is_listed_without_asking_for_its_rows(old, reads, op
     for file in (tmp_path / "run" / "cache" / "pairs").glob("*"):
         file.write_bytes(file.read_bytes()[:-50])
     assert open_pairs(path).problems == first.problems, "a listing that is cut off is none"
+
+
+def metadata(folder, *rows):
+    lines = [
+        json.dumps(dict(zip(("chosen_file_name", "rejected_file_name", "prompt"), row, strict=True))) for row in rows
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """How many starts stated pairs one by one, a list that grows."""
+    found = []
+
+    def counted(source, *args):
+        found.append(source.name)
+        return check_pairs(source, *args)
+
+    monkeypatch.setattr("chats_train.data.dataset.check_pairs", counted)
+    return found
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no time of an entry's change")
+@pytest.mark.parametrize("form", ["two folders", "metadata"])
+def test_an_unchanged_folder_is_walked_and_no_more(form, old, reads, unread, open_pairs, bitmaps):
+    """All is said as before; any file that is added, taken out or changed, in whatever its size and time of
+    modification, makes the start look at the pairs."""
+    caption = bitmaps / "chosen" / "a.txt"
+    (bitmaps / "lonely.png").write_bytes(png(50))
+    (bitmaps / "chosen" / "cut.png").write_bytes(png(51)[:-900])
+    (bitmaps / "rejected" / "cut.png").write_bytes(png(52))
+    if form == "metadata":
+        rows = [(f"chosen/{name}.png", f"./rejected\\{name}.png", f"prompt {name}") for name in ("a", "b", "cut")]
+        metadata(bitmaps, *rows)
+        caption = bitmaps / "metadata.jsonl"
+    else:
+        (bitmaps / "chosen" / "cut.txt").write_text("prompt")
+    first = open_pairs(bitmaps)
+    again = open_pairs(bitmaps)
+    assert unread == ["pairs"], "the second did not"
+    assert (contents(again), again.problems, again.fingerprint) == (contents(first), first.problems, first.fingerprint)
+    assert report(again).replace(again.remarks[-1], "").split() == report(first).split()
+    assert kinds(first) == ["broken image"]
+
+    def changed(count):
+        unread.clear()
+        found = open_pairs(bitmaps)
+        assert len(unread) == 1
+        assert len(found.samples) == count
+        open_pairs(bitmaps)
+        assert len(unread) == 1
+        return found
+
+    replaced(bitmaps / "chosen" / "a.png", bitmap(9))
+    assert changed(2).fingerprint != first.fingerprint
+    replaced(caption, caption.read_bytes().replace(b"prompt a", b"Prompt A"))
+    assert "Prompt A" in {sample.prompt for sample in changed(2).samples}
+    (bitmaps / "chosen" / "cut.png").write_bytes(png(51))
+    before = changed(3)
+    (bitmaps / "more.png").write_bytes(b"")
+    assert changed(3).remarks[0] != before.remarks[0], "it has one more that was left out"
+    (bitmaps / "rejected" / "b.png").rename(bitmaps / "gone.png")
+    if form == "metadata":
+        metadata(bitmaps, rows[0], rows[2])
+    changed(2)
+    reads.clear()
+    assert len(open_pairs(bitmaps, {"checksum": True}).samples) == 2
+    assert len(reads) >= 4
+
+
+def test_what_a_walk_does_not_tell_is_looked_at_again(old, unread, open_pairs, tmp_path):
+    """Files just written, files elsewhere, files that are missing or cannot be read."""
+    folder = write_folders(tmp_path / "pairs")
+    (tmp_path / "elsewhere.png").write_bytes(png(60))
+    for name in ("../elsewhere.png", str(tmp_path / "elsewhere.png"), ".hidden/x.png", "missing.png"):
+        metadata(folder, ("chosen/a.png", "rejected/a.png", "p"), ("chosen/b.png", name, "q"))
+        unread.clear()
+        open_pairs(folder)
+        open_pairs(folder)
+        assert len(unread) == 2, name
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "x.png").write_bytes(png(61))
+    metadata(folder, ("chosen/a.png", "rejected/a.png", "p"), ("chosen/b.png", ".hidden/x.png", "q"))
+    assert len(open_pairs(folder).samples) == 2
+    (folder / ".hidden" / "x.png").write_bytes(png(62))
+    assert contents(open_pairs(folder))[1] == ("q", png(1), png(62))
+    (folder / "metadata.jsonl").unlink()
+    os.symlink(tmp_path / "nothing.png", folder / "chosen" / "c.png")
+    (folder / "rejected" / "c.png").write_bytes(png(63))
+    (folder / "chosen" / "c.txt").write_text("prompt c")
+    unread.clear()
+    open_pairs(folder)
+    (tmp_path / "nothing.png").write_bytes(png(64))
+    assert len(open_pairs(folder).samples) == 3
+    assert len(unread) == 2
+
+
+@pytest.mark.parametrize("failing", ["chats_train.data.pairs.Path.read_bytes", "chats_train.data.captions.read_text"])
+def test_what_a_disk_failed_to_give_is_asked_for_again(failing, old, open_pairs, tmp_path, monkeypatch):
+    folder = write_folders(tmp_path / "pairs")
+
+    def fail(path, *_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, fail)
+        with pytest.raises(UserError, match="no usable pair"):
+            open_pairs(folder)
+    assert len(open_pairs(folder).samples) == 2
+
+
+def test_a_folder_just_written_is_looked_at_again(unread, open_pairs, tmp_path):
+    folder = write_folders(tmp_path / "pairs")
+    open_pairs(folder)
+    open_pairs(folder)
+    assert len(unread) == 2
 
 
 @pytest.mark.parametrize("form", ["folder", "table"])

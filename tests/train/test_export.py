@@ -58,7 +58,7 @@ def test_an_exported_member_can_be_trained_on(bases, tmp_path, name):
     assert loaded.state_dict().keys() == member.state_dict().keys()
     assert [key for key, value in member.state_dict().items() if not torch.equal(loaded.state_dict()[key], value)] == []
     noisy, prompt = torch.randn(1, family.latent_channels, 8, 8), family.encode_prompt(["a cat"])
-    timesteps = family.sample_timesteps(torch.tensor([0.5]))
+    timesteps = family.sample_timesteps(torch.tensor([0.5]), (8, 8))
     with torch.no_grad():
         assert torch.equal(*(family.predict(denoiser, noisy, timesteps, prompt) for denoiser in (member, loaded)))
 
@@ -181,6 +181,7 @@ def trained_lora(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
         ("sdxl", "lora_unet_input_blocks_8_1_transformer_blocks_1_attn1_to_q.lora_down.weight"),
         ("sd3", "transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight"),
         ("flux", "transformer.single_transformer_blocks.1.attn.to_v.lora_B.weight"),
+        ("z_image", "transformer.noise_refiner.0.attention.to_out.0.lora_A.weight"),
     ],
 )
 def test_a_lora_has_the_names_of_its_family_and_an_alpha_each(tmp_path, name, expected):

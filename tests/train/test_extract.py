@@ -30,12 +30,16 @@ ROOT = Path(__file__).resolve().parents[2]
 FULL = Truncation(rank=10**6, energy=None, dtype="fp32")
 
 
+# SD3's table of positions does not train, and Z-Image's padding is no layer's, so ComfyUI would not patch it.
+NOT_CARRIED = ("pos_embed.pos_embed", "x_pad_token", "cap_pad_token")
+
+
 def perturbed(state, seed, scale=0.05, keys="") -> dict[str, torch.Tensor]:
-    """Weights a little off, all of them or those whose key matches; tables that do not train stay."""
+    """Weights a little off, all of them or those whose key matches, but for what no LoRA carries."""
     generator = torch.Generator().manual_seed(seed)
     noise = {key: torch.randn(value.shape, generator=generator) * scale for key, value in state.items()}
     return {
-        key: value + noise[key] if re.search(keys, key) and key != "pos_embed.pos_embed" else value
+        key: value + noise[key] if re.search(keys, key) and key not in NOT_CARRIED else value
         for key, value in state.items()
     }
 

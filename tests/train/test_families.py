@@ -11,6 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from chats_train.families import SourceError, load_family
+from chats_train.families.prompts import MASK, batch_of, rows_of
 from chats_train.settings.facts import FAMILIES
 
 PROMPTS = ["a cat", "two dogs on a roof"]
@@ -19,6 +20,7 @@ PIPELINES = {
     "sdxl": diffusers.StableDiffusionXLPipeline,
     "sd3": diffusers.StableDiffusion3Pipeline,
     "flux": diffusers.FluxPipeline,
+    "z_image": diffusers.ZImagePipeline,
 }
 
 
@@ -44,6 +46,9 @@ def pipeline(name: str, folder: Path, scheduler=None):
 def pipeline_embeddings(name: str, pipe) -> dict[str, torch.Tensor]:
     if name == "sd15":
         return {"tokens": pipe.encode_prompt(PROMPTS, "cpu", 1, False)[0]}
+    if name == "z_image":
+        rows, _ = pipe.encode_prompt(list(PROMPTS), do_classifier_free_guidance=False)
+        return batch_of([{"tokens": row, "mask": torch.ones(len(row), dtype=torch.bool)} for row in rows])
     if name == "sdxl":
         tokens, _, pooled, _ = pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
     elif name == "sd3":
@@ -60,9 +65,11 @@ def test_prompts_are_encoded_as_diffusers_encodes_them(bases, name):
     family = load_family(name, str(bases[name]))
     ours, theirs = family.encode_prompt(PROMPTS), pipeline_embeddings(name, pipeline(name, bases[name]))
     assert ours.keys() == theirs.keys()
+    # What is padded to one length there is alone here, and summed in another order.
+    close = {"rtol": 1e-5, "atol": 1e-5} if MASK in ours else {"rtol": 0, "atol": 0}
     for key in ours:
-        assert torch.equal(ours[key], theirs[key])
-        assert not torch.allclose(ours[key][0], ours[key][1])
+        torch.testing.assert_close(ours[key], theirs[key], **close)
+        assert not torch.equal(ours[key][0], ours[key][1])
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3"])
@@ -78,15 +85,45 @@ def test_an_exclamation_mark_is_a_word_and_no_padding(bases, name):
     assert seen == [[start, a, mark, end, end, end], [start, a, mark, end, 0, 0]]
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+OWN_LENGTHS = [name for name, facts in FAMILIES.items() if facts.longest_prompt]
+
+
+@pytest.mark.parametrize("name", OWN_LENGTHS)
+def test_a_prompt_means_the_same_in_every_batch(bases, name):
+    """Encoded and seen by the denoiser beside a longer one, as alone."""
+    family = load_family(name, str(bases[name]))
+    prompts = ["a", "two dogs on a roof " * 3]
+    both, null = family.encode_prompt(prompts), family.null_prompt()
+    lengths = [len(row["tokens"]) for row in rows_of(both)]
+    assert len(null["tokens"][0]) < lengths[0] < lengths[1] == both[MASK].shape[1]
+    for prompt, row in zip(prompts, rows_of(both), strict=True):
+        (alone,) = rows_of(family.encode_prompt([prompt]))
+        assert all(torch.equal(row[key], alone[key]) for key in alone)
+    denoiser, timesteps = family.load_denoiser(), torch.tensor([0.3, 0.8])
+    noisy = torch.randn(2, family.latent_channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        together = family.predict(denoiser, noisy, timesteps, both)
+        for index, row in enumerate(rows_of(both)):
+            one = slice(index, index + 1)
+            alone = family.predict(denoiser, noisy[one], timesteps[one], batch_of([row]))
+            torch.testing.assert_close(together[one], alone, rtol=1e-5, atol=1e-5)
+        shared = family.predict(denoiser, noisy, timesteps, null)
+    assert not torch.allclose(shared, together, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "z_image"])
 def test_one_step_of_a_flow_pipeline_is_our_prediction(bases, name):
     # From σ = 1 to 0 in one step a pipeline gives noise − v, so it shows packing, positions, guidance and time at once.
     pipe = pipeline(name, bases[name], diffusers.FlowMatchEulerDiscreteScheduler())
     family, denoiser = load_family(name, str(bases[name])), pipe.transformer
     noise = torch.randn(2, 16, 6, 8, generator=torch.Generator().manual_seed(1))
     embeddings = family.encode_prompt(PROMPTS)
-    options = {"prompt_embeds": embeddings["tokens"], "pooled_prompt_embeds": embeddings["pooled"]}
-    if name == "flux":
+    options = {"prompt_embeds": embeddings["tokens"], "pooled_prompt_embeds": embeddings.get("pooled")}
+    if name == "z_image":
+        rows = [row["tokens"] for row in rows_of(embeddings)]
+        options = {"prompt_embeds": rows, "guidance_scale": 0.0, "latents": noise, "output_type": "latent"}
+        theirs = pipe(**options, height=48, width=64, num_inference_steps=1).images
+    elif name == "flux":
         latents = pipe._pack_latents(noise, 2, 16, 6, 8)
         packed = pipe(
             **options, latents=latents, height=48, width=64, num_inference_steps=1, output_type="latent"
@@ -133,7 +170,8 @@ def test_sdxl_is_told_the_true_sizes(bases):
 
 
 @pytest.mark.parametrize(
-    ("name", "scale", "shift"), [("sd15", 0.18215, 0.0), ("sd3", 1.5305, 0.0609), ("flux", 0.3611, 0.1159)]
+    ("name", "scale", "shift"),
+    [("sd15", 0.18215, 0.0), ("sd3", 1.5305, 0.0609), ("flux", 0.3611, 0.1159), ("z_image", 0.3611, 0.1159)],
 )
 def test_latents_have_the_familys_scale_and_shift(bases, name, scale, shift):
     family = load_family(name, str(bases[name]))
@@ -221,7 +259,7 @@ def test_gradients_reach_every_weight_of_the_denoiser(bases, name):
     family = load_family(name, str(bases[name]))
     denoiser = family.load_denoiser()
     latents = torch.randn(1, family.latent_channels, 8, 8)
-    timesteps = family.sample_timesteps(torch.tensor([0.4]))
+    timesteps = family.sample_timesteps(torch.tensor([0.4]), (8, 8))
     noise = torch.randn_like(latents)
     prediction = family.predict(
         denoiser, family.add_noise(latents, noise, timesteps), timesteps, family.encode_prompt(["a"])

@@ -1,4 +1,4 @@
-"""GenEval: its rules on detections made by hand, its two models on tiny random weights, and what is kept of a picture."""
+"""GenEval: its rules on hand-made detections, its two models on tiny random weights, and what is kept of a picture."""
 
 import json
 

@@ -253,7 +253,7 @@ class Configurations:
     zeros_for_empty_prompt = True
 
     def __init__(self, configs):
-        self.config, self.noise = configs.__getitem__, configs["scheduler"]
+        self.config, self.noise, self.index = configs.__getitem__, configs["scheduler"], {}
 
     def where(self, part):
         return part

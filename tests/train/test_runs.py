@@ -34,7 +34,11 @@ def damage(path):
 
 
 @pytest.mark.parametrize(
-    ("family", "method"), [("sdxl", "full"), ("sdxl", "lora"), ("sd3", "full"), ("sd3", "lora"), ("flux", "lora")]
+    ("family", "method"),
+    [
+        *((family, "lora") for family in ("sdxl", "sd3", "flux", "z_image")),
+        *((family, "full") for family in ("sdxl", "sd3", "z_image")),
+    ],
 )
 def test_every_family_trains_resumes_and_exports(family, method, config, tmp_path):
     from chats_train.training.train import train

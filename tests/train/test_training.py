@@ -91,6 +91,25 @@ def test_the_gradient_is_the_joint_one(method, memory, checkpointing, config):
         assert any(g is not None and g.any() for name, g in actual.items() if name.startswith(f"{member}."))
 
 
+# At the second, members cannot share a pass, which under gradient checkpointing must not be seen.
+OWN_LENGTHS = [("z_image", None), ("z_image", ["cap_embedder.1", "to_v"])]
+
+
+@pytest.mark.parametrize(("family", "targets"), OWN_LENGTHS)
+def test_the_gradient_is_the_joint_one_where_prompts_have_their_own_lengths(family, targets, config):
+    settings = dict(memory="low", gradient_checkpointing=True, beta=20.0, network_rank=4)
+    settings |= {"memory": "normal", "network_target_modules": targets} if targets else {}
+    trainer = moved(trainer_of(config(family, training_method="lora", **settings)))
+    batches = (batch_of(trainer, seed) for seed in range(9))
+    # One of two captions gave way to the null prompt, which is shorter.
+    batch = next(each for each in batches if len(set(each.rejected.prompt["mask"].sum(dim=1).tolist())) == 2)
+    trainer.gradients.backward(batch, 1.0)
+    expected = joint_gradient(trainer, batch)
+    actual = {name: parameter.grad for name, parameter in trainer.parameters.items()}
+    vectors = [torch.cat([g[name].flatten() for name in expected]) for g in (expected, actual)]
+    assert torch.linalg.vector_norm(vectors[0] - vectors[1]) / torch.linalg.vector_norm(vectors[0]) < 1e-6
+
+
 # The reference on both sides, then each member on its own; in one pass where they share a model.
 ALONE = [(4, False), (2, True), (2, True)]
 SHARED = [(4, False), (4, True)]
@@ -122,7 +141,7 @@ def test_a_batch_takes_as_few_passes_as_memory_allows(settings, passes, config, 
     assert called == passes
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "z_image"])
 def test_a_shared_pass_is_of_each_adapter_on_its_rows(family, config):
     """In every family (of SD1.5 the gradient is tested): as when each is called alone."""
     run = config(family, training_method="lora", output=family)
@@ -136,7 +155,10 @@ def test_a_shared_pass_is_of_each_adapter_on_its_rows(family, config):
         noisy = torch.randn(6, opened.latent_channels, 8, 8, generator=generator).to(opened.dtype)
         shapes = opened.prompt_shapes().items()
         prompt = {name: torch.randn(6, *shape, generator=generator).to(opened.dtype) for name, shape in shapes}
-        timesteps = opened.sample_timesteps(torch.linspace(0.1, 0.9, 6))
+        if "mask" in prompt:
+            length = prompt["mask"].shape[1]
+            prompt["mask"] = torch.arange(length) < torch.tensor([[3], [40], [length], [1], [33], [8]])
+        timesteps = opened.sample_timesteps(torch.linspace(0.1, 0.9, 6), (8, 8))
         shared = opened.predict(members.joint(names), noisy, timesteps, prompt).chunk(3)
         for index, name in enumerate(names):
             rows = slice(2 * index, 2 * index + 2)
@@ -237,13 +259,13 @@ def test_processes_know_whether_they_agree_and_part_before_they_end(tmp_path):
     assert [json.loads((tmp_path / index).read_text()) for index in "01"] == [[True, False, True, True, 1]] * 2
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_two_processes_have_the_gradients_of_one(method, config, tmp_path):
-    alone = trainer_of(config(training_method=method, gradient_accumulation_steps=4, max_grad_norm=0.0))
+@pytest.mark.parametrize(("family", "method"), [("sd15", "full"), ("sd15", "lora"), ("z_image", "lora")])
+def test_two_processes_have_the_gradients_of_one(family, method, config, tmp_path):
+    alone = trainer_of(config(family, training_method=method, gradient_accumulation_steps=4, max_grad_norm=0.0))
     report = alone.train_step()
     expected = {name: parameter.grad for name, parameter in alone.parameters.items() if parameter.grad is not None}
 
-    run = config(training_method=method, gradient_accumulation_steps=2, max_grad_norm=0.0)
+    run = config(family, training_method=method, gradient_accumulation_steps=2, max_grad_norm=0.0)
     logs = [tmp_path / f"log-{rank}" for rank in range(2)]
     processes = start_joined(logs, first_step, run, tmp_path)
     for process, log in zip(processes, logs, strict=True):

@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    ChromaTransformer2DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
+    ZImageTransformer2DModel,
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
@@ -23,6 +25,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
@@ -31,6 +35,8 @@ from transformers import (
 LETTERS = "!abcdefghijklmnopqrstuvwxyz"
 CLIP_WIDTHS = {"sd15": (24,), "sdxl": (24, 40), "sd3": (24, 40), "flux": (24,)}
 T5_WIDTH = 80
+# Of the families under a language model.
+LLM_WIDTHS = {"z_image": 48}
 
 
 def randomised(module: torch.nn.Module, seed: int) -> torch.nn.Module:
@@ -76,6 +82,25 @@ def save_t5_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def save_llm_tokenizer(folder: Path) -> None:
+    """Single letters, and a language model's marks of who speaks."""
+    words = ["<|endoftext|>", "<unk>", " ", "\n", *LETTERS]
+    tokenizer = Tokenizer(models.Unigram([(word, -1.0) for word in words], unk_id=1))
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    # A template's own last newline is no part of it.
+    turn, end = "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n", "{{ '\\n' }}"
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",
+        unk_token="<unk>",
+        padding_side="right",
+        chat_template=f"{{% for message in messages %}}{turn}{{% endfor %}}<|im_start|>assistant{end}",
+    ).save_pretrained(folder)
+
+
+LLM_VOCABULARY = 4 + len(LETTERS) + 2
+
+
 def clip(width: int, projection: bool, seed: int) -> torch.nn.Module:
     config = CLIPTextConfig(
         vocab_size=CLIP_VOCABULARY,
@@ -97,12 +122,29 @@ def t5(width: int, seed: int) -> torch.nn.Module:
     return randomised(T5EncoderModel(config), seed)
 
 
+def qwen3(width: int, seed: int) -> torch.nn.Module:
+    config = Qwen3Config(
+        vocab_size=LLM_VOCABULARY,
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return randomised(Qwen3Model(config), seed)
+
+
 def vae(family: str, seed: int) -> torch.nn.Module:
     scale, shift, channels = {
         "sd15": (0.18215, None, 4),
         "sdxl": (0.13025, None, 4),
         "sd3": (1.5305, 0.0609, 16),
         "flux": (0.3611, 0.1159, 16),
+        "z_image": (0.3611, 0.1159, 16),
+        "chroma": (0.3611, 0.1159, 16),
     }[family]
     blocks = 4
     return randomised(
@@ -124,7 +166,15 @@ def vae(family: str, seed: int) -> torch.nn.Module:
 
 def denoiser(family: str, seed: int = 0, comfy: bool = False) -> torch.nn.Module:
     """A random denoiser; with ``comfy`` one that real ComfyUI detects."""
-    return randomised({"sd15": _sd15, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux}[family](comfy), seed)
+    make = {
+        "sd15": _sd15,
+        "sdxl": _sdxl,
+        "sd3": _sd3,
+        "flux": _flux,
+        "z_image": _z_image,
+        "chroma": _chroma,
+    }[family]
+    return randomised(make(comfy), seed)
 
 
 def _sd15(comfy: bool) -> torch.nn.Module:
@@ -188,6 +238,42 @@ def _flux(comfy: bool) -> torch.nn.Module:
     )
 
 
+def _z_image(comfy: bool) -> torch.nn.Module:
+    """ComfyUI knows Z-Image by its width of 3840, which is too much; with ``comfy`` there are at least as many of its
+    blocks as ComfyUI takes for granted."""
+    # ComfyUI rounds the width between two layers up, but not that of 384.
+    heads = 3 if comfy else 1
+    return ZImageTransformer2DModel(
+        dim=128 * heads,
+        n_layers=2 if comfy else 1,
+        n_refiner_layers=2 if comfy else 1,
+        n_heads=heads,
+        n_kv_heads=heads,
+        cap_feat_dim=2560 if comfy else LLM_WIDTHS["z_image"],
+    )
+
+
+def _chroma(comfy: bool) -> torch.nn.Module:
+    """ComfyUI makes 344 modulations for every Chroma: 12 for each double block, 3 for each single one, 2 at the end."""
+    return ChromaTransformer2DModel(
+        num_layers=28 if comfy else 1,
+        num_single_layers=2,
+        num_attention_heads=1,
+        attention_head_dim=128,
+        joint_attention_dim=4096 if comfy else T5_WIDTH,
+        approximator_hidden_dim=32,
+        approximator_layers=1,
+    )
+
+
+def published(family: str) -> torch.nn.Module:
+    """A denoiser of the published widths, of two blocks of each kind; for the meta device."""
+    return {
+        "z_image": lambda: ZImageTransformer2DModel(n_layers=2),
+        "chroma": lambda: ChromaTransformer2DModel(num_layers=2, num_single_layers=2),
+    }[family]()
+
+
 def save_pipeline(
     family: str, folder: Path, prediction_type: str = "epsilon", zero_terminal_snr: bool = False, seed: int = 0
 ) -> Path:
@@ -195,15 +281,20 @@ def save_pipeline(
     part = "unet" if family in ("sd15", "sdxl") else "transformer"
     denoiser(family, seed).save_pretrained(folder / part)
     vae(family, seed + 1).save_pretrained(folder / "vae")
-    for index, width in enumerate(CLIP_WIDTHS[family]):
+    for index, width in enumerate(CLIP_WIDTHS.get(family, ())):
         suffix = f"_{index + 1}" if index else ""
         projection = family == "sd3" or index == 1
         clip(width, projection, seed + 2 + index).save_pretrained(folder / f"text_encoder{suffix}")
         save_clip_tokenizer(folder / f"tokenizer{suffix}", pad_token="!" if index else "<|endoftext|>")
-    if family in ("sd3", "flux"):
-        suffix = len(CLIP_WIDTHS[family]) + 1
-        t5(T5_WIDTH, seed + 5).save_pretrained(folder / f"text_encoder_{suffix}")
-        save_t5_tokenizer(folder / f"tokenizer_{suffix}")
+    if family in LLM_WIDTHS:
+        qwen3(LLM_WIDTHS[family], seed + 2).save_pretrained(folder / "text_encoder")
+        save_llm_tokenizer(folder / "tokenizer")
+    if family in ("sd3", "flux", "chroma"):
+        clips = len(CLIP_WIDTHS.get(family, ()))
+        suffix = f"_{clips + 1}" if clips else ""
+        t5(T5_WIDTH, seed + 5).save_pretrained(folder / f"text_encoder{suffix}")
+        save_t5_tokenizer(folder / f"tokenizer{suffix}")
+    if part == "transformer":
         FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
     else:
         DDIMScheduler(

@@ -1,0 +1,70 @@
+"""The records of Flux.1 and of those that follow it: their latents are packed, a patch a token."""
+
+from __future__ import annotations
+
+from .family_facts import JOINT_TARGETS, ComfySizes, FamilyFacts, Marks
+
+FLUX = FamilyFacts(
+    name="flux",
+    title="Flux",
+    adapter="flux:Flux",
+    resolution=1024,
+    prediction_types=("flow",),
+    patch=2,
+    denoiser_part="transformer",
+    text_parts=("text_encoder", "text_encoder_2"),
+    tokenizer_parts=("tokenizer", "tokenizer_2"),
+    prefixes={"transformer": "model.diffusion_model."},
+    layout="flux",
+    lora_style="peft",
+    architecture="flux-1-dev",
+    comfy_sizes=ComfySizes(4096, scaling_factor=0.3611, shift_factor=0.1159),
+    latent_channels=16,
+    marks=Marks(
+        native=("double_blocks.0.img_attn.qkv.weight",),
+        diffusers=("transformer_blocks.0.attn.add_k_proj.weight", "single_transformer_blocks.0.attn.to_k.weight"),
+        # Chroma and Flux.2 have Flux.1's blocks too, and modulate them from elsewhere.
+        not_with=("distilled_guidance_layer.", "double_stream_modulation_img."),
+        variants={"guidance_in.in_layer.weight": "Flux.1-dev", "": "Flux.1-schnell"},
+        lora=("double_blocks_0_img_mod", "single_blocks_0_modulation", "guidance_in_", "vector_in_"),
+        lora_shared=("single_transformer_blocks", "single_blocks"),
+    ),
+    # ComfyUI pads to at least 256 and lets longer prompts be longer; diffusers fixes 512. Trained as it will be
+    # sampled.
+    t5_tokens=256,
+    # Two copies of 12 billion weights fit nowhere that people have.
+    methods=("lora",),
+    lora_targets=JOINT_TARGETS,
+    scheduler="simple",
+)
+
+CHROMA = FamilyFacts(
+    name="chroma",
+    title="Chroma",
+    adapter="chroma:Chroma",
+    resolution=1024,
+    prediction_types=("flow",),
+    patch=2,
+    denoiser_part="transformer",
+    text_parts=("text_encoder",),
+    tokenizer_parts=("tokenizer",),
+    prefixes={"transformer": "model.diffusion_model."},
+    layout="flux",
+    lora_style="peft",
+    architecture="chroma",
+    comfy_sizes=ComfySizes(4096, scaling_factor=0.3611, shift_factor=0.1159),
+    latent_channels=16,
+    marks=Marks(
+        native=("double_blocks.0.img_attn.qkv.weight", "distilled_guidance_layer.in_proj.weight"),
+        diffusers=("transformer_blocks.0.attn.add_k_proj.weight", "distilled_guidance_layer.in_proj.weight"),
+        # Chroma Radiance, which paints pixels.
+        not_with=("nerf_blocks.",),
+        lora=("distilled_guidance_layer",),
+        lora_shared=("single_transformer_blocks", "single_blocks"),
+    ),
+    # diffusers' pipeline cuts there; the end of the text is one of them.
+    longest_prompt=512,
+    template_tokens=1,
+    lora_targets=JOINT_TARGETS,
+    scheduler="simple",
+)

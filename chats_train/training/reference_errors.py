@@ -1,0 +1,98 @@
+"""The reference's errors of draws that come again (`reference_draws`), each computed once and kept.
+
+The reference is frozen, so its error on a pair depends on the draw alone. Where a pair's draws repeat after K epochs
+there are K of them for each pair, and one for each pair that is measured on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from chats.draws import VALIDATION_EPOCH, Identified
+
+from ..families import Family
+from ..runs.processes import Processes
+from ..settings.config import RunConfig
+
+# With the data set's pairs, all that an error depends on.
+SETTINGS = (
+    "family seed null_prompt_prob null_prompt prediction_type reference_draws validation_pairs training_method "
+    "weight_dtype mixed_precision resolution enable_bucket bucket_reso_steps min_bucket_reso max_bucket_reso"
+)
+
+Picked = Sequence[tuple[int, Identified]]
+SIDES = ("chosen_reference", "rejected_reference")
+
+
+class ReferenceErrors:
+    """A table of them, the same in all processes between steps.
+
+    Args:
+        draws: K.
+        ids: of the pairs that are trained on; their order is the table's.
+        measured: of those that are measured on, with one draw each.
+    """
+
+    def __init__(self, draws: int, ids: Sequence[str], measured: Sequence[str]):
+        self.draws, self._trained = draws, len(ids)
+        self._rows = {pair: row for row, pair in enumerate(chain(ids, measured))}
+        # Of each draw and pair, the chosen side's and the rejected one's; NaN where it is not known.
+        self.table = torch.full((draws * len(ids) + len(measured), len(SIDES)), float("nan"))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all are known: the reference is then not asked any more."""
+        return not self.table.isnan().any()
+
+    def draw_epoch(self, epoch: int) -> int:
+        """The epoch whose draws a pair has."""
+        return epoch if epoch == VALIDATION_EPOCH else epoch % self.draws
+
+    def of(self, picked: Picked, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """d_ref of both sides of a batch, [batch] each, computed where some are not known; what is known stays."""
+        places = self._places(picked)
+        unknown = self.table[places].isnan().any(1)
+        if unknown.any():
+            computed = compute()
+            errors = torch.stack([computed[side] for side in SIDES], dim=1)
+            self.table[places[unknown]] = errors.float().cpu()[unknown]
+        return dict(zip(SIDES, self.table[places].unbind(1), strict=True))
+
+    def share(self, picked: Picked, processes: Processes) -> None:
+        """Brings what each process computed of these to all."""
+        if processes.count == 1:
+            return
+        places = self._places(picked)
+        errors = self.table[places].double()
+        known = ~errors.isnan()
+        sums = processes.sum(torch.stack([errors.where(known, 0.0), known.double()]).to(processes.device)).cpu()
+        # The mean of those that know it, who nearly always are one; NaN where none does.
+        self.table[places] = (sums[0] / sums[1]).float()
+
+    def load(self, table: Tensor) -> None:
+        """Those of a checkpoint."""
+        self.table.copy_(table)
+
+    def _places(self, picked: Picked) -> Tensor:
+        base = self.draws * self._trained
+        return torch.tensor(
+            [
+                base + self._rows[sample.id] - self._trained
+                if epoch == VALIDATION_EPOCH
+                else self.draw_epoch(epoch) * self._trained + self._rows[sample.id]
+                for epoch, sample in picked
+            ],
+            dtype=torch.long,
+        )
+
+
+def basis(config: RunConfig, family: Family, dataset_fingerprint: str) -> str:
+    """Digest of all that the errors depend on: those of another basis are not to be used."""
+    settings = config.model_dump_json(include=set(SETTINGS.split()))
+    text = f"{settings} {family.fingerprint} {family.base_sha256} {dataset_fingerprint}"
+    return hashlib.sha256(text.encode()).hexdigest()

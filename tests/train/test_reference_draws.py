@@ -1,0 +1,153 @@
+"""Draws that come again: the reference is asked once for each, and then leaves."""
+
+import json
+import weakref
+
+import pytest
+import torch
+from tiny_runs import trainer_of
+
+from chats.draws import draw
+from chats_train.cli import main
+from chats_train.runs.checkpoint import RESUME, Checkpoint, save_checkpoint
+from chats_train.settings.config_file import parse_config
+from chats_train.support.errors import UserError
+from chats_train.training.reference_errors import ReferenceErrors
+
+# Of twelve pairs two are held out, and a step has four: an epoch takes 2.5 steps.
+SETTINGS = {"beta": 10.0, "lr_warmup_steps": 0, "max_train_steps": 12}
+
+
+class Sample:
+    def __init__(self, name):
+        self.id = name
+
+
+def asked(trainer, monkeypatch):
+    """How many rows the reference sees, a list that grows."""
+    rows, ask = [], trainer.gradients.reference_errors
+
+    def counted(batch):
+        rows.append(2 * batch.size)
+        return ask(batch)
+
+    monkeypatch.setattr(trainer.gradients, "reference_errors", counted)
+    return rows
+
+
+def test_within_the_first_draws_a_run_is_as_with_fresh_ones(config, monkeypatch):
+    """K epochs long, and to the last bit; after them the reference is not asked any more."""
+    fresh, again = (
+        trainer_of(config(training_method="lora", **SETTINGS, reference_draws=draws)) for draws in (None, 2)
+    )
+    rows = asked(again, monkeypatch)
+    for _ in range(5):
+        assert fresh.train_step().metrics == again.train_step().metrics
+    # Of two sides, ten pairs and two draws.
+    assert sum(rows) == 40
+    assert fresh.train_step().metrics != again.train_step().metrics
+    assert sum(rows) == 40
+
+
+def test_draws_and_errors_come_again(config, monkeypatch):
+    """After one epoch with K = 1: what a whole model's reference said is kept, of held-out pairs too; it is gone."""
+    trainer = trainer_of(config(training_method="full", **SETTINGS, reference_draws=1))
+    rows, samples = asked(trainer, monkeypatch), trainer.samples
+    batch = trainer._batch([(0, samples[0])])
+    torch.testing.assert_close(batch.chosen.noisy, trainer._batch([(1, samples[0])]).chosen.noisy, rtol=0, atol=0)
+    expected = draw(trainer.config.seed, 0, samples[0].id, batch.chosen.noisy.shape[1:])
+    assert torch.equal(trainer.family.sample_timesteps(torch.tensor([expected.timestep])), batch.chosen.timesteps)
+    assert rows == [2]
+    for _ in range(3):
+        trainer.train_step()
+    # Twelve visits of ten pairs; those of a batch are asked together where one of them is new.
+    assert 18 <= sum(rows[1:]) <= 24
+    reference = weakref.ref(trainer.members.reference())
+    measured = trainer.validate()
+    assert reference() is None
+    seen = list(rows)
+    assert trainer.validate() == measured
+    trainer.train_step()
+    assert rows == seen
+
+
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(config, tmp_path):
+    """Stopped before all errors are known, and after; errors of other settings are computed anew, those of other
+    batches are not."""
+    run = config(training_method="full", **SETTINGS, reference_draws=1)
+    whole = trainer_of(run)
+    kept = {}
+    for step in range(1, 6):
+        whole.train_step()
+        if step == 4:
+            whole.validate()
+        if step in (2, 4):
+            kept[step] = save_checkpoint(tmp_path / "checkpoints", whole.state(), None)
+    for step, path in kept.items():
+        other = trainer_of(run)
+        other.load_state(Checkpoint(path, RESUME))
+        assert other.references.complete == (step == 4)
+        while other.step < whole.step:
+            other.train_step()
+        assert all(torch.equal(value, whole.members.state()[name]) for name, value in other.members.state().items())
+        known = ~other.references.table.isnan()
+        assert torch.equal(other.references.table[known], whole.references.table[known])
+    for change, complete in (
+        ({"null_prompt_prob": 0.25}, False),
+        ({"train_batch_size": 4, "gradient_accumulation_steps": 1}, True),
+    ):
+        changed = trainer_of(run.model_copy(update=change))
+        changed.load_state(Checkpoint(kept[4], RESUME))
+        assert changed.references.complete == complete, change
+        assert complete or changed.references.table.isnan().all(), change
+    errors = kept[4] / "references.safetensors"
+    errors.write_bytes(errors.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(UserError, match=r"references.safetensors"):
+        Checkpoint(kept[4], RESUME).prove()
+
+
+def test_processes_bring_together_what_each_has_computed():
+    """Two tables of one run, as `sum` over two processes would add them."""
+
+    class Peers:
+        count, device = 2, torch.device("cpu")
+
+        def __init__(self, other):
+            self.other = other
+
+        def sum(self, tensor):
+            errors = self.other.table[self.other._places(picked)].double()
+            known = ~errors.isnan()
+            return tensor + torch.stack([errors.where(known, 0.0), known.double()])
+
+    samples = [Sample(name) for name in "abc"]
+    one, other = (ReferenceErrors(2, list("abc"), ["v"]) for _ in range(2))
+    picked = [(0, samples[0]), (3, samples[1]), (1, samples[2]), (-1, Sample("v"))]
+
+    def errors(*values):
+        return lambda: {"chosen_reference": torch.tensor(values), "rejected_reference": torch.tensor(values) + 1}
+
+    one.of(picked[:2], errors(0.1, 0.2))
+    other.of([picked[0], picked[3]], errors(0.1, 0.4))
+    one.share(picked, Peers(other))
+    known = one.of([(2, samples[0]), (1, samples[1]), picked[3]], errors)
+    assert known["chosen_reference"].tolist() == torch.tensor([0.1, 0.2, 0.4]).tolist()
+    assert known["rejected_reference"].tolist() == (torch.tensor([0.1, 0.2, 0.4]) + 1).tolist()
+    assert one.table[one._places(picked[2:3])].isnan().all()
+    # What is known is not computed again.
+    assert one.of(picked[:1], errors(9.0))["chosen_reference"].tolist() == torch.tensor([0.1]).tolist()
+
+
+def test_it_wants_an_objective_with_a_reference(config, tmp_path, capsys):
+    raw = config().model_dump(mode="json") | {"objective": "supervised_chosen", "reference_draws": 4}
+    (tmp_path / "run.yaml").write_text(json.dumps(raw))
+    assert main(["check", str(tmp_path / "run.yaml")]) != 0
+    assert "`reference_draws` is 4, but `objective` supervised_chosen has no reference; leave it out" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_run_of_before_has_the_same_digest(config):
+    run = config()
+    assert parse_config(run.model_dump(mode="json") | {"reference_draws": None}).sha256() == run.sha256()
+    assert parse_config(run.model_dump(mode="json") | {"reference_draws": 4}).sha256() != run.sha256()
