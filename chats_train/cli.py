@@ -243,6 +243,13 @@ def _subject(args: argparse.Namespace) -> Subject:
     return open_pair(preferred, dispreferred, args.base, args.output or Path("evaluation"), args.set)
 
 
+def _score(args: argparse.Namespace) -> None:
+    from .evaluation.benchmarks.folders import score_folder
+
+    for line in score_folder(args.pictures, args.scorer, args.grid, args.output):
+        print(line)
+
+
 def _rate(args: argparse.Namespace) -> None:
     from .rating import rate
 
@@ -300,6 +307,7 @@ RUNS = {
     "extract": _extract,
     "distill": _distill,
     "evaluate": _evaluate,
+    "score": _score,
     "rate": _rate,
     "demo": _demo,
     "inspect": _inspect,
