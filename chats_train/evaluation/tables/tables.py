@@ -111,7 +111,7 @@ def _drawn(
             work.notes += _base_notes(subject, family, work.base)
         elif family.base_sha256 != base:
             raise UserError(f"`--model` {name} is of another base than the pair; give one of the same base")
-        planned = {}
+        planned: dict[tuple[str, Method], list[Picture]] = {}
         for layout in wanted:
             drawn = [prompt for each in _used(layout, scorers) for prompt in by_name.get(each, ())]
             planned |= _planned(layout, name, subject, family, drawn, settings, folder)
