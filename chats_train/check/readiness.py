@@ -6,12 +6,15 @@ import math
 
 import torch
 
+from chats.draws import held_out_count
+
 from ..data import PairDataset
 from ..families import Family
 from ..families.prompts import MASK
 from ..settings.config import RunConfig
 from ..support.amounts import bytes_text
 from ..support.errors import UserError
+from ..training.reference_errors import repeats_note
 from .estimate import (
     ModelSize,
     adapter_parameters,
@@ -79,3 +82,11 @@ def print_disk(config: RunConfig, size: ModelSize, dataset: PairDataset) -> None
                 f"`{setting}` is {folder}, which lacks {bytes_text(missing[disk] - free)}; make room or choose another "
                 "disk"
             )
+
+
+def print_repeats(config: RunConfig, dataset: PairDataset) -> None:
+    """What is known of draws that come as often again as in this run, with one process."""
+    pairs = len(dataset.samples) - held_out_count(len(dataset.samples), config.validation_pairs)
+    note = repeats_note(config, pairs, config.train_batch_size * config.gradient_accumulation_steps)
+    if note is not None:
+        print(f"note: {note}")

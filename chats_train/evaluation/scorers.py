@@ -183,6 +183,7 @@ FORMS = {
     "dpg": "VQA_MODEL,QUESTIONS.csv",
 }
 KINDS = tuple(FORMS)
+BENCHMARK_KINDS = tuple(kind for kind in KINDS if kind not in TEXT_KINDS)
 # HPS v2 is the plain cosine, reported in percent (the paper's Table 1).
 HPS_FACTOR = 100.0
 # Of ImageReward, which its package takes from the hub.

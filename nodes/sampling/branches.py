@@ -48,12 +48,12 @@ def calc_cond_batch(
         others = [None if n else entries for entries, n in zip(conds, negative, strict=True)]
         negatives = [entries if n else None for entries, n in zip(conds, negative, strict=True)]
         preferred: list = others
+        predictions = run.begin(executor, model, conds if whole[1] else negatives, x, timestep, model_options)
         if any(others):
             with run.member("preferred"):
                 preferred = executor(model, conds if whole[0] else others, x, timestep, model_options)
         with run.member("dispreferred"):
-            asked = conds if whole[1] else negatives
-            dispreferred = run.predict(executor, model, asked, x, timestep, model_options)
+            dispreferred = predictions()
     # A place that is empty on both sides gets the dispreferred call's zeros, as it would from ComfyUI.
     return [p if entries else d for p, d, entries in zip(preferred, dispreferred, others, strict=True)]
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 import math
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import ClassVar, Literal, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import comfy.model_management
 import comfy.samplers
@@ -115,12 +116,15 @@ class Run(ABC):
         """Around a call for predictions, some of them the dispreferred's."""
         return nullcontext()
 
-    def encode_anew(self, model: BaseModel) -> list[dict]:
+    def encode_anew(self, model: BaseModel, inputs: Mapping[str, Any] | None = None) -> list[dict]:
         """The negative as a model encodes it.
 
         Positive and negative go through together, since areas and ControlNets of the one are completed from the other.
+
+        Args:
+            inputs: what it is encoded with; the run's by default.
         """
-        conds = comfy.samplers.process_conds(model, conds=dict(self.raw_conds), **self.inputs)
+        conds = comfy.samplers.process_conds(model, conds=dict(self.raw_conds), **(inputs or self.inputs))
         for entries in self.guider.conds.values():
             # ControlNets are shared by the two models: the preferred's preparation is to be the last.
             comfy.samplers.pre_run_control(self.guider.inner_model, entries)
@@ -139,6 +143,13 @@ class Run(ABC):
     @abstractmethod
     def _encode(self) -> list[dict]:
         """The entries of the dispreferred side's negative, encoded."""
+
+    def begin(
+        self, executor: WrapperExecutor, model: BaseModel, conds: Conds, x: Tensor, timestep: Tensor, options: dict
+    ) -> Callable[[], list[Tensor]]:
+        """Begins what ``predict`` does, where it need not wait for the preferred's predictions; what gives the
+        dispreferred's."""
+        return partial(self.predict, executor, model, conds, x, timestep, options)
 
     @abstractmethod
     def predict(

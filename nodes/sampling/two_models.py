@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import comfy.model_patcher
 import comfy.sampler_helpers
 import comfy.samplers
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from .inheritance import Baseline, later_options, merged_options
 from .other_nodes import of_encodings, of_two_models, require_no_runs_of_their_own, require_no_self_attention_guidance
+from .own_device import OwnDevice, own_device
 from .run import Conds, Interval, Run
 from .wrappers import Pair
 
@@ -53,6 +57,7 @@ class TwoModelsRun(Run):
         super().__init__(guider, interval, baseline)
         self.dispreferred = dispreferred
         self.started_with = comfy.model_patcher.create_model_options_clone(guider.model_options)
+        self.own_device: OwnDevice | None = None  # once prepared, where it is another than the preferred's
 
     def _prepare(self) -> list[ModelPatcher]:
         """As CFGGuider.sample does for its own: later patches, hooks, options."""
@@ -67,7 +72,9 @@ class TwoModelsRun(Run):
         comfy.sampler_helpers.prepare_model_patcher(self.model, self.raw_conds, self.options)
         comfy.samplers.filter_registered_hooks_on_conds(self.raw_conds, self.options)
         hooked = comfy.sampler_helpers.get_additional_models_from_model_options(self.options)
-        return [self.model, *hooked, *self.model.get_nested_additional_models()]
+        models = [self.model, *hooked, *self.model.get_nested_additional_models()]
+        self.own_device = own_device(self.guider.model_patcher, self.model, self.raw_conds)
+        return models if self.own_device is None else [*models, *self.own_device.models()]
 
     def _encode(self) -> list[dict]:
         model, guider = self.model.model, self.guider
@@ -75,7 +82,19 @@ class TwoModelsRun(Run):
             model.latent_shapes = guider.inner_model.latent_shapes
         comfy.samplers.cast_to_load_options(self.options, device=self.model.load_device, dtype=self.model.model_dtype())
         self.model.pre_run()
-        return self.encode_anew(model)
+        if self.own_device is None:
+            return self.encode_anew(model)
+        return self.own_device.encode(self.encode_anew, model, self.inputs)
+
+    def call(self) -> AbstractContextManager[None]:
+        return super().call() if self.own_device is None else self.own_device.call()
+
+    def begin(
+        self, executor: WrapperExecutor, model: BaseModel, conds: Conds, x: Tensor, timestep: Tensor, options: dict
+    ) -> Callable[[], list[Tensor]]:
+        if self.own_device is None:
+            return super().begin(executor, model, conds, x, timestep, options)
+        return self.own_device.begin(self.model.model, conds, x, timestep, self.options_of_dispreferred(options))
 
     def predict(
         self, executor: WrapperExecutor, model: BaseModel, conds: Conds, x: Tensor, timestep: Tensor, options: dict
@@ -92,6 +111,8 @@ class TwoModelsRun(Run):
         return self.model
 
     def _close(self) -> None:
+        if self.own_device is not None:
+            self.own_device.close()
         # ComfyUI itself cleans up the models that it loaded, but only after a run that succeeded.
         if self.model.model.current_patcher is self.model:
             self.model.cleanup()

@@ -178,13 +178,13 @@ class ResidualControl(ControlBase):
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options=None):
         if t[0] < self.sigma_end:
             return None
-        residual = torch.randn(1, 320, 1, 1, generator=torch.Generator().manual_seed(self.seed))
+        residual = torch.randn(1, 320, 1, 1, generator=torch.Generator().manual_seed(self.seed)).to(x_noisy.device)
         scale = (
             4 * self.strength * cond["c_crossattn"].std(dim=(1, 2))
         )  # a row at a time: who shares the batch is no matter
         return {"middle": [residual * scale.reshape(-1, 1, 1, 1)], "output": [], "input": []}
 
     def copy(self):
-        other = ResidualControl(self.seed, self.until)
+        other = type(self)(self.seed, self.until)
         self.copy_to(other)
         return other

@@ -1,11 +1,13 @@
 """DPG-Bench: its questions and what answers are worth, worked out by hand, and tiny random models that answer."""
 
+import numpy as np
 import pytest
 import tiny_benchmarks
 import torch
 from PIL import Image
 from test_geneval import noise
 
+from chats_train.cli import main
 from chats_train.evaluation.benchmarks.answering import is_yes, open_answerer
 from chats_train.evaluation.benchmarks.dpg import category_parts, read_questions, score_answers
 from chats_train.evaluation.prompts import EvaluationPrompt, read_prompts
@@ -181,3 +183,38 @@ def test_tables_and_models_that_cannot_be_used_are_sentences(table, clip, tmp_pa
         UserError, match=r"`model_type` clip transformers does not open as a model of pictures and text"
     ):
         open_answerer(str(clip), "cpu").model  # noqa: B018
+
+
+def test_grids_that_were_drawn_elsewhere(table, tmp_path, capsys):
+    vqa = tiny_benchmarks.save_blip(tmp_path / "vqa", "yes")
+    folder = tmp_path / "grids"
+    folder.mkdir()
+    grid = Image.new("RGB", (40, 40))
+    corners = [(0, 0), (20, 0), (0, 20), (20, 20)]
+    for number, corner in enumerate(corners):
+        grid.paste(noise(number, (20, 20)), corner)
+    grid.save(folder / "truck.png")
+    arguments = ["score", str(folder), "--scorer", f"dpg={vqa},{table}", "--grid"]
+    assert main([*arguments, "2"]) == 0
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert said[-6:] == [
+        ["global", "–", "–", "–"],
+        *([name, "100.00", "1", "4"] for name in ("entity", "attribute", "relation")),
+        ["other", "–", "–", "–"],
+        ["overall", "100.00", "1", "4"],
+    ]
+    pieces = sorted((folder / "scores" / "pictures").rglob("*.png"))
+    assert [np.asarray(Image.open(piece)).tolist() for piece in pieces] == [
+        np.asarray(noise(number, (20, 20))).tolist() for number in range(4)
+    ]
+    kept = (folder / "scores" / "scores.jsonl").read_text()
+    assert len(kept.splitlines()) == 4
+    assert main([*arguments, "2"]) == 0
+    assert (folder / "scores" / "scores.jsonl").read_text() == kept
+    capsys.readouterr()
+    for number, problem in (("3", "40 × 40 pixels, which 3 does not divide"), ("0", "`--grid` is 0; give 1")):
+        assert main([*arguments, number]) == 2
+        assert problem in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["score", str(tmp_path / "empty"), *arguments[2:], "1"]) == 2
+    assert "where dpg finds none; it wants pictures named by their prompts" in capsys.readouterr().err

@@ -112,7 +112,10 @@ def test_the_gradient_is_the_joint_one_of_todays_models(family, targets, config)
     trainer.gradients.backward(batch, 1.0)
     expected = joint_gradient(trainer, batch)
     actual = {name: parameter.grad for name, parameter in trainer.parameters.items()}
-    vectors = [torch.cat([g[name].flatten() for name in expected]) for g in (expected, actual)]
+    # The last block of Qwen-Image asks nothing of its text any more.
+    learned = [name for name, gradient in expected.items() if gradient is not None]
+    assert learned == [name for name, gradient in actual.items() if gradient is not None]
+    vectors = [torch.cat([g[name].flatten() for name in learned]) for g in (expected, actual)]
     assert torch.linalg.vector_norm(vectors[0] - vectors[1]) / torch.linalg.vector_norm(vectors[0]) < 1e-6
 
 
