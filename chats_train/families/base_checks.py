@@ -128,6 +128,8 @@ def _check_widths(family: Base, denoiser: Mapping[str, Any]) -> None:
         sizes = 6 * (denoiser["addition_time_embed_dim"] or 0)
         wanted["projection_class_embeddings_input_dim"] = given["pooled"][-1] + sizes
     for key, width in wanted.items():
+        if key in family.denoiser_keys.idle.split():
+            continue
         stated = denoiser.get(key, width)
         if any(each != width for each in (stated if isinstance(stated, list | tuple) else [stated])):
             raise SourceError(
