@@ -19,7 +19,7 @@ from .source_error import SourceError
 from .sources import INDEX, Source
 
 # What a denoiser calls the width of the prompts that it attends to.
-TEXT_WIDTHS = ("cross_attention_dim", "joint_attention_dim", "cap_feat_dim")
+TEXT_WIDTHS = ("cross_attention_dim", "joint_attention_dim", "cap_feat_dim", "text_hidden_dim")
 
 
 class Base(Protocol):
@@ -119,6 +119,8 @@ def _check_widths(family: Base, denoiser: Mapping[str, Any]) -> None:
         "cross_attention_dim": given["tokens"][-1],
         "joint_attention_dim": given["tokens"][-1],
         "cap_feat_dim": given["tokens"][-1],
+        # Of several layers of the encoder, one beside the other.
+        "text_hidden_dim": given["tokens"][-1] // denoiser.get("num_text_layers", 1),
         "pooled_projection_dim": given.get("pooled", (None,))[-1],
     }
     if denoiser.get("addition_embed_type") == "text_time":

@@ -99,3 +99,32 @@ FLUX2_KLEIN = FamilyFacts(
     lora_targets=(*JOINT_TARGETS, "to_qkv_mlp_proj"),
     scheduler="simple",
 )
+
+KREA2 = FamilyFacts(
+    name="krea2",
+    title="Krea 2",
+    adapter="krea2:Krea2",
+    resolution=1024,
+    prediction_types=("flow",),
+    patch=2,
+    denoiser_part="transformer",
+    text_parts=("text_encoder",),
+    tokenizer_parts=("tokenizer",),
+    prefixes={"transformer": "model.diffusion_model."},
+    layout="krea2",
+    lora_style="peft",
+    architecture="krea-2",
+    comfy_sizes=ComfySizes(2560, scaling_factor=1.0),
+    latent_channels=16,
+    marks=Marks(
+        native=("txtfusion.projector.weight", "first.weight"),
+        diffusers=("text_fusion.projector.weight", "img_in.weight"),
+        lora=("txtfusion_", "text_fusion_", "_attn_to_gate", "_attn_wq"),
+    ),
+    # diffusers cuts there, ComfyUI nowhere.
+    longest_prompt=512,
+    # "<|im_end|>\n<|im_start|>assistant\n".
+    template_tokens=5,
+    hides_template=True,
+    scheduler="simple",
+)

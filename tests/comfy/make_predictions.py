@@ -51,7 +51,7 @@ def make(name: str, folder: Path) -> None:
         count = export_lora(path, name, add_lora(model, member, seed), LORA_ALPHA, shapes, metadata, title="mini")
         assert count == len(layers)
 
-    width = next(base.config[key] for key in TEXT_WIDTHS if key in base.config)
+    width = next(base.config[key] for key in TEXT_WIDTHS if key in base.config) * base.config.get("num_text_layers", 1)
     lengths = LENGTHS if family.facts.longest_prompt else [family.prompt_shapes()["tokens"][0]] * len(LENGTHS)
     made = [random_prompt(seed, length, width) for seed, length in enumerate(lengths)]
     *rows, null = made if family.facts.longest_prompt else [{"tokens": prompt["tokens"]} for prompt in made]

@@ -24,6 +24,7 @@ PIPELINES = {
     "qwen_image": diffusers.QwenImagePipeline,
     "chroma": diffusers.ChromaPipeline,
     "flux2_klein": diffusers.Flux2KleinPipeline,
+    "krea2": diffusers.Krea2Pipeline,
 }
 
 
@@ -58,6 +59,13 @@ def pipeline_embeddings(name: str, pipe) -> dict[str, torch.Tensor]:
         pipe.prompt_template_encode_start_idx = len(pipe.tokenizer(before).input_ids)
         tokens, mask = pipe.encode_prompt(PROMPTS)
         return {"tokens": tokens, "mask": mask.bool()}
+    if name == "krea2":
+        # Numbers for the published tokenizer. It pads between the prompt and what comes after it.
+        before, after = pipe.prompt_template_encode_prefix, pipe.prompt_template_encode_suffix
+        pipe.prompt_template_encode_start_idx = len(pipe.tokenizer(before).input_ids)
+        pipe.prompt_template_encode_num_suffix_tokens = len(pipe.tokenizer(after).input_ids)
+        rows = [(row[shown].flatten(1), shown[shown]) for row, shown in zip(*pipe.encode_prompt(PROMPTS), strict=True)]
+        return batch_of([{"tokens": row, "mask": shown} for row, shown in rows])
     if name == "flux2_klein":
         return {"tokens": pipe.encode_prompt(PROMPTS)[0]}
     if name == "chroma":
@@ -145,6 +153,14 @@ def test_one_step_of_a_flow_pipeline_is_our_prediction(bases, name):
         options |= {"latents": pipe._pack_latents(noise, 2, 16, 6, 8), "output_type": "latent", "true_cfg_scale": 1.0}
         packed = pipe(**options, height=48, width=64, num_inference_steps=1).images
         theirs = pipe._unpack_latents(packed, 48, 64, 8).squeeze(2)
+    elif name == "krea2":
+        options = {
+            "prompt_embeds": embeddings["tokens"].unflatten(-1, (12, -1)),
+            "prompt_embeds_mask": embeddings[MASK],
+        }
+        options |= {"latents": pipe._pack_latents(noise, 2, 16, 6, 8), "guidance_scale": 0.0, "output_type": "latent"}
+        packed = pipe(**options, height=48, width=64, num_inference_steps=1).images
+        theirs = pipe._unpack_latents(packed, 48, 64).squeeze(2)
     elif name == "flux2_klein":
         options = {"prompt_embeds": embeddings["tokens"], "latents": noise, "guidance_scale": 1.0}
         latents = pipe(**options, height=48, width=64, num_inference_steps=1, output_type="latent").images

@@ -46,6 +46,7 @@ KINDS = {
         "transformer_blocks.0.attn.add_k_proj.weight": (3, 3),
         "single_transformer_blocks.0.attn.to_k.weight": (3, 3),
     },
+    "Krea 2 (native layout) diffusion model": {"txtfusion.projector.weight": (1, 12), "first.weight": (3, 64)},
     "Flux.2 Klein (native layout) diffusion model": {
         "double_blocks.0.img_attn.qkv.weight": (9, 3),
         "double_stream_modulation_img.lin.weight": (18, 3),

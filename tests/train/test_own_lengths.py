@@ -86,7 +86,7 @@ def test_no_proxy_is_made_up(name):
         _refuse_a_probe_of_nothing(config, asked, True, (0.5,))
 
 
-@pytest.mark.parametrize("name", ["z_image", "qwen_image"])
+@pytest.mark.parametrize("name", [*OWN, "flux2_klein"])
 def test_their_files_are_recognised(name):
     weights = tiny_pipelines.denoiser(name).state_dict()
     native = {place.key: SimpleNamespace(shape=()) for place in file_format(name).layout(weights).values()}

@@ -37,7 +37,10 @@ def damage(path):
 @pytest.mark.parametrize(
     ("family", "method"),
     [
-        *((family, "lora") for family in ("sdxl", "sd3", "flux", "z_image", "qwen_image", "chroma", "flux2_klein")),
+        *(
+            (family, "lora")
+            for family in ("sdxl", "sd3", "flux", "z_image", "qwen_image", "chroma", "flux2_klein", "krea2")
+        ),
         *((family, "full") for family in ("sdxl", "sd3", "z_image", "qwen_image", "chroma")),
     ],
 )

@@ -98,6 +98,7 @@ TODAYS = [
     ("qwen_image", None),
     ("chroma", None),
     ("flux2_klein", None),
+    ("krea2", None),
 ]
 
 
@@ -154,7 +155,7 @@ def test_a_batch_takes_as_few_passes_as_memory_allows(settings, passes, config, 
     assert called == passes
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "z_image", "qwen_image", "chroma", "flux2_klein"])
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "z_image", "qwen_image", "chroma", "flux2_klein", "krea2"])
 def test_a_shared_pass_is_of_each_adapter_on_its_rows(family, config):
     """In every family (of SD1.5 the gradient is tested): as when each is called alone."""
     run = config(family, training_method="lora", output=family)

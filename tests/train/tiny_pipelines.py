@@ -19,6 +19,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    Krea2Transformer2DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
@@ -35,6 +36,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     T5Config,
     T5EncoderModel,
 )
@@ -44,16 +47,18 @@ LETTERS = "!abcdefghijklmnopqrstuvwxyz"
 CLIP_WIDTHS = {"sd15": (24,), "sdxl": (24, 40), "sd3": (24, 40), "flux": (24,)}
 T5_WIDTH = 80
 # Of the families under a language model.
-LLM_WIDTHS = {"z_image": 48, "qwen_image": 24, "flux2_klein": 8}
+LLM_WIDTHS = {"z_image": 48, "qwen_image": 24, "flux2_klein": 8, "krea2": 40}
 
 
 def randomised(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Normal weights scaled by fan-in, and no bias or norm left at its default: a swapped or forgotten one must
     show."""
     generator = torch.Generator().manual_seed(seed)
+    # Krea 2 adds 1 to its norms' weights.
+    mean = 0.0 if isinstance(module, Krea2Transformer2DModel) else 1.0
     for name, value in module.named_parameters():
         noise = torch.empty(value.shape).normal_(generator=generator)
-        one = 1.0 if value.ndim <= 1 and "norm" in name and name.endswith("weight") else 0.0
+        one = mean if value.ndim <= 1 and "norm" in name and name.endswith("weight") else 0.0
         value.data = noise * 0.1 + one if value.ndim <= 1 else noise / value[0].numel() ** 0.5
     return module.eval()
 
@@ -155,8 +160,18 @@ def qwen_vl(width: int, seed: int) -> torch.nn.Module:
     return randomised(Qwen2_5_VLForConditionalGeneration(config), seed)
 
 
+def qwen3_vl(width: int, seed: int) -> torch.nn.Module:
+    """Krea 2 looks into the 35th layer."""
+    text = dict(vocab_size=LLM_VOCABULARY, hidden_size=width, intermediate_size=8, num_hidden_layers=36, head_dim=8)
+    text |= dict(num_attention_heads=1, num_key_value_heads=1, bos_token_id=None, eos_token_id=None)
+    text["rope_scaling"] = {"rope_type": "default", "mrope_section": [2, 1, 1]}
+    vision = dict(depth=1, hidden_size=8, intermediate_size=8, num_heads=1, out_hidden_size=width)
+    vision |= dict(deepstack_visual_indexes=[0], num_position_embeddings=4, patch_size=4)
+    return randomised(Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision)), seed)
+
+
 def vae(family: str, seed: int) -> torch.nn.Module:
-    if family == "qwen_image":
+    if family in ("qwen_image", "krea2"):
         small = AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
         return randomised(small, seed)
     if family == "flux2_klein":
@@ -202,6 +217,7 @@ def denoiser(family: str, seed: int = 0, comfy: bool = False) -> torch.nn.Module
         "qwen_image": _qwen_image,
         "chroma": _chroma,
         "flux2_klein": _flux2_klein,
+        "krea2": _krea2,
     }[family]
     return randomised(make(comfy), seed)
 
@@ -317,12 +333,25 @@ def _flux2_klein(comfy: bool) -> torch.nn.Module:
     )
 
 
+def _krea2(comfy: bool) -> torch.nn.Module:
+    """Of the widths between two layers that ComfyUI takes for granted."""
+    return Krea2Transformer2DModel(
+        num_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        intermediate_size=384,
+        text_hidden_dim=LLM_WIDTHS["krea2"],
+        text_intermediate_size=128,
+    )
+
+
 def published(family: str) -> torch.nn.Module:
     """A denoiser of the published widths, of two blocks of each kind; for the meta device."""
     return {
         "z_image": lambda: ZImageTransformer2DModel(n_layers=2),
         "qwen_image": lambda: QwenImageTransformer2DModel(num_layers=2),
         "chroma": lambda: ChromaTransformer2DModel(num_layers=2, num_single_layers=2),
+        "krea2": lambda: Krea2Transformer2DModel(num_layers=2),
         "flux2_klein": lambda: Flux2Transformer2DModel(
             num_layers=2, num_single_layers=2, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False
         ),
@@ -343,7 +372,7 @@ def save_pipeline(
         save_clip_tokenizer(folder / f"tokenizer{suffix}", pad_token="!" if index else "<|endoftext|>")
     if family in LLM_WIDTHS:
         # Flux.2 Klein looks into the 27th layer.
-        make = {"qwen_image": qwen_vl, "flux2_klein": partial(qwen3, layers=28)}.get(family, qwen3)
+        make = {"qwen_image": qwen_vl, "flux2_klein": partial(qwen3, layers=28), "krea2": qwen3_vl}.get(family, qwen3)
         make(LLM_WIDTHS[family], seed + 2).save_pretrained(folder / "text_encoder")
         save_llm_tokenizer(folder / "tokenizer")
     if family in ("sd3", "flux", "chroma"):
