@@ -2,15 +2,18 @@
 the second, which reads none; and what the order of the pairs costs a step.
 
 The images are distinct PNGs of 8 × 8 pixels in parquet with Pick-a-Pic's columns, and, with --form folder, files in
-chosen/ and rejected/. Each start is a process of its own, which opens and reports the data as `train` does; its seconds
-are the clock's and the processor's, its memory is the highest that was resident.
+chosen/ and rejected/; --form ids has no images, and measures the order alone. Each start is a process of its own, which
+opens and reports the data as `train` does; its seconds are the clock's and the processor's, its memory is the highest
+that was resident.
 
-    python -m benchmarks.large_data [--form parquet|folder] [--pairs N] [--folder ...]
+    python -m benchmarks.large_data [--form parquet|folder|ids] [--pairs N] [--folder ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
 import json
 import os
 import platform
@@ -106,6 +109,23 @@ def order(samples: PairColumns) -> dict[str, float]:
     return {"first_step": 1e3 * first, "later_step": 1e3 * later, "mean_step": 1e3 * (later + first / steps)}
 
 
+def order_of_ids(pairs: int) -> str:
+    """Seconds of processor time for an epoch's order, thrice."""
+    import pyarrow as pa
+
+    from chats.draws import shuffled_rows
+    from chats_train.data.pair_columns import DIGEST, Ids
+
+    digests = b"".join(hashlib.sha256(str(pair).encode()).digest() for pair in range(pairs))
+    column = pa.FixedSizeBinaryArray.from_buffers(DIGEST, pairs, [None, pa.py_buffer(digests)])
+    ids, marks = Ids(pa.chunked_array([column])), [time.process_time()]
+    for epoch in range(3):
+        shuffled_rows(ids, 0, epoch)
+        marks.append(time.process_time())
+    took = ", ".join(f"{after - before:.2f}" for before, after in itertools.pairwise(marks))
+    return f"{made_by('ids', pairs)}: {took} s of a core."
+
+
 def peak_bytes() -> int:
     """The most memory that was resident, files that are mapped into it included."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -114,13 +134,16 @@ def peak_bytes() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--form", choices=("parquet", "folder"), default="parquet")
+    parser.add_argument("--form", choices=("parquet", "folder", "ids"), default="parquet")
     parser.add_argument("--pairs", type=int, default=PAIRS)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "chats-large-data")
     parser.add_argument("--start", action="store_true", help="one start of a data set that is there")
     args = parser.parse_args()
     if args.start:
         print(json.dumps(start(args.folder)))
+        return
+    if args.form == "ids":
+        print(order_of_ids(args.pairs))
         return
     began = time.perf_counter()
     {"parquet": write_parquet, "folder": write_folder}[args.form](args.folder / "data", args.pairs)
@@ -137,11 +160,17 @@ def main() -> None:
     print(record(args.form, found))
 
 
+def made_by(form: str, pairs: float) -> str:
+    return (
+        f"`python -m benchmarks.large_data --form {form} --pairs {pairs}`, {date.today()}, {platform.machine()}, "
+        f"{os.cpu_count()} cores, Python {platform.python_version()}"
+    )
+
+
 def record(form: str, found: dict[str, dict[str, float]]) -> str:
     """The starts as a table of large_data.md."""
     lines = [
-        f"`python -m benchmarks.large_data --form {form} --pairs {found['first']['pairs']}`, {date.today()}, "
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        made_by(form, found["first"]["pairs"]),
         "",
         "| start | s | s of a core | highest resident GB | ms of a core: an epoch's first step | a later step | mean |",
         "| --- | --- | --- | --- | --- | --- | --- |",

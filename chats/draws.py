@@ -142,8 +142,13 @@ def shuffled(samples: Sequence[Pair], seed: int, epoch: int) -> list[Pair]:
 def held_out_rows(ids: Sequence[str], seed: int, count: int) -> tuple[list[int], list[int]]:
     """The pairs to train on and those to measure on, as places in ``ids``: ``count`` of them, at most half of all."""
     order = shuffled_rows(ids, seed, VALIDATION_EPOCH)
-    count = min(count, len(order) // 2)
+    count = held_out_count(len(order), count)
     return order[count:], order[:count]
+
+
+def held_out_count(pairs: int, count: int) -> int:
+    """How many of so many pairs are measured on where ``count`` are asked for."""
+    return min(count, pairs // 2)
 
 
 def held_out(samples: Sequence[Pair], seed: int, count: int) -> tuple[list[Pair], list[Pair]]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 SCORERS = "pickscore, hpsv2 or imagereward, with a local folder, or a hub id, which is fetched"
+BENCHMARKS = "geneval=SEGMENTER,CLIP and dpg=VQA_MODEL,QUESTIONS.csv score the benchmarks' own prompts"
 
 
 def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse.ArgumentParser:
@@ -92,6 +93,7 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse
 
     _add_distill(commands, runs["distill"])
     _add_evaluate(commands, runs["evaluate"])
+    _add_score(commands, runs["score"])
     _add_rate(commands, runs["rate"])
 
     demo = commands.add_parser(
@@ -185,7 +187,7 @@ def _add_evaluate(commands: argparse._SubParsersAction, run: Callable[[argparse.
         type=Path,
         nargs="+",
         required=True,
-        help=".txt (one prompt a line), GenEval's .jsonl, or HPS v2's .json for each style",
+        help=".txt (one prompt a line), GenEval's .jsonl, HPS v2's .json for each style, or DPG-Bench's folder of .txt",
     )
     add(
         "--seeds",
@@ -221,7 +223,7 @@ def _add_evaluate(commands: argparse._SubParsersAction, run: Callable[[argparse.
         nargs="+",
         default=[],
         metavar="KIND=FOLDER_OR_HUB_ID",
-        help=f"{SCORERS}; pictures are drawn without one too",
+        help=f"{SCORERS}; {BENCHMARKS}; pictures are drawn without one too",
     )
     add(
         "--output",
@@ -229,6 +231,27 @@ def _add_evaluate(commands: argparse._SubParsersAction, run: Callable[[argparse.
         help="pictures and scores are kept there and used again (default: evaluation/ in the run's output_dir)",
     )
     _with_checkpoint(evaluate).set_defaults(run=run)
+
+
+def _add_score(commands: argparse._SubParsersAction, run: Callable[[argparse.Namespace], None]) -> None:
+    score = commands.add_parser(
+        "score",
+        help="let GenEval or DPG-Bench score pictures that were drawn elsewhere",
+        description="Scores pictures in a benchmark's own folders: for GenEval NUMBER/metadata.jsonl beside "
+        "NUMBER/samples/, for DPG-Bench a picture or a grid for each prompt, ITEM_ID.png. It can be stopped and goes "
+        "on.",
+    )
+    score.add_argument("pictures", type=Path, help="their folder")
+    score.add_argument("--scorer", required=True, metavar="BENCHMARK", help=BENCHMARKS)
+    score.add_argument(
+        "--grid",
+        type=int,
+        default=1,
+        metavar="N",
+        help="DPG-Bench's files are grids of N × N pictures (default: 1, single ones)",
+    )
+    score.add_argument("--output", type=Path, help="scores are kept there (default: scores/ in the folder)")
+    score.set_defaults(run=run)
 
 
 def _add_rate(commands: argparse._SubParsersAction, run: Callable[[argparse.Namespace], None]) -> None:

@@ -98,7 +98,7 @@ def _init(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     config = _read_config(args)
-    from .check.readiness import model_size, print_disk, print_memory
+    from .check.readiness import model_size, print_disk, print_memory, print_repeats
     from .runs.opening import open_pairs
 
     print(f"config: {config.family}, {config.objective}, {config.training_method}, {config.max_train_steps} steps")
@@ -107,6 +107,8 @@ def _check(args: argparse.Namespace) -> None:
     dataset = open_pairs(config)
     print_memory(config, size)
     print_disk(config, size, dataset)
+    if config.reference_draws is not None:
+        print_repeats(config, dataset)
 
 
 def _cache(args: argparse.Namespace) -> None:
@@ -217,6 +219,13 @@ def _subject(args: argparse.Namespace) -> Subject:
     return open_pair(preferred, dispreferred, args.base, args.output or Path("evaluation"), args.set)
 
 
+def _score(args: argparse.Namespace) -> None:
+    from .evaluation.benchmarks.folders import score_folder
+
+    for line in score_folder(args.pictures, args.scorer, args.grid, args.output):
+        print(line)
+
+
 def _rate(args: argparse.Namespace) -> None:
     from .rating import rate
 
@@ -274,6 +283,7 @@ RUNS = {
     "extract": _extract,
     "distill": _distill,
     "evaluate": _evaluate,
+    "score": _score,
     "rate": _rate,
     "demo": _demo,
     "inspect": _inspect,

@@ -24,6 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from . import sides
 
 def main() -> None:
     args = arguments()
-    setting = sides.Setting(args.folder, args.layout, args.pixels, args.rounds, args.threads)
+    names = sides.GOALS if args.goals else tuple(sides.SIDES)
+    setting = sides.Setting(args.folder, args.layout, args.pixels, args.rounds, args.threads, names)
     results = args.folder / f"{args.layout}-{args.pixels}-{args.threads}"
     results.mkdir(parents=True, exist_ok=True)
     prepared, rows = results / "prepared.json", results / "rows.jsonl"
@@ -43,16 +45,16 @@ def main() -> None:
         write_text(prepared, json.dumps(sides.prepare(setting)))
 
     def keep(row: dict[str, Any]) -> None:
-        print(f"{time.strftime('%H:%M:%S')} {row['side']}: {row['cpu']:.1f} CPU seconds", file=sys.stderr)
+        print(time.strftime("%H:%M:%S"), json.dumps(row), file=sys.stderr)
         with rows.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    done = rounds_of(read_rows(rows))
+    done = rounds_of(read_rows(rows), names)
     if len(done) < args.rounds:
         sides.measure(setting, args.rounds - len(done), keep)
-        done = rounds_of(read_rows(rows))
+        done = rounds_of(read_rows(rows), names)
     encoding = json.loads(prepared.read_text(encoding="utf-8"))["encoding_seconds"]
-    text = report(args, done, sides.counted(setting), encoding)
+    text = report(args, done, sides.counted(setting), encoding) + compiling(read_rows(rows))
     print(text)
     if args.markdown:
         write_text(args.markdown, text)
@@ -64,6 +66,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pixels", type=int, default=256, help="side of the square pictures")
     parser.add_argument("--rounds", type=int, default=3, help="timed steps of each side")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
+    parser.add_argument("--goals", action="store_true", help="only the sides that the goals are about")
     parser.add_argument(
         "--folder",
         type=Path,
@@ -77,9 +80,9 @@ def arguments() -> argparse.Namespace:
 Round = dict[str, dict[str, float]]
 
 
-def rounds_of(rows: list[dict[str, Any]]) -> list[Round]:
-    """Whole rounds of the sides that there are, in the order in which they were measured."""
-    by_side = {name: [row for row in rows if row["side"] == name] for name in sides.SIDES}
+def rounds_of(rows: list[dict[str, Any]], names: Sequence[str]) -> list[Round]:
+    """Whole rounds of some sides, in the order in which they were measured."""
+    by_side = {name: [row for row in rows if row["side"] == name and "cpu" in row] for name in names}
     count = min(len(found) for found in by_side.values())
     return [{name: found[number] for name, found in by_side.items()} for number in range(count)]
 
@@ -90,23 +93,30 @@ def report(args: argparse.Namespace, rounds: list[Round], counted: dict[str, int
     baselines = [name for name, (whose, _) in sides.SIDES.items() if whose == "authors"]
     lines = [
         f"`python -m benchmarks.training --layout {args.layout} --pixels {args.pixels} --rounds {args.rounds} "
-        f"--threads {args.threads}`, {time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, torch "
-        f"{sides.torch.__version__}. {len(rounds)} rounds, one pair a step, fp32, AdamW; ratios are of CPU time and of "
-        "memory, to the authors' step with \\| without gradient checkpointing.",
+        f"--threads {args.threads}{' --goals' if args.goals else ''}`, {time.strftime('%Y-%m-%d')}, "
+        f"{platform.machine()}, {os.cpu_count()} cores, torch {sides.torch.__version__}. Rounds: {len(rounds)}; one "
+        "pair a step, fp32, AdamW; ratios are medians over rounds, of seconds of the processor, by the clock, and "
+        "of memory, to the authors' step with \\| without gradient checkpointing.",
         "",
-        "| step | CPU seconds | time to authors' | least and most | GB: weights, gradients, AdamW | GB: a step beside "
-        "them | memory to authors' |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| step | CPU seconds | CPU time to authors' | least and most | seconds | time to authors' | GB: weights, "
+        "gradients, AdamW | GB: a step beside them | memory to authors' |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    step = {name: statistics.median(each[name]["step"] for each in rounds) for name in sides.SIDES}
-    for name in sides.SIDES:
-        ratios = [[each[name]["cpu"] / each[base]["cpu"] for each in rounds] for base in baselines]
+    step = {name: statistics.median(each[name]["step"] for each in rounds) for name in counted}
+
+    def time_cells(name: str, clock: str) -> tuple[list[list[float]], list[str]]:
+        ratios = [[each[name][clock] / each[base][clock] for each in rounds] for base in baselines]
+        seconds = statistics.median(each[name][clock] for each in rounds)
+        return ratios, [f"{seconds:.2f}", " \\| ".join(f"{statistics.median(each):.2f}" for each in ratios)]
+
+    for name in counted:
+        ratios, processor = time_cells(name, "cpu")
         total = counted[name] + step[name]
         cells = [
             name,
-            f"{statistics.median(each[name]['cpu'] for each in rounds):.2f}",
-            " \\| ".join(f"{statistics.median(each):.2f}" for each in ratios),
+            *processor,
             f"{min(ratios[0]):.2f} to {max(ratios[0]):.2f}",
+            *time_cells(name, "wall")[1],
             gigabytes(counted[name]),
             gigabytes(step[name]),
             " \\| ".join(f"{total / (counted[base] + step[base]):.2f}" for base in baselines),
@@ -114,6 +124,13 @@ def report(args: argparse.Namespace, rounds: list[Round], counted: dict[str, int
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", f"Encoding, once for the cache: {encoding:.2f} CPU seconds a pair."]
     return "\n".join(lines) + "\n"
+
+
+def compiling(rows: list[dict[str, Any]]) -> str:
+    """What the first steps of compiled sides took, by the clock."""
+    firsts = {row["side"]: row["first"] for row in rows if "first" in row}
+    told = ", ".join(f"{name} {seconds:.0f}" for name, seconds in firsts.items())
+    return f"\nSeconds of a first step, which compiles: {told}.\n" if told else ""
 
 
 def gigabytes(count: float) -> str:

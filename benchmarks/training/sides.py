@@ -42,26 +42,27 @@ import pictures  # noqa: E402  the tests' own helpers
 import tiny_pipelines  # noqa: E402
 
 CONFIGS = ROOT / "chats_train" / "families" / "configs" / "sd15"
+# By the end of their names, with either training method.
+OURS: dict[str, dict[str, Any]] = {
+    ", gradient checkpointing": {"gradient_checkpointing": True},
+    "": {},
+    ", memory low": {"memory": "low"},
+    # Once all of the reference's errors are known.
+    ", draws repeat": {"reference_draws": 1},
+    ", compiled": {"compile": True},
+}
 # By name: whose step, and the settings of ours. The authors' scripts checkpoint gradients.
 SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "authors, gradient checkpointing": ("authors", {"training_method": "full", "gradient_checkpointing": True}),
     "authors": ("authors", {"training_method": "full", "gradient_checkpointing": False}),
-    "full, gradient checkpointing": ("ours", {"training_method": "full", "gradient_checkpointing": True}),
-    "full": ("ours", {"training_method": "full", "gradient_checkpointing": False}),
-    "full, memory low": ("ours", {"training_method": "full", "gradient_checkpointing": False, "memory": "low"}),
-    "lora, gradient checkpointing": ("ours", {"training_method": "lora", "gradient_checkpointing": True}),
-    "lora": ("ours", {"training_method": "lora", "gradient_checkpointing": False}),
-    "lora, memory low": ("ours", {"training_method": "lora", "gradient_checkpointing": False, "memory": "low"}),
-    # Once all of the reference's errors are known.
-    "full, draws repeat": (
-        "ours",
-        {"training_method": "full", "gradient_checkpointing": False, "reference_draws": 1},
-    ),
-    "lora, draws repeat": (
-        "ours",
-        {"training_method": "lora", "gradient_checkpointing": False, "reference_draws": 1},
-    ),
+    **{
+        f"{method}{name}": ("ours", {"training_method": method, "gradient_checkpointing": False, **changes})
+        for method in ("full", "lora")
+        for name, changes in OURS.items()
+    },
 }
+# Those that the goals are about.
+GOALS = (*list(SIDES)[:2], "full", "full, draws repeat", "lora, gradient checkpointing", "lora", "lora, draws repeat")
 LORA_RANK = 16
 
 
@@ -74,6 +75,7 @@ class Setting:
     pixels: int
     rounds: int
     threads: int
+    sides: tuple[str, ...]
 
     @property
     def base(self) -> Path:
@@ -148,16 +150,20 @@ def opened(setting: Setting, settings: dict[str, Any]) -> tuple[RunConfig, Famil
 
 # What is measured.
 
+Step = Callable[[int], object]
+
 
 def measure(setting: Setting, rounds: int, keep: Callable[[dict[str, Any]], None]) -> None:
     """Every side a step at a time, in turn, so that what else the machine does falls on all alike; what each step took
-    is kept as it is known. One step, of the first side, is not timed: it readies torch."""
+    is kept as it is known. One step, of the first side, is not timed: it readies torch. Of a side that is compiled the
+    first step is kept apart."""
     torch.set_num_threads(setting.threads)
     config, family, dataset = opened(setting, {})
     if setting.layout != "tiny":
         share_weights(family)
     steps = {}
-    for name, (whose, settings) in SIDES.items():
+    for name in setting.sides:
+        whose, settings = SIDES[name]
         config, _, _ = opened(setting, settings)
         make = authors_step if whose == "authors" else our_step
         steps[name], parameters = make(config, family, dataset)
@@ -165,28 +171,34 @@ def measure(setting: Setting, rounds: int, keep: Callable[[dict[str, Any]], None
             for parameter in parameters:
                 parameter.register_post_accumulate_grad_hook(drop_gradient)
     next(iter(steps.values()))(0)
+    for name, step in steps.items():
+        if SIDES[name][1].get("compile"):
+            keep({"side": name, "first": timed(step, 0)["wall"]})
     for number in range(rounds):
         for name, step in steps.items():
             give_back()
             weights = memory("VmRSS")
             forget_peak()
-            before = time.perf_counter(), time.process_time()
-            step(number)
-            after = time.perf_counter(), time.process_time()
-            took = {"wall": after[0] - before[0], "cpu": after[1] - before[1]}
+            took = timed(step, number)
             keep({"side": name, **took, "step": memory("VmHWM") - weights})
+
+
+def timed(step: Step, number: int) -> dict[str, float]:
+    """Seconds of a step by the clock and of the processor."""
+    before = time.perf_counter(), time.process_time()
+    step(number)
+    after = time.perf_counter(), time.process_time()
+    return {"wall": after[0] - before[0], "cpu": after[1] - before[1]}
 
 
 def counted(setting: Setting) -> dict[str, int]:
     """Of each side, bytes of weights, gradients and AdamW's moments."""
     found = {}
-    for name, (whose, settings) in SIDES.items():
+    for name in setting.sides:
+        whose, settings = SIDES[name]
         config, family, _ = opened(setting, settings)
         found[name] = counted_bytes(config, family, whose)
     return found
-
-
-Step = Callable[[int], object]
 
 
 def authors_step(config: RunConfig, family: Family, dataset: PairDataset) -> tuple[Step, list[nn.Parameter]]:
@@ -263,4 +275,6 @@ def counted_bytes(config: RunConfig, family: Family, whose: str) -> int:
     parts = family.parameter_counts()
     size = model_size(config, family)
     encoders = 4 * (sum(parts.values()) - size.denoiser) if whose == "authors" else 0
-    return memory_bytes(config, size, config.training_method, "fp32") + encoders
+    # A whole reference, which left.
+    left = 4 * size.denoiser if config.reference_draws and config.training_method == "full" else 0
+    return memory_bytes(config, size, config.training_method, "fp32") + encoders - left

@@ -13,6 +13,7 @@ from chats.objective import OBJECTIVES
 
 from ..data import PairDataset
 from ..data.summary import images_by_bucket, prompt_bytes, prompt_count
+from ..runs.quantization import IN_BLOCKS, QUANTIZED_BYTES
 from ..settings.config import RunConfig
 from ..support.dtypes import TORCH_DTYPES, forward_dtype
 
@@ -24,14 +25,15 @@ FP32_BYTES = 4
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameters of the denoiser, and of one member's adapter on it; how its latents look, and how many numbers the
-    embeddings of one caption have.
+    """Parameters of the denoiser, of its blocks' linear layers, and of one member's adapter on it; how its latents
+    look, and how many numbers the embeddings of one caption have.
 
     ``own_lengths`` are, where captions have lengths of their own, the longest and how many tokens are put around each:
     ``prompt_numbers`` is then that of the longest.
     """
 
     denoiser: int
+    blocks: int
     adapter: int
     latent_channels: int
     pixels_per_latent: int
@@ -45,17 +47,28 @@ def adapter_parameters(shapes: Mapping[str, tuple[int, ...]], targets: tuple[str
     return sum(rank * (shapes[key][0] + math.prod(shapes[key][1:])) for key in keys)
 
 
-def memory_bytes(config: RunConfig, size: ModelSize, method: str, weight_dtype: str) -> int:
+def block_parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Parameters of the linear layers of a denoiser's blocks, which can be quantized."""
+    return sum(
+        math.prod(shape)
+        for key, shape in shapes.items()
+        if key.endswith(".weight") and len(shape) == 2 and IN_BLOCKS.fullmatch(key.removesuffix(".weight"))
+    )
+
+
+def memory_bytes(config: RunConfig, size: ModelSize, method: str, weight_dtype: str, quantization: str = "none") -> int:
     """Bytes on the GPU of all weights, gradients and optimizer states of one method; activations come on top.
 
     full: each trained member has weights, gradients and states, and the reference stays as a frozen copy in
     their precision. lora: one
-    frozen base, which is the reference too, and each member's adapter in fp32.
+    frozen base, which is the reference too, its blocks quantized or not, and each member's adapter in fp32.
     """
     objective = OBJECTIVES[config.objective]
     if method == "lora":
         adapters = objective.models * size.adapter * _trained_bytes(config, FP32_BYTES)
-        return size.denoiser * forward_dtype(config.mixed_precision).itemsize + adapters
+        width, quantized = forward_dtype(config.mixed_precision).itemsize, QUANTIZED_BYTES.get(quantization)
+        saved = 0 if quantized is None else size.blocks * (width - quantized)
+        return size.denoiser * width - int(saved) + adapters
     width = TORCH_DTYPES[weight_dtype].itemsize
     reference = size.denoiser * width if objective.needs_reference else 0
     return objective.models * size.denoiser * _trained_bytes(config, width) + reference

@@ -6,13 +6,25 @@ import math
 
 import torch
 
+from chats.draws import held_out_count
+
 from ..data import PairDataset
 from ..families import Family
 from ..families.prompts import MASK
 from ..settings.config import RunConfig
 from ..support.amounts import bytes_text
 from ..support.errors import UserError
-from .estimate import ModelSize, adapter_parameters, cache_bytes, checkpoint_bytes, disk_of, folder_bytes, memory_bytes
+from ..training.reference_errors import repeats_note
+from .estimate import (
+    ModelSize,
+    adapter_parameters,
+    block_parameters,
+    cache_bytes,
+    checkpoint_bytes,
+    disk_of,
+    folder_bytes,
+    memory_bytes,
+)
 
 
 def model_size(config: RunConfig, family: Family) -> ModelSize:
@@ -24,21 +36,27 @@ def model_size(config: RunConfig, family: Family) -> ModelSize:
     prompt_numbers = sum(math.prod(shape) for name, shape in family.prompt_shapes().items() if name != MASK)
     facts = family.facts
     own = (facts.longest_prompt, facts.template_tokens) if facts.longest_prompt else None
-    return ModelSize(denoiser, adapter, family.latent_channels, family.vae_scale_factor, prompt_numbers, own)
+    blocks = block_parameters(shapes)
+    return ModelSize(denoiser, blocks, adapter, family.latent_channels, family.vae_scale_factor, prompt_numbers, own)
 
 
 def print_memory(config: RunConfig, size: ModelSize) -> None:
     """What each training method would take, and what this machine's GPU has."""
     print(f"memory of weights, gradients and {config.optimizer}, activations on top:")
-    for method, weight_dtype in (("lora", "fp32"), ("full", "fp32"), ("full", "bf16")):
-        chosen = method == config.training_method and (method == "lora" or weight_dtype == config.weight_dtype)
-        name = "lora" if method == "lora" else f"full, weight_dtype {weight_dtype}"
-        print(
-            f"  {name}: {bytes_text(memory_bytes(config, size, method, weight_dtype))}{' (this run)' if chosen else ''}"
-        )
+    for quantization in ("none", "nf4", "int8"):
+        chosen = config.training_method == "lora" and quantization == config.base_quantization
+        name = "lora" if quantization == "none" else f"lora, base_quantization {quantization}"
+        _print_bytes(name, memory_bytes(config, size, "lora", "fp32", quantization), chosen)
+    for weight_dtype in ("fp32", "bf16"):
+        chosen = config.training_method == "full" and weight_dtype == config.weight_dtype
+        _print_bytes(f"full, weight_dtype {weight_dtype}", memory_bytes(config, size, "full", weight_dtype), chosen)
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         print(f"  this GPU has {bytes_text(total)}, {bytes_text(free)} of it free")
+
+
+def _print_bytes(name: str, count: int, chosen: bool) -> None:
+    print(f"  {name}: {bytes_text(count)}{' (this run)' if chosen else ''}")
 
 
 def print_disk(config: RunConfig, size: ModelSize, dataset: PairDataset) -> None:
@@ -64,3 +82,11 @@ def print_disk(config: RunConfig, size: ModelSize, dataset: PairDataset) -> None
                 f"`{setting}` is {folder}, which lacks {bytes_text(missing[disk] - free)}; make room or choose another "
                 "disk"
             )
+
+
+def print_repeats(config: RunConfig, dataset: PairDataset) -> None:
+    """What is known of draws that come as often again as in this run, with one process."""
+    pairs = len(dataset.samples) - held_out_count(len(dataset.samples), config.validation_pairs)
+    note = repeats_note(config, pairs, config.train_batch_size * config.gradient_accumulation_steps)
+    if note is not None:
+        print(f"note: {note}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -50,8 +52,7 @@ class Judgement:
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
-@runtime_checkable
-class Benchmark(Scorer, Protocol):
+class Benchmark(ABC):
     """A scorer of its own prompts alone, which reports categories.
 
     Attributes:
@@ -61,23 +62,33 @@ class Benchmark(Scorer, Protocol):
         notes: sentences for the report.
     """
 
+    name: str
     categories: tuple[str, ...]
     mean_of_categories: bool
     wanted_prompts: str
     notes: list[str]
 
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes with the models, and with how they are asked."""
+
+    @abstractmethod
     def applies_to(self, prompt: EvaluationPrompt) -> bool:
         """Whether a prompt is one of its own.
 
         Raises:
             UserError: when it is, but what it asks for cannot be read.
         """
-        ...
 
+    @abstractmethod
     def fingerprint_for(self, prompt: EvaluationPrompt) -> str:
         """The fingerprint with all that is read of a prompt's metadata."""
-        ...
 
+    @abstractmethod
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[EvaluationPrompt]) -> list[Judgement]:
-        """A judgement of each picture and its prompt, which no other picture of the batch has a part in."""
-        ...
+        """A judgement of each picture and its prompt, in which no other picture of the batch has a part."""
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[EvaluationPrompt]) -> Tensor:
+        """The judgements' scores, [batch]."""
+        return torch.tensor([judgement.score for judgement in self.judge(images, prompts)])

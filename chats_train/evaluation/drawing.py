@@ -191,6 +191,8 @@ def _common(config: RunConfig, family: Family, steps: int) -> dict[str, Any]:
         "resolution": config.resolution,
         "steps": steps,
     }
+    if config.base_quantization != "none":
+        common["base_quantization"] = config.base_quantization
     # `normal` is not told: every picture was sampled with it before flow models had `simple`, and stays valid.
     return common if family.facts.scheduler == "normal" else {**common, "scheduler": family.facts.scheduler}
 

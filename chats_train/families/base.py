@@ -207,17 +207,17 @@ class Family(ABC):
 
     def _at_own_lengths(self, prompts: list[str], encode: Callable[[Tensor], Tensor]) -> Prompt:
         """Prompts of their own lengths, as a batch: each is encoded alone, as ComfyUI does, so that what it is kept as
-        does not depend on what is encoded beside it.
+        does not depend on what is encoded beside it. What the template has before it is cut off again.
 
         Args:
             encode: token ids [1, tokens] in, embeddings [1, tokens, dim] out.
         """
-        longest = self.facts.longest_prompt
-        rows = []
+        tokenizer, rows = self.tokenizers[0], []
+        hidden = len(tokenizer(self.template.split("{}")[0]).input_ids) if self.facts.hides_template else 0
+        options = {"max_length": self.facts.longest_prompt + hidden, "truncation": True, "return_tensors": "pt"}
         for prompt in prompts:
-            text = self.template.format(prompt)
-            ids = self.tokenizers[0](text, max_length=longest, truncation=True, return_tensors="pt").input_ids
-            (tokens,) = encode(ids.to(self.device))
+            ids = tokenizer(self.template.format(prompt), **options).input_ids
+            tokens = encode(ids.to(self.device))[0, hidden:]
             rows.append({"tokens": tokens, MASK: torch.ones(len(tokens), dtype=torch.bool, device=self.device)})
         return batch_of(rows)
 

@@ -7,6 +7,7 @@ that matters: the same seed, steps and scheduler give the same picture there.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 
@@ -164,6 +165,12 @@ class FlowSchedule(Schedule):
     def __init__(self, shift: float, training_shift: float, table_size: int = TRAIN_TIMESTEPS):
         self.shift, self.training_shift = shift, training_shift
         self.sigmas = self.sigma(torch.arange(1, table_size + 1) / table_size)
+
+    def trained_with(self, shift: float) -> FlowSchedule:
+        """The same, trained on timesteps of another shift."""
+        other = copy.copy(self)
+        other.training_shift = shift
+        return other
 
     def sample_timesteps(self, uniform: Tensor) -> Tensor:
         return flow_timesteps(uniform, self.training_shift)

@@ -177,16 +177,21 @@ class CheckpointSource(Source):
     def _native_shapes(self, part: str) -> Shapes:
         return {key: info.shape for key, info in self.file.weights(part).items()}
 
-    def _empty_denoiser(self, cls: Any = None) -> nn.Module:
+    def _empty_denoiser(self) -> nn.Module:
         import diffusers
         from accelerate import init_empty_weights
 
         config = self.config(self.facts.denoiser_part)
         with init_empty_weights(include_buffers=True):
-            return (cls or getattr(diffusers, config["_class_name"])).from_config(config)
+            return getattr(diffusers, config["_class_name"]).from_config(config)
 
     def _denoiser(self, cls: Any, dtype: torch.dtype) -> nn.Module:
-        module = self._empty_denoiser(cls)
+        from accelerate import init_empty_weights
+        from diffusers.models.modeling_utils import no_init_weights
+
+        # Tables that a module computes for itself are in no file: only its weights are left empty.
+        with no_init_weights(), init_empty_weights():
+            module = cls.from_config(self.config(self.facts.denoiser_part))
         shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
         places, native = self._places(shapes), self.file.read(self.facts.denoiser_part)
         scales = self.file.scales(self.facts.denoiser_part)

@@ -18,8 +18,10 @@ from .schedule import FlowSchedule, Schedule
 from .sd3 import require_flow
 from .sources import Shapes
 
-# ComfyUI samples every Z-Image with it, and diffusers' trainer draws timesteps with the scheduler's.
+# ComfyUI samples every Z-Image with it: timesteps are drawn as they will be sampled.
 SHIFT = 3.0
+# Of the distilled model's own scheduler, the one thing in which its folder differs.
+TURBO_SHIFT = 3.0
 HEAD_DIM = 128
 
 
@@ -52,6 +54,16 @@ class ZImage(Family):
         from transformers import Qwen3Model
 
         return {"transformer": ZImageTransformer2DModel, "vae": AutoencoderKL, "text_encoder": Qwen3Model}
+
+    @property
+    def notes(self) -> list[str]:
+        if self.source.noise.get("shift") != TURBO_SHIFT:
+            return super().notes
+        turbo = (
+            f"{self.source.where('scheduler')}: `shift` is {TURBO_SHIFT:g}, as Z-Image-Turbo states it, which was "
+            "distilled for a few steps without guidance; a pair needs Z-Image itself, whose shift is 6"
+        )
+        return [*super().notes, turbo]
 
     def _make_schedule(self, prediction_type: PredictionType | None) -> Schedule:
         require_flow(prediction_type)

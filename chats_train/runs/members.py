@@ -22,6 +22,7 @@ from ..families import Denoiser, Family
 from ..settings.config import RunConfig
 from ..support.errors import UserError
 from .checkpoint import RESUME
+from .quantization import quantize_blocks
 
 PREFERRED: Member = "preferred"
 DISPREFERRED: Member = "dispreferred"
@@ -156,6 +157,8 @@ class LoRAMembers(Members):
     def __init__(self, config: RunConfig, family: Family, names: Iterable[str], device: torch.device):
         super().__init__(names, one_graph=config.memory == "low")
         self.module = _prepared(family, torch.device("cpu"), config).requires_grad_(False)
+        if config.base_quantization != "none":
+            quantize_blocks(self.module, config.base_quantization, device)
         self._default_targets = family.facts.lora_targets
         self._on: tuple[str, ...] = (REFERENCE,)
         self._hooks: list[RemovableHandle] = []

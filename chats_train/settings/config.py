@@ -137,6 +137,9 @@ class RunConfig(Section):
     weight_dtype: Literal["fp32", "bf16"] = Field(
         "fp32", description="full only: fp32 masters, or bf16 with stochastic rounding"
     )
+    base_quantization: Literal["none", "nf4", "int8"] = Field(
+        "none", description="lora only: the base's blocks in 4 or 8 bits, for less memory (needs bitsandbytes)"
+    )
 
     resolution: Count = Field(description="in pixels: images get about resolution × resolution of them")
     enable_bucket: bool = Field(True, description="keep aspect ratios, a bucket of sizes for each; false crops squares")
@@ -252,6 +255,12 @@ class RunConfig(Section):
                 "`mixed_precision` is fp16, which needs `weight_dtype` fp32; set `mixed_precision: bf16` for bf16 "
                 "weights"
             )
+        if self.base_quantization != "none" and (self.training_method == "full" or self.compile):
+            other = "`compile` is true" if self.compile else "`training_method` is full"
+            raise ValueError(
+                f"`base_quantization` is {self.base_quantization}, and {other}; only the base of LoRAs is quantized, "
+                "and is not compiled: set it to none"
+            )
         if not self.min_bucket_reso <= self.resolution <= self.max_bucket_reso:
             raise ValueError(
                 f"`resolution` is {self.resolution}, outside of `min_bucket_reso` {self.min_bucket_reso} to "
@@ -281,7 +290,7 @@ class RunConfig(Section):
 
 
 # Settings that version 0.1.0 did not have.
-LATER = frozenset({"reference_draws", "compile"})
+LATER = frozenset({"reference_draws", "compile", "base_quantization"})
 # Objectives that compare with the reference.
 WITH_REFERENCE = frozenset({"chats", "diffusion_dpo"})
 

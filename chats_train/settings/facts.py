@@ -125,7 +125,42 @@ Z_IMAGE = FamilyFacts(
     scheduler="simple",
 )
 
-FAMILIES: dict[str, FamilyFacts] = {facts.name: facts for facts in (SD15, SDXL, SD3, FLUX, Z_IMAGE, CHROMA)}
+QWEN_IMAGE = FamilyFacts(
+    name="qwen_image",
+    title="Qwen-Image",
+    adapter="qwen_image:QwenImage",
+    resolution=1024,
+    prediction_types=("flow",),
+    patch=2,
+    denoiser_part="transformer",
+    text_parts=("text_encoder",),
+    tokenizer_parts=("tokenizer",),
+    prefixes={"transformer": "model.diffusion_model."},
+    layout="qwen_image",
+    lora_style="peft",
+    architecture="qwen-image",
+    comfy_sizes=ComfySizes(3584, scaling_factor=1.0),
+    latent_channels=16,
+    marks=Marks(
+        # Both layouts are one.
+        native=("txt_norm.weight", "transformer_blocks.0.txt_mlp.net.2.weight"),
+        # The models that edit pictures, and the one with layers.
+        not_with=("__index_timestep_zero__", "time_text_embed.addition_t_embedding."),
+        lora=("_img_mlp_net_", "_txt_mlp_net_", "_img_mod_1", "_txt_mod_1"),
+        lora_shared=("transformer_blocks_0_attn_add_k",),
+    ),
+    # diffusers cuts there, ComfyUI nowhere.
+    longest_prompt=1024,
+    # "<|im_end|>\n<|im_start|>assistant\n".
+    template_tokens=5,
+    hides_template=True,
+    # Of an odd number diffusers and ComfyUI have the middle at another patch.
+    even_patches=True,
+    lora_targets=JOINT_TARGETS,
+    scheduler="simple",
+)
+
+FAMILIES: dict[str, FamilyFacts] = {facts.name: facts for facts in (SD15, SDXL, SD3, FLUX, Z_IMAGE, QWEN_IMAGE, CHROMA)}
 
 
 def facts_of(name: str) -> FamilyFacts:

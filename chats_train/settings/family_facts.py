@@ -83,6 +83,8 @@ class FamilyFacts:
         longest_prompt: tokens that a prompt is cut at where prompts have lengths of their own; 0 where all have one.
             No proxy prompt is defined between prompts of different lengths.
         template_tokens: those of ``longest_prompt`` that are put around each prompt.
+        hides_template: whether what is put before a prompt is seen by the text encoder alone.
+        even_patches: whether pictures have an even number of patches along each side.
         loose_layers: beginnings of layers that see the tokens of a batch as one row after another, so that no share of
             their rows is one model's.
         methods: the training methods that fit somewhere.
@@ -111,6 +113,8 @@ class FamilyFacts:
     t5_tokens: int = 0
     longest_prompt: int = 0
     template_tokens: int = 0
+    hides_template: bool = False
+    even_patches: bool = False
     loose_layers: tuple[str, ...] = ()
     methods: tuple[str, ...] = ("lora", "full")
     lora_targets: tuple[str, ...] = UNET_TARGETS
@@ -119,8 +123,8 @@ class FamilyFacts:
 
     @property
     def multiple(self) -> int:
-        """Pixels along a side of one patch of the denoiser: pictures come in multiples of it."""
-        return self.pixels_per_latent * self.patch
+        """Pixels that the sides of pictures are multiples of: one patch of the denoiser, or two."""
+        return self.pixels_per_latent * self.patch * (2 if self.even_patches else 1)
 
     @property
     def forms(self) -> tuple[Literal["proxy", "exact"], ...]:

@@ -61,6 +61,7 @@ OTHERS = {
     "max_bucket_reso": "max_bucket_resolution bucket_max_resolution",
     "mixed_precision": "precision dtype train_dtype torch_dtype full_bf16 full_fp16",
     "weight_dtype": "param_dtype model_dtype save_dtype",
+    "base_quantization": "quantize quantization load_in_4bit load_in_8bit bnb_4bit_quant_type base_model_precision",
     "memory": "lowram low_vram lowvram medvram low_memory cpu_offload offload enable_model_cpu_offload",
     "null_prompt_prob": "proportion_empty_prompts cond_dropout uncond_prob",
     "objective": "loss_type loss train_type preference_loss",

@@ -7,6 +7,7 @@ there are K of them for each pair, and one for each pair that is measured on.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
@@ -22,8 +23,12 @@ from ..settings.config import RunConfig
 # With the data set's pairs, all that an error depends on.
 SETTINGS = (
     "family seed null_prompt_prob null_prompt prediction_type reference_draws validation_pairs training_method "
-    "weight_dtype mixed_precision resolution enable_bucket bucket_reso_steps min_bucket_reso max_bucket_reso"
+    "weight_dtype base_quantization mixed_precision resolution enable_bucket bucket_reso_steps min_bucket_reso "
+    "max_bucket_reso"
 )
+
+# How often a draw was trained on, at the most, where little was lost (benchmarks/reference_draws.md).
+FEW_VISITS = 4
 
 Picked = Sequence[tuple[int, Identified]]
 SIDES = ("chosen_reference", "rejected_reference")
@@ -89,6 +94,20 @@ class ReferenceErrors:
             ],
             dtype=torch.long,
         )
+
+
+def repeats_note(config: RunConfig, pairs: int, pairs_per_step: int) -> str | None:
+    """What the study of repeated draws says of a run that trains on so many pairs; None where it saw little harm."""
+    draws = config.reference_draws
+    epochs = config.max_train_steps * pairs_per_step / pairs
+    if draws is None or epochs <= FEW_VISITS * draws:
+        return None
+    return (
+        f"`reference_draws` is {draws} and the run visits a pair {epochs:.0f} times, so that each draw is trained on "
+        f"{epochs / draws:.0f} times; in the study, 8 and more took away a third to a half of the right pictures, 2 to "
+        f"{FEW_VISITS} up to a tenth (benchmarks/reference_draws.md): set it to {math.ceil(epochs / FEW_VISITS)} or "
+        "more, or to null"
+    )
 
 
 def basis(config: RunConfig, family: Family, dataset_fingerprint: str) -> str:

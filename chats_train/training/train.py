@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from ..settings.config_file import save_resolved
 from ..support.errors import UserError
 from .last_probe import probe_trained
 from .loop import run_steps
+from .reference_errors import repeats_note
 from .trainer import Trainer
 
 
@@ -57,6 +59,8 @@ def _train(config: RunConfig, processes: Processes, use_cache: bool) -> str:
     resume(trainer)
     if processes.is_main:
         save_resolved(config, config.output_dir / CONFIG_FILE)
+        if (note := repeats_note(config, len(trainer.samples), trainer.pairs_per_step)) is not None:
+            print(f"note: {note}", file=sys.stderr)
     if not run_steps(trainer):
         return f"stopped after step {trainer.step}; go on with `--set resume_from_checkpoint=latest`"
     if not processes.is_main:

@@ -43,6 +43,8 @@ KNOWN = {
     "flux": Architecture("Flux", FLUX, (16, 8, 8), 4096, 768),
     "flux2": Architecture("Flux2", FLUX2, (128, 4, 4), 7680),
     "chroma": Architecture("Chroma", CHROMA, (16, 8, 8), 4096),
+    # With the real one's number of modulations.
+    "chroma_deep": Architecture("Chroma", dict(CHROMA, depth=28, hidden_dim=32, n_layers=1), (16, 8, 8), 4096),
     "qwen_image": Architecture("QwenImage", QWEN_IMAGE, (16, 1, 8, 8), 3584),
     "lumina2": Architecture("Lumina2", LUMINA2, (16, 8, 8), 2304),
     "z_image": Architecture("ZImage", Z_IMAGE, (16, 8, 8), 2560),

@@ -134,8 +134,10 @@ def config(base, tmp_path):
 
 
 def test_check_tells_what_a_run_will_take(config, capsys):
-    assert cli.main(["check", str(config), "--set", "training_method=full", "--set", "weight_dtype=bf16"]) == 0
+    changes = ("training_method=full", "weight_dtype=bf16", "reference_draws=4")
+    assert cli.main(["check", str(config), *(part for change in changes for part in ("--set", change))]) == 0
     said = capsys.readouterr().out
+    assert "note: `reference_draws` is 4 and the run visits a pair 16000 times" in said
     assert "(epsilon, null prompt encoded_empty): unet " in said
     assert "data: pairs: 2 pairs" in said
     assert "broken: broken image (chosen: not an image)" in said

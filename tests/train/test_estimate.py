@@ -22,6 +22,7 @@ from chats_train.settings.facts import FAMILIES
 # SDXL's UNet has 2,567,463,684 parameters; rounded for sums by hand.
 SDXL = estimate.ModelSize(
     denoiser=2_567_000_000,
+    blocks=2_200_000_000,
     adapter=23_200_000,
     latent_channels=4,
     pixels_per_latent=8,
@@ -90,7 +91,7 @@ def test_cache_is_what_a_cache_takes(family, config, bases):
     size = model_size(run, adapter)
     if size.own_lengths is not None:
         # The tiny tokenizer spells all that is around a caption too, so a token is a byte of text indeed.
-        around = len(adapter.tokenizers[0](adapter.template.format("")).input_ids)
+        around = adapter.null_prompt()["mask"].shape[1]
         size = replace(size, own_lengths=(size.own_lengths[0], around))
     assert found == estimate.cache_bytes(run, size, dataset) > 0
 
@@ -112,6 +113,8 @@ def test_prompts_of_the_published_models():
         "sd3": ({"text_encoder": clip_l, "text_encoder_2": clip_g, "text_encoder_3": t5}, (77 + 77) * 4096 + 2048),
         "flux": ({"text_encoder": clip_l, "text_encoder_2": t5}, 256 * 4096 + 768),
         "z_image": ({"text_encoder": {"hidden_size": 2560}}, 512 * 2560 + 512),
+        "qwen_image": ({"text_encoder": {"hidden_size": 3584}}, 1024 * 3584 + 1024),
+        "chroma": ({"text_encoder": t5}, 512 * 4096 + 512),
     }
     assert encoders.keys() == FAMILIES.keys()
     for name, (configs, numbers) in encoders.items():

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny_benchmarks
 import tiny_pipelines
 import torch
 from PIL import Image
@@ -17,6 +18,8 @@ from chats.locks import locked
 from chats.pair import read_metadata
 from chats_train.cli import main
 from chats_train.evaluation import drawing
+from chats_train.evaluation.benchmarks import answering, segmenter
+from chats_train.evaluation.benchmarks.geneval import CLASSES
 from chats_train.evaluation.conditions import make_conditions
 from chats_train.evaluation.prompts import EvaluationPrompt
 from chats_train.evaluation.scorers import open_scorers
@@ -321,7 +324,8 @@ def test_scorers_that_cannot_be_used_are_sentences(clip, tmp_path):
         return str(error.value)
 
     assert "did you mean pickscore=…?" in refused(f"pikscore={clip}")
-    assert "give one of pickscore, hpsv2, imagereward as KIND=FOLDER" in refused("pickscore")
+    assert "give one of pickscore=FOLDER_OR_HUB_ID, hpsv2=" in (said := refused("pickscore"))
+    assert "geneval=SEGMENTER,CLIP, dpg=VQA_MODEL,QUESTIONS.csv" in said
     assert "names hpsv2 twice" in refused(f"hpsv2={clip}", f"hpsv2={clip}")
     assert "all`, which is not there; correct the path, or give a folder" in refused("pickscore=/nowhere/at/all")
     assert "has no config.json" in refused(f"pickscore={tmp_path}")
@@ -348,6 +352,51 @@ def test_a_scorer_that_lacks_weights_does_not_score(clip, tmp_path):
         UserError, match=r"whose \.safetensors lack vision_model.* more weights; download or convert it again"
     ):
         scorer.score([Image.new("RGB", (24, 24))], [EvaluationPrompt("a", "g")])
+
+
+def test_benchmarks_score_their_own_prompts(run, clip, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("scipy", reason="transformers' Mask2Former wants scipy")
+    monkeypatch.setattr(segmenter, "SHORT_SIDE", 64)
+    monkeypatch.setattr(answering, "NEW_TOKENS", 1)
+    seen = tiny_benchmarks.save_segmenter(tmp_path / "segmenter", dict(enumerate(CLASSES)), "bench")
+    vqa = tiny_benchmarks.save_blip(tmp_path / "vqa", "yes")
+    table = tmp_path / "dpg_bench.csv"
+    table.write_text(
+        "item_id,proposition_id,dependency,tuple,question_natural_language\n"
+        "7,1,0,entity - whole (cat),is it a cat?\n7,2,1,attribute - size (cat),is it big?\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "dpg").mkdir()
+    (tmp_path / "dpg" / "7.txt").write_text("a big cat", encoding="utf-8")
+    asked = [("bench", "single_object"), ("dog", "two_object")]
+    lines = [
+        {"tag": tag, "include": [{"class": name, "count": 1}], "prompt": f"a photo of a {name}"} for name, tag in asked
+    ]
+    geneval = tmp_path / "evaluation_metadata.jsonl"
+    geneval.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (tmp_path / "prompts.txt").write_text("a cat", encoding="utf-8")
+    path = run(objective="diffusion_dpo")
+    scorers = ["--scorer", f"geneval={seen},{clip}", f"dpg={vqa},{table}"]
+    assert evaluate(path, *scorers) == 2
+    assert "geneval scores its own prompts, of which `--prompts` has none; give GenEval's" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "evaluation" / "pictures").exists()
+    files = ["--prompts", str(tmp_path / "prompts.txt"), str(geneval), str(tmp_path / "dpg")]
+    arguments = ["evaluate", str(path), *files, "--seeds", "1", "--steps", "1", *scorers]
+    assert main(arguments) == 0
+    report = (tmp_path / "run" / "evaluation" / "report.md").read_text(encoding="utf-8")
+    assert f"- GenEval: objects by Mask2Former ({seen}), colours by CLIP ({clip}); " in report
+    assert "the mean of the categories (2 of 4 prompts)" in report
+    assert f"- DPG-Bench: answered by blip ({vqa})" in report
+    assert "| method | s | single_object | two_object |" in report
+    assert "| method | s | entity | attribute |" in report
+    summary = json.loads((tmp_path / "run" / "evaluation" / "summary.json").read_text(encoding="utf-8"))
+    overall = {(each["scorer"], each["condition"]["models"]): each["mean"]["mean"] for each in summary}
+    # Every picture shows a bench and no dog; every answer is yes.
+    assert overall["geneval", "base"] == overall["geneval", "preferred"] == 0.5
+    assert overall["dpg", "base"] == overall["dpg", "preferred"] == 1.0
+    rows = read_rows(tmp_path / "run" / "evaluation" / "results.jsonl")
+    assert {tuple(row["scores"]) for row in rows if row["group"] == "dpg"} == {("dpg",)}
+    assert {tuple(row["scores"]) for row in rows if row["group"] == "prompts"} == {()}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ImageReward") is not None, reason="the package image-reward is installed")

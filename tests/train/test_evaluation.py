@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -16,8 +17,23 @@ from chats_train.evaluation.negatives import (
 )
 from chats_train.evaluation.plots import GRID_ROWS, grid_prompts
 from chats_train.evaluation.prompts import EvaluationPrompt, read_prompts
-from chats_train.evaluation.report import as_markdown, as_text, compute_figures, group_table, overall_table
-from chats_train.evaluation.statistics import Estimate, estimate, paired_difference, sign_flip_p_value, win_rate
+from chats_train.evaluation.report import (
+    Breakdown,
+    as_markdown,
+    as_text,
+    compute_figures,
+    group_table,
+    overall_table,
+)
+from chats_train.evaluation.statistics import (
+    Estimate,
+    estimate,
+    mean_of,
+    paired_difference,
+    ratio,
+    sign_flip_p_value,
+    win_rate,
+)
 from chats_train.support.errors import UserError
 
 
@@ -233,3 +249,49 @@ def test_every_group_is_in_the_grid():
     chosen = grid_prompts([*prompts, EvaluationPrompt("c 0", "c")])
     assert len(chosen) == GRID_ROWS
     assert [prompt.text for prompt in chosen[:4]] == ["a 0", "b 0", "c 0", "a 1"]
+
+
+def test_a_benchmarks_overall_is_the_mean_of_its_categories():
+    base, pair = Condition("base", 5.0), Condition("pair", 5.0, 0.5, "proxy")
+    # Two prompts of `one`, one of `two`, two seeds each: 1 is right.
+    right = {
+        base: {("a", 0): 1.0, ("a", 1): 0.0, ("b", 0): 0.0, ("b", 1): 0.0, ("c", 0): 0.0, ("c", 1): 0.0},
+        pair: {("a", 0): 1.0, ("a", 1): 1.0, ("b", 0): 1.0, ("b", 1): 0.0, ("c", 0): 1.0, ("c", 1): 0.0},
+    }
+    category = {"a": "one", "b": "one", "c": "two"}
+    parts = {
+        condition: {(prompt, seed): {category[prompt]: (value, 1.0)} for (prompt, seed), value in values.items()}
+        for condition, values in right.items()
+    }
+    scores, groups = {"geneval": right}, dict.fromkeys("abc", "file")
+    breakdown = Breakdown(parts, ("one", "two", "three"), True)
+    first, second = compute_figures(scores, groups, {"geneval": breakdown})
+    assert list(second.groups) == ["one", "two"]
+    # a: 1, b: 0.5, so 0.75 ± 0.25; c alone has no error.
+    assert (second.groups["one"].mean, second.groups["one"].standard_error) == pytest.approx((0.75, 0.25))
+    assert (second.groups["two"].mean, second.groups["two"].prompts) == (0.5, 1)
+    assert math.isnan(second.groups["two"].standard_error)
+    # (0.75 + 0.5) / 2, and not the 4 of 6 pictures.
+    assert (second.mean.mean, second.mean.prompts, second.mean.pictures) == (0.625, 3, 6)
+    assert first.mean.mean == 0.125
+    assert second.difference.mean == 0.5
+    # Of each prompt's two pictures one is better and one the same.
+    assert second.wins.mean == 0.75
+    (_, plain) = compute_figures(scores, groups, {"geneval": replace(breakdown, mean_of_categories=False)})
+    assert plain.mean.mean == pytest.approx(4 / 6)
+
+
+def test_a_ratio_weighs_prompts_by_what_they_ask():
+    # 3 of 4 and 1 of 6 are 0.4, where the mean of shares is 0.46; deviations 3 − 1.6 and 1 − 2.4: √(2 · 2 · 1.4²) / 10.
+    found = ratio({("a", 0): (1, 2), ("a", 1): (2, 2), ("b", 0): (1, 6)})
+    assert (found.mean, found.standard_error) == pytest.approx((0.4, 2.8 / 10))
+    assert (found.prompts, found.pictures) == (2, 3)
+    # Where all ask the same it is the mean over prompts.
+    values = {("a", 0): 1.0, ("a", 1): 0.0, ("b", 0): 1.0, ("b", 1): 1.0, ("c", 0): 0.0, ("c", 1): 0.0}
+    same, plain = ratio({key: (value, 1.0) for key, value in values.items()}), estimate(values)
+    assert (same.mean, same.standard_error) == pytest.approx((plain.mean, plain.standard_error))
+    with pytest.raises(ValueError, match="nothing was asked"):
+        ratio({})
+    # Independent errors of 0.3 and 0.4: √(0.09 + 0.16) / 2.
+    both = mean_of([Estimate(0.2, 0.3, 5, 10), Estimate(0.4, 0.4, 7, 14)])
+    assert (both.mean, both.standard_error, both.prompts, both.pictures) == pytest.approx((0.3, 0.25, 12, 24))

@@ -182,6 +182,8 @@ def trained_lora(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
         ("sd3", "transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight"),
         ("flux", "transformer.single_transformer_blocks.1.attn.to_v.lora_B.weight"),
         ("z_image", "transformer.noise_refiner.0.attention.to_out.0.lora_A.weight"),
+        ("qwen_image", "transformer.transformer_blocks.1.attn.add_q_proj.lora_A.weight"),
+        ("chroma", "transformer.transformer_blocks.0.attn.to_add_out.lora_A.weight"),
     ],
 )
 def test_a_lora_has_the_names_of_its_family_and_an_alpha_each(tmp_path, name, expected):

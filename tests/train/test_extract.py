@@ -79,7 +79,7 @@ def applied(weights, lora) -> dict[str, torch.Tensor]:
             target = (
                 norms.get(name)
                 or f"{module}.bias" * (end == "diff_b")
-                or (module if module in weights else f"{module}.weight")
+                or next(key for key in (module, f"{module}.weight", f"{module}.scale") if key in weights)
             )
             change = lora[key].double()
             used.add(key)
@@ -122,7 +122,7 @@ def test_full_rank_gives_the_dispreferred_back(states, tmp_path, family, first, 
     assert result.keys() == dispreferred.keys()
     for key, value in dispreferred.items():
         torch.testing.assert_close(result[key], value, rtol=0, atol=1e-6, msg=key)
-    assert len(lora.layers) == sum(not torch.equal(preferred[key], dispreferred[key]) for key in preferred) > 50
+    assert len(lora.layers) == sum(not torch.equal(preferred[key], dispreferred[key]) for key in preferred) > 20
     assert overall_energy(lora.layers) > 1 - 1e-12
 
 

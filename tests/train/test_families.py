@@ -21,6 +21,8 @@ PIPELINES = {
     "sd3": diffusers.StableDiffusion3Pipeline,
     "flux": diffusers.FluxPipeline,
     "z_image": diffusers.ZImagePipeline,
+    "qwen_image": diffusers.QwenImagePipeline,
+    "chroma": diffusers.ChromaPipeline,
 }
 
 
@@ -48,6 +50,17 @@ def pipeline_embeddings(name: str, pipe) -> dict[str, torch.Tensor]:
         return {"tokens": pipe.encode_prompt(PROMPTS, "cpu", 1, False)[0]}
     if name == "z_image":
         rows, _ = pipe.encode_prompt(list(PROMPTS), do_classifier_free_guidance=False)
+        return batch_of([{"tokens": row, "mask": torch.ones(len(row), dtype=torch.bool)} for row in rows])
+    if name == "qwen_image":
+        # A number for the published tokenizer, of how many tokens the template has before the prompt.
+        before = pipe.prompt_template_encode.split("{}")[0]
+        pipe.prompt_template_encode_start_idx = len(pipe.tokenizer(before).input_ids)
+        tokens, mask = pipe.encode_prompt(PROMPTS)
+        return {"tokens": tokens, "mask": mask.bool()}
+    if name == "chroma":
+        # It shows the denoiser one token of padding, which is left out here.
+        tokens, _, mask, *_ = pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
+        rows = [row[: int(shown.sum()) - 1] for row, shown in zip(tokens, mask, strict=True)]
         return batch_of([{"tokens": row, "mask": torch.ones(len(row), dtype=torch.bool)} for row in rows])
     if name == "sdxl":
         tokens, _, pooled, _ = pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
@@ -111,7 +124,7 @@ def test_a_prompt_means_the_same_in_every_batch(bases, name):
     assert not torch.allclose(shared, together, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux", "z_image"])
+@pytest.mark.parametrize("name", ["sd3", "flux", *OWN_LENGTHS])
 def test_one_step_of_a_flow_pipeline_is_our_prediction(bases, name):
     # From σ = 1 to 0 in one step a pipeline gives noise − v, so it shows packing, positions, guidance and time at once.
     pipe = pipeline(name, bases[name], diffusers.FlowMatchEulerDiscreteScheduler())
@@ -123,6 +136,16 @@ def test_one_step_of_a_flow_pipeline_is_our_prediction(bases, name):
         rows = [row["tokens"] for row in rows_of(embeddings)]
         options = {"prompt_embeds": rows, "guidance_scale": 0.0, "latents": noise, "output_type": "latent"}
         theirs = pipe(**options, height=48, width=64, num_inference_steps=1).images
+    elif name == "qwen_image":
+        options = {"prompt_embeds": embeddings["tokens"], "prompt_embeds_mask": embeddings[MASK]}
+        options |= {"latents": pipe._pack_latents(noise, 2, 16, 6, 8), "output_type": "latent", "true_cfg_scale": 1.0}
+        packed = pipe(**options, height=48, width=64, num_inference_steps=1).images
+        theirs = pipe._unpack_latents(packed, 48, 64, 8).squeeze(2)
+    elif name == "chroma":
+        options = {"prompt_embeds": embeddings["tokens"], "prompt_attention_mask": embeddings[MASK]}
+        options |= {"latents": pipe._pack_latents(noise, 2, 16, 6, 8), "output_type": "latent", "guidance_scale": 1.0}
+        packed = pipe(**options, height=48, width=64, num_inference_steps=1).images
+        theirs = pipe._unpack_latents(packed, 48, 64, 8)
     elif name == "flux":
         latents = pipe._pack_latents(noise, 2, 16, 6, 8)
         packed = pipe(
@@ -268,6 +291,8 @@ def test_gradients_reach_every_weight_of_the_denoiser(bases, name):
     idle = [
         key for key, weight in denoiser.named_parameters() if weight.grad is None or not weight.grad.abs().sum() > 0
     ]
-    # SD3's last block asks nothing of its text any more, so its queries lead nowhere.
-    dead = ("transformer_blocks.1.attn.add_q_proj", "transformer_blocks.1.attn.norm_added_q") if name == "sd3" else ()
+    # The last block of SD3 and Qwen-Image asks nothing of its text any more, so what becomes of that leads nowhere.
+    last = {"sd3": ("attn.add_q_proj", "attn.norm_added_q")}
+    last["qwen_image"] = (*last["sd3"], "attn.to_add_out", "txt_mlp")
+    dead = tuple(f"transformer_blocks.1.{module}" for module in last.get(name, ()))
     assert [key for key in idle if not key.startswith(dead)] == []

@@ -1,4 +1,4 @@
-"""GenEval: its rules on hand-made detections, its two models on tiny random weights, and what is kept of a picture."""
+"""GenEval: its rules on detections made by hand, its two models on tiny random weights, and what is kept of it."""
 
 import json
 
@@ -8,9 +8,9 @@ import tiny_benchmarks
 import torch
 from PIL import Image
 
-from chats_train.evaluation.benchmark import Judgement
 from chats_train.evaluation.benchmarks import segmenter as segmenting
 from chats_train.evaluation.benchmarks.colours import ColourNamer, cut_out
+from chats_train.evaluation.benchmarks.folders import find_geneval
 from chats_train.evaluation.benchmarks.geneval import (
     CLASSES,
     COLOURS,
@@ -133,11 +133,9 @@ def test_positions_by_centres(offset, expected):
     ],
 )
 def test_prompts_of_another_making_are_refused(asked, problem):
-    with pytest.raises(
-        UserError, match=r"GenEval's prompt 'a photo' cannot be scored .* evaluation_metadata\.jsonl"
-    ) as e:
+    with pytest.raises(UserError, match=r"GenEval's prompt 'a photo' cannot be scored .*evaluation_metadata") as error:
         read_task(asked)
-    assert problem in str(e.value)
+    assert problem in str(error.value)
 
 
 def test_prompts_of_other_files_are_not_its_own():
@@ -236,24 +234,22 @@ def test_an_object_is_cut_out_on_grey():
 
 def test_colours_are_the_nearest_of_clips_texts(clip):
     colours = ColourNamer(str(clip), "cpu")
-    masks = np.random.default_rng(1).random((4, 30, 40)) < 0.5
-    objects = [Detection("dog", 1.0, (number, 2, 20 + 5 * number, 28), mask) for number, mask in enumerate(masks)]
-    image, model = noise(2), colours.clip.model
-    texts = [
-        [f"a photo of a {colour} dog", f"a photo of a {colour}-colored dog", f"a photo of a {colour} object"]
-        for colour in COLOURS
-    ]
-    expected = []
-    for one in objects:
-        pixels = colours.clip.pixels(cut_out(image, one))[None]
-        scores = []
-        for own in texts:
-            tokens = colours.clip.tokenizer(own, padding=True, return_tensors="pt")
-            with torch.no_grad():
-                output = model(**tokens, pixel_values=pixels)
-            mean = output.text_embeds.mean(0)
-            scores.append(float(output.image_embeds[0] @ mean / mean.norm()))
-        expected.append(COLOURS[int(np.argmax(scores))])
+    image, model, objects = Image.new("RGB", (40, 30)), colours.clip.model, []
+    for number, colour in enumerate(COLOURS):
+        box = (4 * number, 2, 4 * number + 4, 28)
+        image.paste(colour, box)
+        mask = np.zeros((30, 40), dtype=bool)
+        mask[2:28, 4 * number : 4 * number + 3] = True
+        objects.append(Detection("dog", 1.0, box, mask))
+    forms = ("a photo of a {} dog", "a photo of a {}-colored dog", "a photo of a {} object")
+    texts = [form.format(colour) for colour in COLOURS for form in forms]
+    tokens = colours.clip.tokenizer(texts, padding=True, return_tensors="pt")
+    pixels = torch.stack([colours.clip.pixels(cut_out(image, one)) for one in objects])
+    with torch.no_grad():
+        output = model(**tokens, pixel_values=pixels)
+    means = [output.text_embeds[3 * number : 3 * number + 3].mean(0) for number in range(len(COLOURS))]
+    scores = [[float(one @ mean / mean.norm()) for mean in means] for one in output.image_embeds]
+    expected = [COLOURS[int(np.argmax(own))] for own in scores]
     assert colours.name(image, "dog", objects) == expected
     assert len(set(expected)) > 1
 
@@ -278,10 +274,8 @@ def test_judgements_are_kept_by_what_was_asked_for(segmenter_folder, clip, small
         Drawn(tmp_path, 2, EvaluationPrompt("of another file", "prompts")),
     ]
     assert score_pictures(scorer, pictures, tmp_path) == {"0": 1.0, "1": 0.0}
-    assert read_parts(scorer, pictures, tmp_path) == {
-        "0": {"single_object": (1.0, 1.0)},
-        "1": {"two_object": (0.0, 1.0)},
-    }
+    first, second = {"single_object": (1.0, 1.0)}, {"two_object": (0.0, 1.0)}
+    assert read_parts(scorer, pictures, tmp_path) == {"0": first, "1": second}
     rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert rows[1]["evidence"]["faults"] == ["0 of 1 × bench", "0 of 1 × dog"]
     assert list(rows[0]["evidence"]["objects"]) == ["tv"]
@@ -290,13 +284,25 @@ def test_judgements_are_kept_by_what_was_asked_for(segmenter_folder, clip, small
     # The same picture and text, but something else is asked for.
     pictures[0].prompt = prompt("counting", [{"class": "tv", "count": 9}], [{"class": "tv", "count": 10}])
     assert score_pictures(scorer, pictures, tmp_path) == {"0": 0.0, "1": 0.0}
-    assert judged == [2, 1]
     assert read_parts(scorer, pictures, tmp_path)["0"] == {"counting": (0.0, 1.0)}
-    # What a picture is scored with does not matter.
-    images = [noise(0), noise(1)]
-    together, alone = (
-        scorer.judge(images, [tv, dog]),
-        [scorer.judge([images[1]], [dog]), scorer.judge([images[0]], [tv])],
-    )
-    assert together == [alone[1][0], alone[0][0]]
-    assert isinstance(together[0], Judgement)
+    # What a picture is judged with does not matter.
+    assert scorer.judge([noise(1)], [dog])[0].evidence == rows[1]["evidence"]
+
+
+def test_pictures_in_the_benchmarks_own_folders(tmp_path):
+    for number, (tag, include) in enumerate({"single_object": [BENCH], "two_object": [DOG]}.items()):
+        samples = tmp_path / f"{number:05}" / "samples"
+        samples.mkdir(parents=True)
+        row = {"tag": tag, "include": include, "prompt": f"a photo {number}"}
+        (samples.parent / "metadata.jsonl").write_text(json.dumps(row))
+        (samples.parent / "grid.png").touch()
+        for seed in range(2):
+            noise(2 * number + seed).save(samples / f"{seed:05}.png")
+    found = list(find_geneval(tmp_path))
+    assert [(each.prompt.text, each.prompt.group, each.seed, each.path.parts[-3:]) for each in found] == [
+        ("a photo 0", "single_object", 0, ("00000", "samples", "00000.png")),
+        ("a photo 0", "single_object", 1, ("00000", "samples", "00001.png")),
+        ("a photo 1", "two_object", 0, ("00001", "samples", "00000.png")),
+        ("a photo 1", "two_object", 1, ("00001", "samples", "00001.png")),
+    ]
+    assert len({each.key for each in found}) == 4

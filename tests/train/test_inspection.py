@@ -46,13 +46,22 @@ KINDS = {
         "transformer_blocks.0.attn.add_k_proj.weight": (3, 3),
         "single_transformer_blocks.0.attn.to_k.weight": (3, 3),
     },
+    "Chroma (native layout) diffusion model": {
+        "double_blocks.0.img_attn.qkv.weight": (9, 3),
+        "distilled_guidance_layer.in_proj.weight": (3, 3),
+    },
+    "Chroma (diffusers layout) diffusion model": {
+        "transformer_blocks.0.attn.add_k_proj.weight": (3, 3),
+        "single_transformer_blocks.0.attn.to_k.weight": (3, 3),
+        "distilled_guidance_layer.in_proj.weight": (3, 3),
+    },
     "LoRA of rank 4 for SDXL (kohya keys), 2 modules, 1 of them with alpha": {
         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 2048),
         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_up.weight": (640, 4),
         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.alpha": (),
         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight": (4, 640),
     },
-    "LoRA of rank 8 for Flux (`transformer.` keys, diffusers' PEFT form), 1 modules, 0 of them with alpha": {
+    "LoRA of rank 8 for Flux or Chroma (`transformer.` keys, diffusers' PEFT form), 1 modules, 0 of them with alpha": {
         "transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight": (8, 3072)
     },
     "LoRA of rank 8 for SD3 (`diffusion_model.` keys), 1 modules, 0 of them with alpha": {
@@ -68,7 +77,7 @@ KINDS = {
         "diffusion_model.out.0.diff": (320,),
         "diffusion_model.out.0.diff_b": (320,),
     },
-    "LoRA for Flux (`transformer.` keys), 0 modules, 0 of them with alpha, 1 plain differences": {
+    "LoRA for Flux or Chroma (`transformer.` keys), 0 modules, 0 of them with alpha, 1 plain differences": {
         "transformer.single_transformer_blocks.0.attn.norm_q.diff": (128,)
     },
     "a safetensors file of a kind not known here": {"weight": (1,)},
@@ -147,7 +156,7 @@ ADAPTERS = {
     },
     "OFT for a UNet (kohya keys), 1 modules, 0 of them with alpha": {f"{TO_K}.oft_blocks": (4, 160, 160)},
     "BOFT for a UNet (kohya keys), 1 modules, 0 of them with alpha": {f"{TO_K}.oft_blocks": (2, 4, 160, 160)},
-    "LoKr for Flux (kohya keys), 1 modules, 0 of them with alpha": {
+    "LoKr for Flux or Chroma (kohya keys), 1 modules, 0 of them with alpha": {
         "lora_unet_single_blocks_0_linear1.lokr_w1_a": (8, 2)
     },
     "LoRA of rank 4 for SD1.5 (`unet.` keys, diffusers' PEFT form), 1 modules, 0 of them with alpha": {
@@ -225,8 +234,9 @@ def test_a_damaged_gguf_file_is_told_as_far_as_it_goes(tmp_path, data, said):
 
 def test_models_with_the_blocks_of_another_are_not_taken_for_it(tmp_path):
     qwen = {"transformer_blocks.0.attn.add_k_proj.weight": (3, 3), "txt_in.weight": (3, 3)}
-    chroma = {"double_blocks.0.img_attn.qkv.weight": (9, 3), "distilled_guidance_layer.in_proj.weight": (3, 3)}
-    for shapes in (qwen, chroma):
+    radiance = {"double_blocks.0.img_attn.qkv.weight": (9, 3), "distilled_guidance_layer.in_proj.weight": (3, 3)}
+    radiance |= {"nerf_blocks.0.norm.scale": (3,)}
+    for shapes in (qwen, radiance):
         assert inspection.describe(write(tmp_path / "m.safetensors", shapes))[0].endswith("of a kind not known here")
 
 

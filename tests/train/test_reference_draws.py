@@ -12,7 +12,7 @@ from chats_train.cli import main
 from chats_train.runs.checkpoint import RESUME, Checkpoint, save_checkpoint
 from chats_train.settings.config_file import parse_config
 from chats_train.support.errors import UserError
-from chats_train.training.reference_errors import ReferenceErrors
+from chats_train.training.reference_errors import ReferenceErrors, repeats_note
 
 # Of twelve pairs two are held out, and a step has four: an epoch takes 2.5 steps.
 SETTINGS = {"beta": 10.0, "lr_warmup_steps": 0, "max_train_steps": 12}
@@ -136,6 +136,15 @@ def test_processes_bring_together_what_each_has_computed():
     assert one.table[one._places(picked[2:3])].isnan().all()
     # What is known is not computed again.
     assert one.of(picked[:1], errors(9.0))["chosen_reference"].tolist() == torch.tensor([0.1]).tolist()
+
+
+def test_a_run_that_repeats_its_draws_often_is_told(config):
+    """Ten pairs, four a step: 50 steps are 20 visits of a pair."""
+    run = config(**SETTINGS).model_copy(update={"max_train_steps": 50})
+    said = [repeats_note(run.model_copy(update={"reference_draws": draws}), 10, 4) for draws in (4, 5, 20, None)]
+    assert said[1:] == [None] * 3
+    assert "visits a pair 20 times, so that each draw is trained on 5 times" in said[0]
+    assert "set it to 5 or more" in said[0]
 
 
 def test_it_wants_an_objective_with_a_reference(config, tmp_path, capsys):

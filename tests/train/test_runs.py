@@ -19,6 +19,7 @@ from chats.pair import check_files, read_header
 from chats_train.cli import main
 from chats_train.encodings.shards import ShardStore
 from chats_train.runs.checkpoint import READ, RESUME, Checkpoint, State, open_checkpoint, save_checkpoint
+from chats_train.settings.facts import FAMILIES
 from chats_train.support.errors import UserError
 
 
@@ -36,8 +37,8 @@ def damage(path):
 @pytest.mark.parametrize(
     ("family", "method"),
     [
-        *((family, "lora") for family in ("sdxl", "sd3", "flux", "z_image")),
-        *((family, "full") for family in ("sdxl", "sd3", "z_image")),
+        *((family, "lora") for family in ("sdxl", "sd3", "flux", "z_image", "qwen_image", "chroma")),
+        *((family, "full") for family in ("sdxl", "sd3", "z_image", "qwen_image", "chroma")),
     ],
 )
 def test_every_family_trains_resumes_and_exports(family, method, config, tmp_path):
@@ -53,6 +54,7 @@ def test_every_family_trains_resumes_and_exports(family, method, config, tmp_pat
         load_file(run.output_dir / "checkpoints" / "step-00000002" / "members.safetensors") for run in (whole, first)
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert (whole.output_dir / "proxy_probe.json").exists() == ("proxy" in FAMILIES[family].forms)
     assert sorted(path.name for path in whole.output_dir.glob("*.safetensors")) == [
         "whole_dispreferred.safetensors",
         "whole_preferred.safetensors",

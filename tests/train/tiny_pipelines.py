@@ -11,20 +11,25 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     ChromaTransformer2DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     ZImageTransformer2DModel,
 )
+from diffusers.models.transformers.transformer_z_image import TimestepEmbedder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3Model,
     T5Config,
@@ -36,7 +41,7 @@ LETTERS = "!abcdefghijklmnopqrstuvwxyz"
 CLIP_WIDTHS = {"sd15": (24,), "sdxl": (24, 40), "sd3": (24, 40), "flux": (24,)}
 T5_WIDTH = 80
 # Of the families under a language model.
-LLM_WIDTHS = {"z_image": 48}
+LLM_WIDTHS = {"z_image": 48, "qwen_image": 24}
 
 
 def randomised(module: torch.nn.Module, seed: int) -> torch.nn.Module:
@@ -74,7 +79,7 @@ CLIP_VOCABULARY = 2 * len(LETTERS) + 2
 def save_t5_tokenizer(folder: Path) -> None:
     words = ["<pad>", "</s>", "<unk>", "▁", *LETTERS]
     tokenizer = Tokenizer(models.Unigram([(word, -1.0) for word in words], unk_id=2))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     PreTrainedTokenizerFast(
@@ -137,7 +142,19 @@ def qwen3(width: int, seed: int) -> torch.nn.Module:
     return randomised(Qwen3Model(config), seed)
 
 
+def qwen_vl(width: int, seed: int) -> torch.nn.Module:
+    text = dict(vocab_size=LLM_VOCABULARY, hidden_size=width, intermediate_size=32, num_hidden_layers=2)
+    text |= dict(num_attention_heads=2, num_key_value_heads=1, bos_token_id=None, eos_token_id=None)
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": [2, 2, 2]}
+    vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=1, out_hidden_size=width)
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return randomised(Qwen2_5_VLForConditionalGeneration(config), seed)
+
+
 def vae(family: str, seed: int) -> torch.nn.Module:
+    if family == "qwen_image":
+        small = AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+        return randomised(small, seed)
     scale, shift, channels = {
         "sd15": (0.18215, None, 4),
         "sdxl": (0.13025, None, 4),
@@ -172,6 +189,7 @@ def denoiser(family: str, seed: int = 0, comfy: bool = False) -> torch.nn.Module
         "sd3": _sd3,
         "flux": _flux,
         "z_image": _z_image,
+        "qwen_image": _qwen_image,
         "chroma": _chroma,
     }[family]
     return randomised(make(comfy), seed)
@@ -243,13 +261,25 @@ def _z_image(comfy: bool) -> torch.nn.Module:
     blocks as ComfyUI takes for granted."""
     # ComfyUI rounds the width between two layers up, but not that of 384.
     heads = 3 if comfy else 1
-    return ZImageTransformer2DModel(
+    model = ZImageTransformer2DModel(
         dim=128 * heads,
         n_layers=2 if comfy else 1,
         n_refiner_layers=2 if comfy else 1,
         n_heads=heads,
         n_kv_heads=heads,
         cap_feat_dim=2560 if comfy else LLM_WIDTHS["z_image"],
+    )
+    if comfy:
+        # Which in ComfyUI is no wider than the model.
+        model.t_embedder = TimestepEmbedder(256, mid_size=128 * heads)
+    return model
+
+
+def _qwen_image(comfy: bool) -> torch.nn.Module:
+    return QwenImageTransformer2DModel(
+        num_layers=2,
+        num_attention_heads=2 if comfy else 1,
+        joint_attention_dim=3584 if comfy else LLM_WIDTHS["qwen_image"],
     )
 
 
@@ -270,6 +300,7 @@ def published(family: str) -> torch.nn.Module:
     """A denoiser of the published widths, of two blocks of each kind; for the meta device."""
     return {
         "z_image": lambda: ZImageTransformer2DModel(n_layers=2),
+        "qwen_image": lambda: QwenImageTransformer2DModel(num_layers=2),
         "chroma": lambda: ChromaTransformer2DModel(num_layers=2, num_single_layers=2),
     }[family]()
 
@@ -287,7 +318,8 @@ def save_pipeline(
         clip(width, projection, seed + 2 + index).save_pretrained(folder / f"text_encoder{suffix}")
         save_clip_tokenizer(folder / f"tokenizer{suffix}", pad_token="!" if index else "<|endoftext|>")
     if family in LLM_WIDTHS:
-        qwen3(LLM_WIDTHS[family], seed + 2).save_pretrained(folder / "text_encoder")
+        language_model = qwen_vl if family == "qwen_image" else qwen3
+        language_model(LLM_WIDTHS[family], seed + 2).save_pretrained(folder / "text_encoder")
         save_llm_tokenizer(folder / "tokenizer")
     if family in ("sd3", "flux", "chroma"):
         clips = len(CLIP_WIDTHS.get(family, ()))
@@ -295,7 +327,7 @@ def save_pipeline(
         t5(T5_WIDTH, seed + 5).save_pretrained(folder / f"text_encoder{suffix}")
         save_t5_tokenizer(folder / f"tokenizer{suffix}")
     if part == "transformer":
-        FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+        FlowMatchEulerDiscreteScheduler(shift=6.0 if family == "z_image" else 3.0).save_pretrained(folder / "scheduler")
     else:
         DDIMScheduler(
             beta_start=0.00085,

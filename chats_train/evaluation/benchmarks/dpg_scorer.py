@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ...support.errors import UserError
-from ..benchmark import Judgement
+from ..benchmark import Benchmark, Judgement
 from ..prompts import EvaluationPrompt
 from .answering import is_yes, open_answerer
 from .dpg import CATEGORIES, Question, category_parts, lost_parents, read_questions, score_answers
@@ -22,7 +21,7 @@ from .dpg import CATEGORIES, Question, category_parts, lost_parents, read_questi
 VERSION = 1
 
 
-class DPGScorer:
+class DPGScorer(Benchmark):
     """Asks a model the benchmark's questions. Pictures are scored singly: the benchmark cuts its 2 × 2 grids into
     pictures, too, and takes their mean.
 
@@ -66,9 +65,6 @@ class DPGScorer:
     def fingerprint_for(self, prompt: EvaluationPrompt) -> str:
         asked = repr([astuple(question) for question in self._asked(prompt)])
         return hashlib.sha256(f"{self.fingerprint} {asked}".encode()).hexdigest()
-
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[EvaluationPrompt]) -> Tensor:
-        return torch.tensor([judgement.score for judgement in self.judge(images, prompts)])
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[EvaluationPrompt]) -> list[Judgement]:
         return [self._judge(image, self._asked(prompt)) for image, prompt in zip(images, prompts, strict=True)]

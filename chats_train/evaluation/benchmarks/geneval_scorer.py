@@ -9,9 +9,8 @@ from functools import cached_property
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from ..benchmark import Judgement
+from ..benchmark import Benchmark, Judgement
 from ..prompts import EvaluationPrompt
 from ..weights import folder_digest
 from .colours import ColourNamer
@@ -22,7 +21,7 @@ from .segmenter import Segmenter
 VERSION = 1
 
 
-class GenEvalScorer:
+class GenEvalScorer(Benchmark):
     """Judges pictures of GenEval's prompts by the objects that a segmenter finds and the colours that CLIP names.
 
     Args:
@@ -52,9 +51,6 @@ class GenEvalScorer:
     def fingerprint_for(self, prompt: EvaluationPrompt) -> str:
         asked = {name: prompt.metadata.get(name) for name in ("tag", "include", "exclude")}
         return hashlib.sha256(f"{self.fingerprint} {json.dumps(asked, sort_keys=True)}".encode()).hexdigest()
-
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[EvaluationPrompt]) -> Tensor:
-        return torch.tensor([judgement.score for judgement in self.judge(images, prompts)])
 
     def judge(self, images: Sequence[Image.Image], prompts: Sequence[EvaluationPrompt]) -> list[Judgement]:
         return [self._judge(image, prompt) for image, prompt in zip(images, prompts, strict=True)]

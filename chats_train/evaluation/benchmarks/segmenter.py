@@ -103,7 +103,8 @@ class Segmenter:
             # A mask's own score is at most 1: what is less confident already cannot count.
             if score <= CONFIDENCE or label not in self.names:
                 continue
-            logits = full_size(mask_logits[query], tuple(pixels.shape[-2:]), size, (image.height, image.width))
+            padded, original = (pixels.shape[-2], pixels.shape[-1]), (image.height, image.width)
+            logits = full_size(mask_logits[query], padded, size, original)
             mask = logits > 0
             if mask.any():
                 confidence = score * float(logits.sigmoid()[mask].mean())
