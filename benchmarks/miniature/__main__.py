@@ -1,7 +1,7 @@
 """The paper's claims, measured on a world so small that a few cores hold it, every method trained and counted alike.
 
     python -m benchmarks.miniature                    # the whole study, some hours of one core in all
-    python -m benchmarks.miniature --plan further     # other numbers of pairs, LoRAs and another taste besides
+    python -m benchmarks.miniature --plan further     # what was cut of it: more of LoRAs and of another taste
     python -m benchmarks.miniature --quick            # a reduced table in less than a quarter of an hour on two cores
     python -m benchmarks.miniature --budget           # what it will take, by regime
     python -m benchmarks.miniature --report RESULTS   # tables and plot of a study, and the tables of docs/evidence.md

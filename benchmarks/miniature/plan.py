@@ -188,9 +188,11 @@ def main_entries(regime: Regime) -> tuple[Entry, ...]:
     )
 
 
-def sizes(regime: Regime, counts: tuple[int, ...], scales: tuple[float, ...]) -> tuple[Entry, ...]:
+def sizes(
+    regime: Regime, counts: tuple[int, ...], scales: tuple[float, ...], for_pairs: tuple[Condition, ...] = SHORT_PAIR
+) -> tuple[Entry, ...]:
     return tuple(
-        Entry(regime.name, replace(method, pairs=count), OWN_PAIR if method.is_pair else OWN_SINGLE, scales)
+        Entry(regime.name, replace(method, pairs=count), for_pairs if method.is_pair else OWN_SINGLE, scales)
         for count in counts
         for method in (CHATS, DPO)
     )
@@ -204,13 +206,17 @@ FULL_RATES = (3e-5, 1e-4, 2e-4, 4e-4)
 # Whole models were best at 100 wherever both were tried, so that LoRAs are tried at 100 alone.
 BETAS = {"full": (100.0, 1000.0), "lora": (100.0,)}
 STOPS = (0.25, 0.5, 1.0)
+# Five hours of one core do not hold all: what was cut is the further plan's, and a search of its own for *strong*.
 FULL_PLAN = Plan(
     "full",
     (
         *main_entries(MAKERS),
         *main_entries(OWN),
         *entries(STRONG, MAIN, FINE, NO_EXACT),
-        *sizes(MAKERS, (60,), COARSE),
+        *sizes(MAKERS, (60,), COARSE, OWN_PAIR),
+        *sizes(MAKERS, (240, 120), COARSE),
+        *loras(MAKERS, COARSE, (CHATS, SUPERVISED)),
+        *entries(LOW, (CHATS,), COARSE, SHORT_PAIR),
     ),
     seeds=3,
     rates={"full": FULL_RATES, "lora": (3e-4, 1e-3, 3e-3)},
@@ -219,15 +225,15 @@ FULL_PLAN = Plan(
     searched_scales=COARSE,
     base_scales=SCALES,
 )
-# What was cut from the full plan for lack of time, in the order of its worth. It goes on from the full plan's records.
+# In the order of its worth. It goes on from the full plan's records.
 FURTHER_PLAN = replace(
     FULL_PLAN,
     name="further",
     entries=(
         *FULL_PLAN.entries,
-        *sizes(MAKERS, (240, 120), COARSE),
-        *loras(MAKERS, COARSE),
-        *entries(LOW, MAIN, COARSE, SHORT_PAIR),
+        *loras(MAKERS, COARSE, (DPO,)),
+        *entries(LOW, (DPO, SUPERVISED, PAIR), COARSE, SHORT_PAIR),
+        *sizes(MAKERS, (60,), COARSE)[:1],
     ),
 )
 QUICK_PLAN = Plan(

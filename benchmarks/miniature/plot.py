@@ -11,7 +11,7 @@ from typing import Any
 from .choices import base_trainings
 from .measured import Measured, Row
 from .plan import ALPHA, CHATS, DPO, PAIR, SUPERVISED, Condition, Method, Training
-from .tables import finder
+from .tables import finder, pair_counts
 from .titles import CONDITIONS, method_title
 
 CURVES: tuple[tuple[Method, Condition], ...] = (
@@ -42,19 +42,16 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         panels.append(draw_sizes)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.6 * columns, 5 * rows), layout="constrained")
+    figure = Figure(figsize=(5.6 * columns, 5.6 * rows), layout="constrained")
     places = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, panel in zip(places, panels, strict=False):
         panel(axes, measured)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="x-small", framealpha=0.5)
+        # Beneath the panel, where it covers no curve.
+        axes.legend(fontsize="x-small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
     for axes in places[len(panels) :]:
         axes.set_visible(False)
     figure.savefig(path, dpi=80)
-
-
-def pair_counts(measured: Measured) -> list[int]:
-    return sorted({entry.method.pairs for entry in measured.settings})
 
 
 def draw_regime(axes: Any, measured: Measured, regime: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from .choices import TOLERANCE
 from .measured import FLIPS, Difference, Measured
 from .mechanism_tables import mechanism_table, weights_table
-from .plan import ALL_IMAGES, CHATS, DPO, MATCHED, PAIR, REGIMES, SUPERVISED
+from .plan import ALL_IMAGES, BASE, CHATS, DPO, MATCHED, PAIR, REGIMES, SUPERVISED
 from .search_table import search_table
 from .tables import (
     category_table,
@@ -26,7 +26,8 @@ from .titles import as_markdown
 REGIME_TEXTS = {
     "makers": "**Makers**: the weak base; pairs made by a source that draws better than it does, the rejected too.",
     "own": "**Own**: the weak base; it draws the pairs itself, the best against the worst of {candidates}.",
-    "strong": "**Strong base**: the bundled base, which needs little guidance; the pairs of *makers*.",
+    "strong": "**Strong base**: the bundled base, which needs little guidance; the pairs of *makers*. A search of its "
+    "own, 24 trainings, was cut to keep to five hours of one core.",
     "low": "**Another taste**: the weak base; pairs of makers whose taste is the layout (things at the foot of the "
     "picture).",
 }
@@ -61,7 +62,8 @@ def report(results: Mapping[str, Any], plot: str) -> str:
     if further:
         parts += [
             "## Data and LoRA",
-            "In *makers*: fewer pairs, with the settings of all of them; LoRAs, where there are any, with their own.",
+            "In *makers*: fewer pairs, with the settings of all of them; LoRAs, where there are any, with their own. "
+            "Scales are fewer than on all pairs, those of the search.",
             as_markdown(further_table(measured)),
             as_markdown(difference_table(measured, further)),
         ]
@@ -147,13 +149,15 @@ def comparisons(measured: Measured, regime: str) -> list[Difference]:
 
 
 def sizes(measured: Measured) -> list[Difference]:
-    """CHATS against Diffusion-DPO on as many pairs and on all, and each against itself on all."""
+    """CHATS against Diffusion-DPO on as many pairs and on all, each against itself on all; and the negatives."""
     find = finder(measured, "makers")
     all_pairs = measured.plan.pairs
     wanted = []
     for count in sorted({entry.method.pairs for entry in measured.settings} - {all_pairs}):
         chats, dpo = find(replace(CHATS, pairs=count), "proxy"), find(replace(DPO, pairs=count), "cfg")
         wanted += [(chats, dpo), (chats, find(DPO, "cfg")), (chats, find(CHATS, "proxy")), (dpo, find(DPO, "cfg"))]
+        sized = replace(CHATS, pairs=count)
+        wanted.append((find(sized, "base_negative"), find(sized, "alpha0")))
     return made(measured, wanted)
 
 
@@ -164,6 +168,7 @@ def loras(measured: Measured) -> list[Difference]:
         (find(chats, "proxy"), find(dpo, "cfg")),
         (find(chats, "proxy"), find(supervised, "cfg")),
         (find(chats, "proxy"), find(CHATS, "proxy")),
+        (find(chats, "proxy"), find(BASE, "cfg")),
         (find(chats, "base_negative"), find(chats, "alpha0")),
         (find(supervised, "base_negative"), find(supervised, "cfg")),
     ]

@@ -77,26 +77,27 @@ def dev_unit(training: Training, points: list[tuple[Condition, float]]) -> Unit:
 
 
 def base_units(regime: str, plan: Plan, records: Records, ready: Ready) -> Iterator[Unit]:
-    """A regime's pairs and its base's counts."""
-    pairs = Unit("pairs", regime)
-    if not ready(pairs):
-        yield pairs
-        return
+    """A regime's base's counts; before them its pairs, where they are not here."""
     scale = base_scale(plan, records, regime)
     for training in base_trainings(regime, range(plan.seeds)):
         units = [dev_unit(training, [("cfg", each) for each in plan.base_scales])]
         if scale is not None:
             units.append(Unit("test", regime, training, (("cfg", scale),)))
-        yield from (rest for unit in units if (rest := remaining(unit, records)))
+        left = [rest for unit in units if (rest := remaining(unit, records))]
+        yield from with_pairs(regime, left, ready)
 
 
 def of_training(training: Training, units: list[Unit], records: Records, ready: Ready) -> Iterator[Unit]:
     """What is left of the units; before it the training, where its weights are not here."""
     left = [rest for unit in units if (rest := remaining(unit, records))]
     train = Unit("train", training.regime, training)
-    if not ready(Unit("pairs", training.regime)) or not left:
-        return
-    yield from left if ready(train) else [train]
+    yield from with_pairs(training.regime, left if ready(train) or not left else [train], ready)
+
+
+def with_pairs(regime: str, units: list[Unit], ready: Ready) -> list[Unit]:
+    """The units, or first the regime's pairs, without which none of them can be done."""
+    pairs = Unit("pairs", regime)
+    return units if ready(pairs) or not units else [pairs]
 
 
 def remaining(unit: Unit, records: Records) -> Unit | None:

@@ -146,14 +146,23 @@ SHORT_ROWS: tuple[tuple[Method, Condition], ...] = (
 )
 
 
-def short_table(results: Mapping[str, Any], regime: str) -> str:
-    """A regime's table as the docs have it: without p-values."""
+def docs_tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """By the name that a page of the docs calls it by: a regime's, of LoRAs, and of numbers of pairs."""
     measured = Measured(results)
+    tables = {regime: short_table(measured, regime, SHORT_ROWS) for regime in measured.regimes}
+    lora_rows = [(replace(method, training_method="lora"), condition) for method, condition in SHORT_ROWS]
+    tables["LoRA"] = short_table(measured, "makers", lora_rows)
+    tables["pairs"] = sizes_table(measured)
+    return tables
+
+
+def short_table(measured: Measured, regime: str, wanted: Iterable[tuple[Method, Condition]]) -> str:
+    """The base and what there is of some rows, without p-values."""
     find = finder(measured, regime)
     base = main_rows(measured, regime)[0]
     table = [["", "sampled with", "s", "% right", "taste", "right − base's", "taste − base's"]]
     table.append(["base", CONDITIONS["cfg"], f"{base.scale:g}", *counts(measured, base), "", ""])
-    for row in (find(*each) for each in SHORT_ROWS):
+    for row in (find(*each) for each in wanted):
         if row:
             estimates = measured.difference(row, base).estimates
             cells = [shown(value, name, "+") for name, value in estimates.items()]
@@ -162,11 +171,35 @@ def short_table(results: Mapping[str, Any], regime: str) -> str:
     return as_markdown(table)
 
 
+# Whose figures stand beside each other for each number of pairs.
+SIZED: tuple[tuple[Method, Condition], ...] = (
+    (CHATS, "proxy"),
+    (CHATS, "alpha0"),
+    (CHATS, "base_negative"),
+    (DPO, "cfg"),
+)
+
+
+def pair_counts(measured: Measured) -> list[int]:
+    return sorted({entry.method.pairs for entry in measured.settings})
+
+
+def sizes_table(measured: Measured) -> str:
+    """*Makers* by the number of pairs: right and taste."""
+    find = finder(measured, "makers")
+    titles = [f"{method_title(method)}, {CONDITIONS[condition]}" for method, condition in SIZED]
+    table = [["pairs", *(f"{title}: {quantity}" for title in titles for quantity in ("% right", "taste"))]]
+    for count in pair_counts(measured):
+        rows = [find(replace(method, pairs=count), condition) for method, condition in SIZED]
+        table.append([str(count), *(cell for row in rows for cell in (counts(measured, row) if row else ["", ""]))])
+    return as_markdown(table)
+
+
 def filled(page: str, results: Mapping[str, Any]) -> str:
-    """A page of the docs with each regime's table anew, between `<!-- table: REGIME -->` and its end."""
-    for regime in Measured(results).regimes:
-        start, end = f"<!-- table: {regime} -->", "<!-- end of table -->"
+    """A page of the docs with each table anew, between `<!-- table: NAME -->` and its end."""
+    for name, table in docs_tables(results).items():
+        start, end = f"<!-- table: {name} -->", "<!-- end of table -->"
         before, found, after = page.partition(start)
         if found:
-            page = f"{before}{start}\n{short_table(results, regime)}\n{end}{after.partition(end)[2]}"
+            page = f"{before}{start}\n{table}\n{end}{after.partition(end)[2]}"
     return page

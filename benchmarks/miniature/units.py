@@ -116,6 +116,11 @@ def base_family(regime: str, folder: Path) -> Family:
     return load_family("sd15", str(base_folder(regime, folder)))
 
 
+def pair_prompts(plan: Plan) -> list[ScenePrompt]:
+    """What a regime's pairs are made for; some texts come again."""
+    return balanced_prompts(prompt_sets().pairs, plan.pairs, PAIR_SEED)
+
+
 def make_pairs(regime: str, plan: Plan, folder: Path) -> dict[str, Any]:
     """A regime's base, its pairs, and the cache of their latents, so that no two trainings encode at once."""
     facts, home = REGIMES[regime], data_folder(regime, folder)
@@ -124,7 +129,7 @@ def make_pairs(regime: str, plan: Plan, folder: Path) -> dict[str, Any]:
     if facts.weak_base:
         write_weak_base(home / "base")
     family = base_family(regime, folder)
-    prompts = balanced_prompts(prompt_sets().pairs, plan.pairs, PAIR_SEED)
+    prompts = pair_prompts(plan)
     if facts.source == "makers":
         counts = makers_pairs(prompts, home / "pairs", facts.taste, PAIR_SEED)
     else:

@@ -10,6 +10,10 @@ from .pairing import pair_models
 from .single_use import saying_what_is_lost
 
 BASE_IS_BETTER = "the untouched base was measured as this pair's better negative: connect it to dispreferred, alpha 0"
+DISPREFERRED_IS_BETTER = (
+    "the dispreferred model was measured as this pair's better negative, but what is connected states no pair: connect "
+    "the pair's own"
+)
 
 
 def apply_pair(
@@ -36,9 +40,11 @@ def apply_pair(
     else:
         joined.remove_attachments(SAMPLING)
     # Only a trained member says what pair it is of; the base itself says nothing.
-    member = dispreferred.attachments.get(ATTACHMENT)
-    if member is not None and member.negative == "base":
+    pulling, pushing = (model.attachments.get(ATTACHMENT) for model in (preferred, dispreferred))
+    if pushing is not None and pushing.negative == "base":
         joined.set_attachments(OTHER_NEGATIVE, BASE_IS_BETTER)
+    elif pushing is None and pulling is not None and pulling.negative == "dispreferred":
+        joined.set_attachments(OTHER_NEGATIVE, DISPREFERRED_IS_BETTER)
     return joined
 
 

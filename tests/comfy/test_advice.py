@@ -18,9 +18,9 @@ def said(nodes, pairs, caplog):
 
     advice, pair = pack_module("nodes.advice"), pack_module("chats.pair")
 
-    def sample(used_alpha=0.5, /, *, form="proxy", cfg=CFG, zeros=False, steps=1, **metadata):
+    def sample(used_alpha=0.5, /, *, form="proxy", cfg=CFG, zeros=False, steps=1, base_pushes=False, **metadata):
         models = [model.clone() for model in pairs("sd15")]
-        for model in models:
+        for model in models[: 1 if base_pushes else 2]:
             model.set_attachments(advice.ATTACHMENT, pair.PairMetadata("preferred", **metadata) if metadata else None)
         positive, null = mini.conditioning("sd15", 3), mini.conditioning("sd15", 4)
         if zeros:
@@ -53,6 +53,7 @@ def test_settings_that_fit_need_no_word(said):
     )
     assert said(form="exact", **FITTING, proxy_cosine=0.1, proxy_relative_error=1.3) == []
     assert said(**FITTING, negative="dispreferred") == []
+    assert said(0.0, **FITTING, negative="base", base_pushes=True) == []
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,10 @@ def test_settings_that_fit_need_no_word(said):
         (
             dict(**FITTING, negative="base"),
             "the untouched base was measured as this pair's better negative: connect it to dispreferred, alpha 0",
+        ),
+        (
+            dict(used_alpha=0.0, **FITTING, negative="dispreferred", base_pushes=True),
+            "the dispreferred model was measured as this pair's better negative, but what is connected states no pair",
         ),
     ],
 )

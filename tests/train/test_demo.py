@@ -233,9 +233,9 @@ def test_the_demo_from_end_to_end(tmp_path, capsys):
     assert len(counts["test"]["pair"][0]["taste"]) == 10
     config = load_config(folder / CONFIG)
     assert (config.max_train_steps, config.pretrained_model) == (2, str(folder / BASE_NAME))
-    assert len(list((folder / PAIRS / "chosen").iterdir())) == len(
-        (folder / PAIRS / "metadata.jsonl").read_text().splitlines()
-    )
+    rows = [json.loads(line) for line in (folder / PAIRS / "metadata.jsonl").read_text().splitlines()]
+    assert len(list((folder / PAIRS / "chosen").iterdir())) == len(rows)
+    assert {row["prompt"] for row in rows} <= {prompt.text for prompt in prompt_sets().pairs}
 
 
 def test_the_demo_never_writes_over_anything(tmp_path, capsys):

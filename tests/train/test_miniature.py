@@ -23,8 +23,8 @@ from benchmarks.miniature.plan import (
 )
 from benchmarks.miniature.report import report
 from benchmarks.miniature.schedule import budget, cost, made_up, next_units
-from benchmarks.miniature.tables import short_table
-from benchmarks.miniature.units import Unit, prompts_of
+from benchmarks.miniature.tables import docs_tables
+from benchmarks.miniature.units import Unit, pair_prompts, prompts_of
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "miniature"
@@ -83,10 +83,11 @@ def test_every_method_is_searched_by_the_same_rates(plan):
     assert plan.test_prompts == 240
 
 
-def test_dev_and_test_share_no_text_and_have_none_twice():
+def test_dev_and_test_share_no_text_and_have_none_twice_and_no_pair_is_of_theirs():
     for plan in PLANS.values():
         texts = [prompt.text for kind in ("dev", "test") for prompt in prompts_of(kind, plan)]
         assert len(texts) == len(set(texts)) == plan.dev_prompts + plan.test_prompts
+        assert set(texts).isdisjoint(prompt.text for prompt in pair_prompts(plan))
 
 
 def test_the_rule_wants_enough_right_and_then_taste():
@@ -168,7 +169,9 @@ def test_the_tables_follow_from_the_results(results):
     assert report(results, "results.png") + "\n" == (FOLDER / "results.md").read_text(encoding="utf-8")
 
 
-def test_the_docs_have_a_table_of_each_regime_that_follows_from_the_results(results):
+def test_the_docs_tables_follow_from_the_results(results):
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
-    for regime in Measured(results).regimes:
-        assert short_table(results, regime) in page
+    tables = docs_tables(results)
+    assert {*Measured(results).regimes, "LoRA", "pairs"} == set(tables)
+    for name, table in tables.items():
+        assert f"<!-- table: {name} -->\n{table}\n<!-- end of table -->" in page

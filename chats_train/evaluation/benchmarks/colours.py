@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..scorers import ClipScorer
+from ..clip_scorer import ClipScorer
 from ..weights import open_folder
 from .geneval import COLOURS, Detection
 
@@ -28,7 +28,7 @@ class ColourNamer:
         source: a folder or a hub id of a CLIPModel in transformers' format.
 
     Raises:
-        UserError: as :class:`..scorers.ClipScorer` does.
+        UserError: as :class:`..clip_scorer.ClipScorer` does.
     """
 
     def __init__(self, source: str, device: torch.device | str):
