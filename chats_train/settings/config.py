@@ -244,12 +244,6 @@ class RunConfig(Section):
             raise ValueError(
                 f"`prediction_type` is `{self.prediction_type}`; for {family.title} set {allowed}, or leave it out"
             )
-        if self.training_method not in family.methods:
-            allowed = " or ".join(family.methods)
-            raise ValueError(
-                f"`training_method` is `{self.training_method}`; {family.title} is trained with `{allowed}` only: set "
-                "that"
-            )
         if (self.training_method, self.weight_dtype, self.mixed_precision) == ("full", "bf16", "fp16"):
             raise ValueError(
                 "`mixed_precision` is fp16, which needs `weight_dtype` fp32; set `mixed_precision: bf16` for bf16 "

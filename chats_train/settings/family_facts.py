@@ -87,7 +87,6 @@ class FamilyFacts:
         even_patches: whether pictures have an even number of patches along each side.
         loose_layers: beginnings of layers that see the tokens of a batch as one row after another, so that no share of
             their rows is one model's.
-        methods: the training methods that fit somewhere.
         lora_targets: the layers that LoRAs go on by default, by the ends of their diffusers names.
         has_markers: whether ComfyUI looks for an empty tensor that names the prediction.
         scheduler: the noise levels that it is sampled at by default, by ComfyUI's name.
@@ -116,7 +115,6 @@ class FamilyFacts:
     hides_template: bool = False
     even_patches: bool = False
     loose_layers: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ("lora", "full")
     lora_targets: tuple[str, ...] = UNET_TARGETS
     has_markers: bool = False
     scheduler: Literal["normal", "simple"] = "normal"
