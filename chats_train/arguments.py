@@ -183,18 +183,32 @@ def _add_evaluate(commands: argparse._SubParsersAction, run: Callable[[argparse.
     )
     add("--base", metavar="BASE", help="with --pair: the base of both, a diffusers folder, a checkpoint or a hub id")
     add(
+        "--table",
+        nargs="+",
+        choices=("1", "2", "3", "4", "6", "7", "8", "9", "figure5"),
+        default=[],
+        help="make tables of the paper, in its rows and columns with its figures beside ours, at its s and alpha",
+    )
+    add(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="with --table: the model of a further row, diffusion_dpo, supervised_all, supervised_chosen or "
+        "two_models_without_reference; a run's YAML, or files as --pair takes them (two with a comma)",
+    )
+    add(
         "--prompts",
         type=Path,
         nargs="+",
-        required=True,
+        default=[],
         help=".txt (one prompt a line), GenEval's .jsonl, HPS v2's .json for each style, or DPG-Bench's folder of .txt",
     )
     add(
         "--seeds",
         type=int,
-        default=4,
         metavar="COUNT",
-        help="pictures for each prompt; 0 draws none, for --probe alone (default: %(default)s)",
+        help="pictures for each prompt; 0 draws none, for --probe alone (default: 4; of a table its own)",
     )
     add("--steps", type=int, default=50, help="of the sampler (default: %(default)s)")
     add("--alpha", type=float, nargs="+", default=[], help="of CHATS, one or more (default: the run's)")

@@ -187,11 +187,20 @@ def _distill(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    for line in _tables(args) if args.table else _evaluation(args):
+        print(line)
+
+
+def _evaluation(args: argparse.Namespace) -> list[str]:
     from .evaluation.evaluate import EvaluationSettings, evaluate
 
+    if not args.prompts:
+        raise UserError("`--prompts` is missing; give a file of prompts, or make a table of the paper with `--table`")
+    if args.model:
+        raise UserError("`--model` is for the rows of a table; add `--table`, or leave it out")
     settings = EvaluationSettings(
         prompts=tuple(args.prompts),
-        seeds=args.seeds,
+        seeds=4 if args.seeds is None else args.seeds,
         steps=args.steps,
         alphas=tuple(args.alpha),
         guidance_scales=tuple(args.guidance_scale),
@@ -199,8 +208,25 @@ def _evaluate(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         probe=args.probe,
     )
-    for line in evaluate(_subject(args), settings, args.scorer, args.output):
-        print(line)
+    return evaluate(_subject(args), settings, args.scorer, args.output)
+
+
+def _tables(args: argparse.Namespace) -> list[str]:
+    from .evaluation.tables.tables import TableSettings, make_tables
+
+    given = {"--guidance-scale": args.guidance_scale, "--form exact": "exact" in args.form, "--probe": args.probe}
+    for option in (option for option, value in given.items() if value):
+        raise UserError(f"`{option}` is not for tables, which have the paper's settings; leave it out")
+    settings = TableSettings(
+        names=tuple(args.table),
+        prompts=tuple(args.prompts),
+        models=tuple(args.model),
+        seeds=args.seeds,
+        steps=args.steps,
+        alphas=tuple(args.alpha),
+        batch_size=args.batch_size,
+    )
+    return make_tables(_subject(args), settings, args.scorer, args.output)
 
 
 def _subject(args: argparse.Namespace) -> Subject:

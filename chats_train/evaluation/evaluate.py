@@ -101,7 +101,7 @@ def _evaluate(
     members, weights = subject.members(family), subject.weights_sha256
 
     header = _header(subject.name, config, settings, len(prompts), repeated, pair)
-    with _only_evaluation_in(folder, peers):
+    with only_evaluation_in(folder, peers):
         probed = []
         if settings.probe and peers.is_main:
             probed = probe_pair(config, family, members, prompts, alphas, settings.steps)
@@ -178,7 +178,7 @@ def _header(
 
 
 @contextmanager
-def _only_evaluation_in(folder: Path, peers: Peers) -> Iterator[None]:
+def only_evaluation_in(folder: Path, peers: Peers) -> Iterator[None]:
     """Keeps other evaluations out of a folder; the main process holds the lock for all."""
     with locked(folder / LOCK) if peers.is_main else nullcontext(True) as free:
         if not free:

@@ -58,6 +58,13 @@ def load_family(
     if name not in FAMILIES:
         raise SourceError(f"`family` is `{name}`; known are {', '.join(FAMILIES)}")
     adapter = adapter_of(FAMILIES[name])
+    try:
+        adapter.part_classes()
+    except ImportError as error:
+        raise SourceError(
+            f"`family` is {name}, whose classes are not installed ({error}); `pip install --upgrade diffusers "
+            "transformers`"
+        ) from error
     source = _open(adapter, pretrained_model, encoders, tokenizer, configs)
     return adapter(
         source,

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..settings.family_facts import ComfySizes
-from .config_keys import QWEN_VAE, VAE, ConfigKeys, with_defaults
+from .config_keys import FLUX2_VAE, QWEN_VAE, VAE, ConfigKeys, with_defaults
 from .source_error import SourceError
 
 STATISTICS = ("latents_mean", "latents_std")
@@ -154,6 +155,42 @@ class QwenAutoencoder(Autoencoder):
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         mean, deviation = _statistics(vae, latents.device, 5)
         return vae.decode(latents.unsqueeze(2) * deviation + mean, return_dict=False)[0].squeeze(2)
+
+
+class Flux2Autoencoder(Autoencoder):
+    """diffusers' AutoencoderKLFlux2: four latents are packed into one, and each channel of those has a mean and a
+    variance in its batch norm."""
+
+    keys = FLUX2_VAE
+    channels_key = "latent_channels"
+    packed = 2
+
+    def check_comfy(self, config: Mapping[str, Any], sizes: ComfySizes, refuse: Refuse) -> None:
+        pass  # ComfyUI's VAE has the statistics among its weights too.
+
+    def pixels_per_latent(self, config: Mapping[str, Any]) -> int:
+        return self.packed * 2 ** (len(config["block_out_channels"]) - 1)
+
+    def channels(self, config: Mapping[str, Any]) -> int:
+        return self.packed**2 * config[self.channels_key]
+
+    def encode(self, vae: Any, pixels: Tensor) -> Tensor:
+        mean, deviation = self._batch_norm(vae)
+        latents = vae.encode(pixels).latent_dist.mode()
+        packed = rearrange(latents, "b c (h p) (w q) -> b (c p q) h w", p=self.packed, q=self.packed)
+        return (packed - mean) / deviation
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        mean, deviation = self._batch_norm(vae)
+        packed = latents * deviation + mean
+        unpacked = rearrange(packed, "b (c p q) h w -> b c (h p) (w q)", p=self.packed, q=self.packed)
+        return vae.decode(unpacked, return_dict=False)[0]
+
+    @staticmethod
+    def _batch_norm(vae: Any) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each packed channel, [1, channels, 1, 1]."""
+        mean, variance = (value.reshape(1, -1, 1, 1) for value in (vae.bn.running_mean, vae.bn.running_var))
+        return mean, (variance + vae.config.batch_norm_eps).sqrt()
 
 
 def _statistics(vae: Any, device: torch.device, dimensions: int) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,8 @@ class Family(ABC):
         facts: the family's record.
         autoencoder: the kind of its VAE.
         template: what is put around each prompt where prompts have lengths of their own.
-        denoiser_keys, noise_keys: what its denoiser's and its scheduler's configuration may say.
+        denoiser_keys, noise_keys, index_keys: what its denoiser's and its scheduler's configuration and the index of
+            its parts may say; of the last, other keys matter to no one.
 
     Raises:
         SourceError: when the base is not what the family takes it for.
@@ -58,6 +59,7 @@ class Family(ABC):
     template: ClassVar[str] = "{}"
     denoiser_keys: ClassVar[ConfigKeys]
     noise_keys: ClassVar[ConfigKeys]
+    index_keys: ClassVar[ConfigKeys] = ConfigKeys(honoured={})
 
     def __init__(
         self,

@@ -16,10 +16,10 @@ from ..settings.facts import FAMILIES, FamilyFacts
 from .autoencoders import Autoencoder
 from .config_keys import ConfigKeys, require_honoured, unhonoured, with_defaults
 from .source_error import SourceError
-from .sources import Source
+from .sources import INDEX, Source
 
 # What a denoiser calls the width of the prompts that it attends to.
-TEXT_WIDTHS = ("cross_attention_dim", "joint_attention_dim", "cap_feat_dim")
+TEXT_WIDTHS = ("cross_attention_dim", "joint_attention_dim", "cap_feat_dim", "text_hidden_dim")
 
 
 class Base(Protocol):
@@ -29,6 +29,7 @@ class Base(Protocol):
     autoencoder: ClassVar[Autoencoder]
     denoiser_keys: ClassVar[ConfigKeys]
     noise_keys: ClassVar[ConfigKeys]
+    index_keys: ClassVar[ConfigKeys]
     source: Source
 
     @staticmethod
@@ -54,6 +55,8 @@ def check_base(family: Base, prediction_type: PredictionType | None) -> None:
     kind = family.autoencoder
     vae = _checked_config(family, "vae", kind.keys.but(**{kind.channels_key: (family.facts.latent_channels,)}))
     _check_noise(family, prediction_type)
+    index = {key: value for key, value in source.index.items() if key in family.index_keys.honoured}
+    require_honoured(index, None, family.index_keys, source.where(INDEX), facts.title)
     kind.check(vae, source.where("vae"), partial(_refusal, family, "vae"))
     for part in facts.text_parts:
         _check_text_encoder(family, part)
@@ -116,6 +119,8 @@ def _check_widths(family: Base, denoiser: Mapping[str, Any]) -> None:
         "cross_attention_dim": given["tokens"][-1],
         "joint_attention_dim": given["tokens"][-1],
         "cap_feat_dim": given["tokens"][-1],
+        # Of several layers of the encoder, one beside the other.
+        "text_hidden_dim": given["tokens"][-1] // denoiser.get("num_text_layers", 1),
         "pooled_projection_dim": given.get("pooled", (None,))[-1],
     }
     if denoiser.get("addition_embed_type") == "text_time":
@@ -123,6 +128,8 @@ def _check_widths(family: Base, denoiser: Mapping[str, Any]) -> None:
         sizes = 6 * (denoiser["addition_time_embed_dim"] or 0)
         wanted["projection_class_embeddings_input_dim"] = given["pooled"][-1] + sizes
     for key, width in wanted.items():
+        if key in family.denoiser_keys.idle.split():
+            continue
         stated = denoiser.get(key, width)
         if any(each != width for each in (stated if isinstance(stated, list | tuple) else [stated])):
             raise SourceError(

@@ -124,6 +124,19 @@ VAE = ConfigKeys(
     # A default size, and precision: the VAE is always in fp32 here.
     idle="sample_size force_upcast",
 )
+FLUX2_VAE = ConfigKeys(
+    honoured={
+        **VAE.honoured,
+        # What ComfyUI takes for granted of the statistics, which are weights.
+        "patch_size": ((2, 2),),
+        "batch_norm_eps": (1e-4,),
+    },
+    built=(
+        "block_out_channels decoder_block_out_channels layers_per_block norm_num_groups use_quant_conv "
+        "use_post_quant_conv latent_channels"
+    ),
+    idle="sample_size force_upcast batch_norm_momentum",
+)
 QWEN_VAE = ConfigKeys(
     honoured={"input_channels": (3,)},
     built="base_dim z_dim dim_mult num_res_blocks attn_scales temperal_downsample latents_mean latents_std",

@@ -119,6 +119,24 @@ def sample_cfg(
 
 
 @torch.no_grad()
+def sample_cfg_in_one_batch(
+    family: Family, denoiser: Denoiser, prompt: Prompt, null: Prompt, noise: Tensor, settings: SamplingSettings
+) -> Tensor:
+    """:func:`sample_cfg` with both predictions of a step in one pass, as pipelines and ComfyUI have it where memory
+    suffices: what CFG costs. The bits of a prediction can depend on what is in its batch."""
+    rows = noise.shape[0]
+    both = {
+        name: torch.cat([each.expand(rows, *each.shape[1:]) for each in (prompt[name], null[name])]) for name in prompt
+    }
+
+    def predict(z: Tensor, t: Tensor, _: Tensor) -> Tensor:
+        cond, uncond = family.predict(denoiser, torch.cat([z, z]), torch.cat([t, t]), both).float().chunk(2)
+        return classifier_free_guidance(cond, uncond, settings.guidance_scale)
+
+    return _euler(family, predict, noise, settings)
+
+
+@torch.no_grad()
 def sample_pair(
     family: Family,
     preferred: Denoiser,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..support.errors import UserError
 from .family_facts import JOINT_TARGETS, ComfySizes, FamilyFacts, Marks
-from .flux_facts import CHROMA, FLUX
+from .flux_facts import CHROMA, FLUX, FLUX2_KLEIN, KREA2
 
 # What the settings that name a base can be, for errors.
 SOURCE_FORMS = {
@@ -160,7 +160,9 @@ QWEN_IMAGE = FamilyFacts(
     scheduler="simple",
 )
 
-FAMILIES: dict[str, FamilyFacts] = {facts.name: facts for facts in (SD15, SDXL, SD3, FLUX, Z_IMAGE, QWEN_IMAGE, CHROMA)}
+FAMILIES: dict[str, FamilyFacts] = {
+    facts.name: facts for facts in (SD15, SDXL, SD3, FLUX, Z_IMAGE, QWEN_IMAGE, CHROMA, FLUX2_KLEIN, KREA2)
+}
 
 
 def facts_of(name: str) -> FamilyFacts:

@@ -68,3 +68,63 @@ CHROMA = FamilyFacts(
     lora_targets=JOINT_TARGETS,
     scheduler="simple",
 )
+
+FLUX2_KLEIN = FamilyFacts(
+    name="flux2_klein",
+    title="Flux.2 Klein",
+    adapter="flux2_klein:Flux2Klein",
+    resolution=1024,
+    prediction_types=("flow",),
+    # Its VAE packs four latents into one.
+    patch=1,
+    denoiser_part="transformer",
+    text_parts=("text_encoder",),
+    tokenizer_parts=("tokenizer",),
+    prefixes={"transformer": "model.diffusion_model."},
+    layout="flux2",
+    lora_style="peft",
+    architecture="flux-2-klein",
+    comfy_sizes=ComfySizes(7680, scaling_factor=1.0),
+    latent_channels=32,
+    pixels_per_latent=16,
+    marks=Marks(
+        native=("double_blocks.0.img_attn.qkv.weight", "double_stream_modulation_img.lin.weight"),
+        diffusers=("transformer_blocks.0.attn.add_k_proj.weight", "double_stream_modulation_img.linear.weight"),
+        # Flux.2-dev, which is told a guidance scale.
+        not_with=("guidance_in.", "time_guidance_embed.guidance_embedder."),
+        lora=("_to_qkv_mlp_proj", "_double_stream_modulation_", "_single_stream_modulation_", "_ff_linear_in"),
+        lora_shared=("single_blocks",),
+    ),
+    # Of the single blocks, what is before the attention: q, k, v and the MLP's first layer are one.
+    lora_targets=(*JOINT_TARGETS, "to_qkv_mlp_proj"),
+    scheduler="simple",
+)
+
+KREA2 = FamilyFacts(
+    name="krea2",
+    title="Krea 2",
+    adapter="krea2:Krea2",
+    resolution=1024,
+    prediction_types=("flow",),
+    patch=2,
+    denoiser_part="transformer",
+    text_parts=("text_encoder",),
+    tokenizer_parts=("tokenizer",),
+    prefixes={"transformer": "model.diffusion_model."},
+    layout="krea2",
+    lora_style="peft",
+    architecture="krea-2",
+    comfy_sizes=ComfySizes(2560, scaling_factor=1.0),
+    latent_channels=16,
+    marks=Marks(
+        native=("txtfusion.projector.weight", "first.weight"),
+        diffusers=("text_fusion.projector.weight", "img_in.weight"),
+        lora=("txtfusion_", "text_fusion_", "_attn_to_gate", "_attn_wq"),
+    ),
+    # diffusers cuts there, ComfyUI nowhere.
+    longest_prompt=512,
+    # "<|im_end|>\n<|im_start|>assistant\n".
+    template_tokens=5,
+    hides_template=True,
+    scheduler="simple",
+)

@@ -16,6 +16,8 @@ GUIDANCE = ("sampler_pre_cfg_function", "sampler_post_cfg_function", "sampler_cf
 HOLDS_ENCODING = ("WanCrossAttentionPatch.", "LTXVCrossAttentionPatch.")
 # Guidance that records the negative pass in the attention of the model that it is on: by the name of core's node.
 SELF_ATTENTION = "SelfAttentionGuidance"
+# Copies of a model on other devices, by the key that core has them under.
+SPLIT = "multigpu"
 
 
 def require_no_self_attention_guidance(**models: ModelPatcher) -> None:
@@ -38,6 +40,16 @@ def require_no_runs_of_their_own(**models: ModelPatcher) -> None:
                     f"`{key}` is on `{name}` and puts parts into its network that act in a run of that model alone; "
                     "put that node after CHATS Apply"
                 )
+
+
+def require_no_copies(dispreferred: ModelPatcher) -> None:
+    """Raises ValueError where ComfyUI is to split the dispreferred model's passes among copies of it: it takes all such
+    copies that are loaded for a run for the sampled model's, and would predict the preferred's passes on them."""
+    if dispreferred.additional_models.get(SPLIT):
+        raise ValueError(
+            "MultiGPU CFG Split is on `dispreferred`, whose copies ComfyUI would take for the preferred model's; "
+            "remove that node, and to use two cards put Select Model Device there"
+        )
 
 
 def of_two_models(preferred_options: dict, dispreferred: ModelPatcher) -> list[str]:

@@ -15,7 +15,13 @@ from comfy.patcher_extension import WrapperExecutor
 from torch import Tensor
 
 from .inheritance import Baseline, later_options, merged_options
-from .other_nodes import of_encodings, of_two_models, require_no_runs_of_their_own, require_no_self_attention_guidance
+from .other_nodes import (
+    of_encodings,
+    of_two_models,
+    require_no_copies,
+    require_no_runs_of_their_own,
+    require_no_self_attention_guidance,
+)
 from .own_device import OwnDevice, own_device
 from .run import Conds, Interval, Run
 from .wrappers import Pair
@@ -32,6 +38,7 @@ class TwoModels(Pair):
         super().__init__(dispreferred, interval)
         require_no_self_attention_guidance(preferred=preferred, dispreferred=dispreferred)
         require_no_runs_of_their_own(preferred=preferred, dispreferred=dispreferred)
+        require_no_copies(dispreferred)
 
     def sentences(self, model: ModelPatcher) -> list[str]:
         later = [patch for name, patch in model.object_patches.items() if name not in self.baseline.object_patches]

@@ -26,14 +26,14 @@ from chats_train.runs.pair_files import export_full, export_lora
 from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_pair
 
 PIXELS, TIME, SEED = (64, 96), 0.7, 5
-# Of two prompts and the null prompt.
+# Of two prompts and the null prompt, where prompts have lengths of their own.
 LENGTHS = (40, 7, 5)
 
 
-def random_prompt(length: int, width: int) -> dict[str, torch.Tensor]:
+def random_prompt(seed: int, length: int, width: int) -> dict[str, torch.Tensor]:
     """One prompt, without a batch dimension."""
-    generator = torch.Generator().manual_seed(length)
-    return {"tokens": torch.randn(length, width, generator=generator), MASK: torch.ones(length, dtype=torch.bool)}
+    tokens = torch.randn(length, width, generator=torch.Generator().manual_seed(seed))
+    return {"tokens": tokens, MASK: torch.ones(length, dtype=torch.bool)}
 
 
 def make(name: str, folder: Path) -> None:
@@ -51,8 +51,10 @@ def make(name: str, folder: Path) -> None:
         count = export_lora(path, name, add_lora(model, member, seed), LORA_ALPHA, shapes, metadata, title="mini")
         assert count == len(layers)
 
-    width = next(base.config[key] for key in TEXT_WIDTHS if key in base.config)
-    *rows, null = (random_prompt(length, width) for length in LENGTHS)
+    width = next(base.config[key] for key in TEXT_WIDTHS if key in base.config) * base.config.get("num_text_layers", 1)
+    lengths = LENGTHS if family.facts.longest_prompt else [family.prompt_shapes()["tokens"][0]] * len(LENGTHS)
+    made = [random_prompt(seed, length, width) for seed, length in enumerate(lengths)]
+    *rows, null = made if family.facts.longest_prompt else [{"tokens": prompt["tokens"]} for prompt in made]
     pair = [with_adapter(model, member) for member in members]
     noisy = initial_noise(family, len(rows), *PIXELS, SEED)
 
@@ -70,7 +72,7 @@ def make(name: str, folder: Path) -> None:
     prompt, empty = (batch_of([row]) for row in (rows[0], null))
     settings = SamplingSettings(2, guidance_scale=2.0, alpha=0.5)
     results["pair"] = sample_pair(family, *pair, prompt, empty, noisy[:1], settings)
-    save_file(results | prompts, folder / "expected.safetensors")
+    save_file({key: value.contiguous() for key, value in (results | prompts).items()}, folder / "expected.safetensors")
     (folder / "shapes.json").write_text(json.dumps(published_shapes(name)))
 
 

@@ -8,7 +8,7 @@ import comfy.model_patcher
 import comfy.supported_models as supported
 import mini
 import torch
-from networks import CHROMA, FLUX, FLUX2, LUMINA2, QWEN_IMAGE, WAN, Z_IMAGE
+from networks import CHROMA, FLUX, FLUX2, KREA2, LUMINA2, QWEN_IMAGE, WAN, Z_IMAGE
 from running import result
 
 NARROW = dict(
@@ -42,6 +42,10 @@ KNOWN = {
     "sdxl_deep": Architecture("SDXL", {**mini.SDXL, **FULL_DEPTH, "model_channels": 64}, (4, 8, 8), 2048, 1280),
     "flux": Architecture("Flux", FLUX, (16, 8, 8), 4096, 768),
     "flux2": Architecture("Flux2", FLUX2, (128, 4, 4), 7680),
+    "flux2_klein": Architecture(
+        "Flux2", dict(FLUX2, guidance_embed=False, depth=1, depth_single_blocks=1), (128, 4, 4), 7680
+    ),
+    "krea2": Architecture("Krea2", KREA2, (16, 1, 8, 8), 480),
     "chroma": Architecture("Chroma", CHROMA, (16, 8, 8), 4096),
     # With the real one's number of modulations.
     "chroma_deep": Architecture("Chroma", dict(CHROMA, depth=28, hidden_dim=32, n_layers=1), (16, 8, 8), 4096),

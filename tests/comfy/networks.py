@@ -60,6 +60,17 @@ CHROMA = dict(
     hidden_dim=128,
     n_layers=2,
 )
+KREA2 = dict(
+    image_model="krea2",
+    features=128,
+    channels=16,
+    patch=2,
+    layers=1,
+    heads=1,
+    kvheads=1,
+    txtlayers=12,
+    txtdim=40,
+)
 QWEN_IMAGE = dict(image_model="qwen_image", in_channels=64, num_layers=2, attention_head_dim=128, num_attention_heads=2)
 LUMINA2 = dict(
     image_model="lumina2",

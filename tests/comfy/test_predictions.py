@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 pytestmark = newest_only
 
 # By family: ComfyUI's class of it, and the mini model of that in `mini_architectures`.
-CLASSES = {"z_image": "ZImage", "qwen_image": "QwenImage", "chroma": "Chroma"}
+CLASSES = {"z_image": "ZImage", "qwen_image": "QwenImage", "chroma": "Chroma", "flux2_klein": "Flux2", "krea2": "Krea2"}
 MINIS = {"z_image": "z_image_wide", "chroma": "chroma_deep"}
 # Of make_predictions.py.
 TIME = 0.7

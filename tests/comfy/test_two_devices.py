@@ -178,6 +178,10 @@ def test_what_cannot_be_on_two_devices_is_a_sentence(second, pairs, elsewhere, s
     positive, negative = prompts()
     with pytest.raises(ValueError, match="where GLIGEN cannot follow"):
         sampled(preferred, dispreferred, positive, [[negative[0][0], {"gligen": ("position", None, [])}]], steps=1)
+    split = dispreferred.clone()
+    split.set_additional_models("multigpu", [dispreferred.clone()])
+    with pytest.raises(ValueError, match=r"MultiGPU CFG Split is on `dispreferred`, .* put Select Model Device there"):
+        sampled(preferred, split, positive, negative)
     patched, kept = dispreferred.clone(), torch.ones(1)
     patched.set_model_attn1_output_patch(lambda out, options: out * kept)
     with pytest.raises(RuntimeError, match=r"something on the models .*same device.* cannot follow; load both on one"):

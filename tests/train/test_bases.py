@@ -164,7 +164,7 @@ def test_every_key_of_diffusers_classes_is_one_or_the_other():
     import inspect
 
     from chats_train.families import adapter_of
-    from chats_train.families.config_keys import DIFFUSION_SCHEDULERS, FLOW_SCHEDULERS, VAE
+    from chats_train.families.config_keys import DIFFUSION_SCHEDULERS, FLOW_SCHEDULERS
 
     def keys(cls):
         return set(inspect.signature(cls.__init__).parameters) - {"self", "args", "kwargs"}
@@ -172,11 +172,11 @@ def test_every_key_of_diffusers_classes_is_one_or_the_other():
     for facts in FAMILIES.values():
         adapter = adapter_of(facts)
         assert keys(adapter.part_classes()[facts.denoiser_part]) <= adapter.denoiser_keys.names
+        assert keys(adapter.part_classes()["vae"]) <= adapter.autoencoder.keys.names
         schedulers = FLOW_SCHEDULERS if "flow" in facts.prediction_types else DIFFUSION_SCHEDULERS
         for name in schedulers.split():
             # Those of torchsde are stand-ins where it is missing.
             assert keys(getattr(diffusers, name)) <= adapter.noise_keys.names, name
-    assert keys(diffusers.AutoencoderKL) <= VAE.names
 
 
 def test_sizes_that_no_weight_shows_are_those_of_comfyui(bases, tmp_path, monkeypatch):

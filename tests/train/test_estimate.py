@@ -114,6 +114,8 @@ def test_prompts_of_the_published_models():
         "flux": ({"text_encoder": clip_l, "text_encoder_2": t5}, 256 * 4096 + 768),
         "z_image": ({"text_encoder": {"hidden_size": 2560}}, 512 * 2560 + 512),
         "qwen_image": ({"text_encoder": {"hidden_size": 3584}}, 1024 * 3584 + 1024),
+        "krea2": ({"text_encoder": {"text_config": {"hidden_size": 2560}}}, 512 * 12 * 2560 + 512),
+        "flux2_klein": ({"text_encoder": {"hidden_size": 2560}}, 512 * 3 * 2560),
         "chroma": ({"text_encoder": t5}, 512 * 4096 + 512),
     }
     assert encoders.keys() == FAMILIES.keys()

@@ -183,6 +183,8 @@ def trained_lora(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
         ("flux", "transformer.single_transformer_blocks.1.attn.to_v.lora_B.weight"),
         ("z_image", "transformer.noise_refiner.0.attention.to_out.0.lora_A.weight"),
         ("qwen_image", "transformer.transformer_blocks.1.attn.add_q_proj.lora_A.weight"),
+        ("krea2", "transformer.text_fusion.refiner_blocks.1.attn.to_v.lora_A.weight"),
+        ("flux2_klein", "transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj.lora_B.weight"),
         ("chroma", "transformer.transformer_blocks.0.attn.to_add_out.lora_A.weight"),
     ],
 )

@@ -46,6 +46,15 @@ KINDS = {
         "transformer_blocks.0.attn.add_k_proj.weight": (3, 3),
         "single_transformer_blocks.0.attn.to_k.weight": (3, 3),
     },
+    "Krea 2 (native layout) diffusion model": {"txtfusion.projector.weight": (1, 12), "first.weight": (3, 64)},
+    "Flux.2 Klein (native layout) diffusion model": {
+        "double_blocks.0.img_attn.qkv.weight": (9, 3),
+        "double_stream_modulation_img.lin.weight": (18, 3),
+        "img_in.weight": (3, 128),
+    },
+    "LoRA of rank 8 for Flux.2 Klein (`transformer.` keys, diffusers' PEFT form), 1 modules, 0 of them with alpha": {
+        "transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj.lora_A.weight": (8, 3072)
+    },
     "Chroma (native layout) diffusion model": {
         "double_blocks.0.img_attn.qkv.weight": (9, 3),
         "distilled_guidance_layer.in_proj.weight": (3, 3),
@@ -156,7 +165,7 @@ ADAPTERS = {
     },
     "OFT for a UNet (kohya keys), 1 modules, 0 of them with alpha": {f"{TO_K}.oft_blocks": (4, 160, 160)},
     "BOFT for a UNet (kohya keys), 1 modules, 0 of them with alpha": {f"{TO_K}.oft_blocks": (2, 4, 160, 160)},
-    "LoKr for Flux or Chroma (kohya keys), 1 modules, 0 of them with alpha": {
+    "LoKr for Flux, Chroma or Flux.2 Klein (kohya keys), 1 modules, 0 of them with alpha": {
         "lora_unet_single_blocks_0_linear1.lokr_w1_a": (8, 2)
     },
     "LoRA of rank 4 for SD1.5 (`unet.` keys, diffusers' PEFT form), 1 modules, 0 of them with alpha": {

@@ -10,7 +10,7 @@ import torch
 
 from chats_train.encodings.cache import CachedEncodings, fill_cache
 from chats_train.evaluation.evaluate import EvaluationSettings, _forms, _header, _refuse_a_probe_of_nothing
-from chats_train.families import adapter_of
+from chats_train.families import SourceError, adapter_of, load_family
 from chats_train.families.prompts import batch_of, rows_of, same_length, zeroed
 from chats_train.layouts.formats import file_format, lora_names
 from chats_train.layouts.recognition import denoiser_kind, lora_title
@@ -86,7 +86,7 @@ def test_no_proxy_is_made_up(name):
         _refuse_a_probe_of_nothing(config, asked, True, (0.5,))
 
 
-@pytest.mark.parametrize("name", ["z_image", "qwen_image"])
+@pytest.mark.parametrize("name", [*OWN, "flux2_klein"])
 def test_their_files_are_recognised(name):
     weights = tiny_pipelines.denoiser(name).state_dict()
     native = {place.key: SimpleNamespace(shape=()) for place in file_format(name).layout(weights).values()}
@@ -94,6 +94,15 @@ def test_their_files_are_recognised(name):
         assert denoiser_kind(tensors).family == name
     layers = {f"{layer}.lora_A.weight": SimpleNamespace(shape=(4, 4)) for layer in lora_names(name, weights).values()}
     assert lora_title(layers) == FAMILIES[name].title
+
+
+def test_an_older_diffusers_is_named(monkeypatch, tmp_path):
+    def missing():
+        raise ImportError("cannot import name 'ZImageTransformer2DModel' from 'diffusers'")
+
+    monkeypatch.setattr(adapter_of(FAMILIES["z_image"]), "part_classes", staticmethod(missing))
+    with pytest.raises(SourceError, match=r"`family` is z_image, whose classes are not .*--upgrade diffusers"):
+        load_family("z_image", str(tmp_path))
 
 
 def test_qwen_image_is_trained_with_the_shift_of_its_scheduler():

@@ -6,16 +6,20 @@ family by.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ChromaTransformer2DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    Krea2Transformer2DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
@@ -32,6 +36,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     T5Config,
     T5EncoderModel,
 )
@@ -41,16 +47,18 @@ LETTERS = "!abcdefghijklmnopqrstuvwxyz"
 CLIP_WIDTHS = {"sd15": (24,), "sdxl": (24, 40), "sd3": (24, 40), "flux": (24,)}
 T5_WIDTH = 80
 # Of the families under a language model.
-LLM_WIDTHS = {"z_image": 48, "qwen_image": 24}
+LLM_WIDTHS = {"z_image": 48, "qwen_image": 24, "flux2_klein": 8, "krea2": 40}
 
 
 def randomised(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Normal weights scaled by fan-in, and no bias or norm left at its default: a swapped or forgotten one must
     show."""
     generator = torch.Generator().manual_seed(seed)
+    # Krea 2 adds 1 to its norms' weights.
+    mean = 0.0 if isinstance(module, Krea2Transformer2DModel) else 1.0
     for name, value in module.named_parameters():
         noise = torch.empty(value.shape).normal_(generator=generator)
-        one = 1.0 if value.ndim <= 1 and "norm" in name and name.endswith("weight") else 0.0
+        one = mean if value.ndim <= 1 and "norm" in name and name.endswith("weight") else 0.0
         value.data = noise * 0.1 + one if value.ndim <= 1 else noise / value[0].numel() ** 0.5
     return module.eval()
 
@@ -94,6 +102,7 @@ def save_llm_tokenizer(folder: Path) -> None:
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     # A template's own last newline is no part of it.
     turn, end = "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n", "{{ '\\n' }}"
+    end += "{% if enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|endoftext|>",
@@ -127,12 +136,12 @@ def t5(width: int, seed: int) -> torch.nn.Module:
     return randomised(T5EncoderModel(config), seed)
 
 
-def qwen3(width: int, seed: int) -> torch.nn.Module:
+def qwen3(width: int, seed: int, layers: int = 2) -> torch.nn.Module:
     config = Qwen3Config(
         vocab_size=LLM_VOCABULARY,
         hidden_size=width,
         intermediate_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,
@@ -151,10 +160,26 @@ def qwen_vl(width: int, seed: int) -> torch.nn.Module:
     return randomised(Qwen2_5_VLForConditionalGeneration(config), seed)
 
 
+def qwen3_vl(width: int, seed: int) -> torch.nn.Module:
+    """Krea 2 looks into the 35th layer."""
+    text = dict(vocab_size=LLM_VOCABULARY, hidden_size=width, intermediate_size=8, num_hidden_layers=36, head_dim=8)
+    text |= dict(num_attention_heads=1, num_key_value_heads=1, bos_token_id=None, eos_token_id=None)
+    text["rope_scaling"] = {"rope_type": "default", "mrope_section": [2, 1, 1]}
+    vision = dict(depth=1, hidden_size=8, intermediate_size=8, num_heads=1, out_hidden_size=width)
+    vision |= dict(deepstack_visual_indexes=[0], num_position_embeddings=4, patch_size=4)
+    return randomised(Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision)), seed)
+
+
 def vae(family: str, seed: int) -> torch.nn.Module:
-    if family == "qwen_image":
+    if family in ("qwen_image", "krea2"):
         small = AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
         return randomised(small, seed)
+    if family == "flux2_klein":
+        packing = AutoencoderKLFlux2(block_out_channels=[8, 8, 16, 16], layers_per_block=1, norm_num_groups=4)
+        generator = torch.Generator().manual_seed(seed)
+        packing.bn.running_mean.normal_(generator=generator)
+        packing.bn.running_var.uniform_(0.5, 2.0, generator=generator)
+        return randomised(packing, seed)
     scale, shift, channels = {
         "sd15": (0.18215, None, 4),
         "sdxl": (0.13025, None, 4),
@@ -191,6 +216,8 @@ def denoiser(family: str, seed: int = 0, comfy: bool = False) -> torch.nn.Module
         "z_image": _z_image,
         "qwen_image": _qwen_image,
         "chroma": _chroma,
+        "flux2_klein": _flux2_klein,
+        "krea2": _krea2,
     }[family]
     return randomised(make(comfy), seed)
 
@@ -296,12 +323,38 @@ def _chroma(comfy: bool) -> torch.nn.Module:
     )
 
 
+def _flux2_klein(comfy: bool) -> torch.nn.Module:
+    return Flux2Transformer2DModel(
+        num_layers=1,
+        num_single_layers=1,
+        num_attention_heads=1,
+        joint_attention_dim=7680 if comfy else 3 * LLM_WIDTHS["flux2_klein"],
+        guidance_embeds=False,
+    )
+
+
+def _krea2(comfy: bool) -> torch.nn.Module:
+    """Of the widths between two layers that ComfyUI takes for granted."""
+    return Krea2Transformer2DModel(
+        num_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        intermediate_size=384,
+        text_hidden_dim=LLM_WIDTHS["krea2"],
+        text_intermediate_size=128,
+    )
+
+
 def published(family: str) -> torch.nn.Module:
     """A denoiser of the published widths, of two blocks of each kind; for the meta device."""
     return {
         "z_image": lambda: ZImageTransformer2DModel(n_layers=2),
         "qwen_image": lambda: QwenImageTransformer2DModel(num_layers=2),
         "chroma": lambda: ChromaTransformer2DModel(num_layers=2, num_single_layers=2),
+        "krea2": lambda: Krea2Transformer2DModel(num_layers=2),
+        "flux2_klein": lambda: Flux2Transformer2DModel(
+            num_layers=2, num_single_layers=2, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False
+        ),
     }[family]()
 
 
@@ -318,8 +371,9 @@ def save_pipeline(
         clip(width, projection, seed + 2 + index).save_pretrained(folder / f"text_encoder{suffix}")
         save_clip_tokenizer(folder / f"tokenizer{suffix}", pad_token="!" if index else "<|endoftext|>")
     if family in LLM_WIDTHS:
-        language_model = qwen_vl if family == "qwen_image" else qwen3
-        language_model(LLM_WIDTHS[family], seed + 2).save_pretrained(folder / "text_encoder")
+        # Flux.2 Klein looks into the 27th layer.
+        make = {"qwen_image": qwen_vl, "flux2_klein": partial(qwen3, layers=28), "krea2": qwen3_vl}.get(family, qwen3)
+        make(LLM_WIDTHS[family], seed + 2).save_pretrained(folder / "text_encoder")
         save_llm_tokenizer(folder / "tokenizer")
     if family in ("sd3", "flux", "chroma"):
         clips = len(CLIP_WIDTHS.get(family, ()))
