@@ -12,6 +12,7 @@ import torch
 from test_evaluate import train_a_little
 
 from chats_train.cli import main
+from chats_train.evaluation.benchmark import Benchmark
 from chats_train.evaluation.conditions import Condition
 from chats_train.evaluation.drawing import Picture
 from chats_train.evaluation.prompts import EvaluationPrompt
@@ -116,16 +117,16 @@ def test_throughput_says_what_the_pair_costs():
     }
 
 
-class HandMade:
-    """A benchmark whose judgements are stated."""
+class HandMade(Benchmark):
+    """Whose judgements are stated."""
 
-    name, fingerprint, wanted_prompts, notes = "geneval", "f", "", []
+    name, fingerprint, wanted_prompts, notes = "geneval", "f", "", ()
     categories, mean_of_categories = ("single_object", "counting"), True
 
     def judge(self, images, prompts):
         raise AssertionError("what was judged is stated")
 
-    applies_to = fingerprint_for = score = judge
+    applies_to = fingerprint_for = judge
 
 
 def test_a_benchmarks_categories_become_columns(tmp_path):
