@@ -144,8 +144,12 @@ QWEN_IMAGE = FamilyFacts(
     marks=Marks(
         # Both layouts are one.
         native=("txt_norm.weight", "transformer_blocks.0.txt_mlp.net.2.weight"),
-        # The models that edit pictures, and the one with layers.
-        not_with=("__index_timestep_zero__", "time_text_embed.addition_t_embedding."),
+        # The models that edit pictures, the one with layers, and Flux's relatives.
+        not_with=(
+            "__index_timestep_zero__",
+            "time_text_embed.addition_t_embedding.",
+            "single_transformer_blocks.",
+        ),
         lora=("_img_mlp_net_", "_txt_mlp_net_", "_img_mod_1", "_txt_mod_1"),
         lora_shared=("transformer_blocks_0_attn_add_k",),
     ),

@@ -73,6 +73,10 @@ KINDS = {
     "LoRA of rank 8 for Flux or Chroma (`transformer.` keys, diffusers' PEFT form), 1 modules, 0 of them with alpha": {
         "transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight": (8, 3072)
     },
+    "LoRA of rank 4 for Flux or Chroma (`transformer.` keys, diffusers' PEFT form), 2 modules, 0 of them with alpha": {
+        "transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight": (4, 3072),
+        "transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight": (4, 3072),
+    },
     "LoRA of rank 8 for SD3 (`diffusion_model.` keys), 1 modules, 0 of them with alpha": {
         "diffusion_model.joint_blocks.0.x_block.attn.qkv.lora_A.weight": (8, 1536)
     },

@@ -49,14 +49,18 @@ def test_within_the_first_draws_a_run_is_as_with_fresh_ones(config, monkeypatch)
     assert sum(rows) == 40
 
 
-def test_draws_and_errors_come_again(config, monkeypatch):
-    """After one epoch with K = 1: what a whole model's reference said is kept, of held-out pairs too; it is gone."""
+def test_draws_and_errors_come_again(config, monkeypatch, tmp_path):
+    """After one epoch with K = 1: what a whole model's reference said is kept, of held-out pairs too; it is gone, also
+    after a resume."""
     trainer = trainer_of(config(training_method="full", **SETTINGS, reference_draws=1))
     rows, samples = asked(trainer, monkeypatch), trainer.samples
     batch = trainer._batch([(0, samples[0])])
     torch.testing.assert_close(batch.chosen.noisy, trainer._batch([(1, samples[0])]).chosen.noisy, rtol=0, atol=0)
-    expected = draw(trainer.config.seed, 0, samples[0].id, batch.chosen.noisy.shape[1:])
-    assert torch.equal(trainer.family.sample_timesteps(torch.tensor([expected.timestep])), batch.chosen.timesteps)
+    shape = batch.chosen.noisy.shape[1:]
+    expected = draw(trainer.config.seed, 0, samples[0].id, shape)
+    assert torch.equal(
+        trainer.family.sample_timesteps(torch.tensor([expected.timestep]), shape[1:]), batch.chosen.timesteps
+    )
     assert rows == [2]
     for _ in range(3):
         trainer.train_step()
@@ -69,12 +73,17 @@ def test_draws_and_errors_come_again(config, monkeypatch):
     assert trainer.validate() == measured
     trainer.train_step()
     assert rows == seen
+    resumed = trainer_of(trainer.config)
+    reference = weakref.ref(resumed.members.reference())
+    resumed.load_state(Checkpoint(save_checkpoint(tmp_path / "checkpoints", trainer.state(), None), RESUME))
+    assert reference() is None
+    assert resumed.train_step().metrics == trainer.train_step().metrics
 
 
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(config, tmp_path):
     """Stopped before all errors are known, and after; errors of other settings are computed anew, those of other
     batches are not."""
-    run = config(training_method="full", **SETTINGS, reference_draws=1)
+    run = config(training_method="lora", **SETTINGS, reference_draws=1)
     whole = trainer_of(run)
     kept = {}
     for step in range(1, 6):

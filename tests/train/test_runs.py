@@ -41,17 +41,18 @@ def damage(path):
             (family, "lora")
             for family in ("sdxl", "sd3", "flux", "z_image", "qwen_image", "chroma", "flux2_klein", "krea2")
         ),
-        *((family, "full") for family in ("sdxl", "sd3", "flux", "z_image", "qwen_image", "chroma")),
+        *((family, "full") for family in ("sdxl", "sd3", "flux", "z_image", "qwen_image")),
     ],
 )
 def test_every_family_trains_resumes_and_exports(family, method, config, tmp_path):
     from chats_train.training.train import train
 
-    # At α = 0 no probe is made, which costs more than these steps.
-    settings = dict(training_method=method, max_train_steps=2, checkpointing_steps=1, validation_pairs=0, alpha=0.0)
+    settings = dict(training_method=method, max_train_steps=2, checkpointing_steps=1, validation_pairs=0)
+    settings |= dict(gradient_accumulation_steps=1)
     whole = config(family, "whole", **settings)
     train(whole)
-    first = config(family, "parts", **settings, lr_scheduler="constant")
+    # At α = 0 no probe is made, which costs more than the steps.
+    first = config(family, "parts", **settings, lr_scheduler="constant", alpha=0.0)
     train(first.model_copy(update={"max_train_steps": 1}))
     train(first.model_copy(update={"resume_from_checkpoint": "latest"}))
     weights = [
