@@ -84,7 +84,7 @@ def heading(args: argparse.Namespace) -> list[str]:
     return [
         f"# Members in shards: {args.part}",
         "",
-        f"`benchmarks/sharding.py {args.part}`, "
+        f"`benchmarks/sharding.py {args.part}` (families {', '.join(args.families)}), "
         f"{date.today().isoformat()}, {platform.machine()} without a GPU, shared with other work, torch "
         f"{torch.__version__}, gloo, tiny bases.",
         "",
