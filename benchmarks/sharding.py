@@ -61,13 +61,14 @@ def main() -> None:
     parser.add_argument("part", choices=("matrix", "kills"))
     parser.add_argument("--steps", type=int, default=5, help="of each run of the matrix")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES, help="of the matrix")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="of the matrix")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--markdown", type=Path, help="write the result there too")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.part == "matrix":
-            lines, right = matrix(Path(folder), args.families, args.steps)
+            lines, right = matrix(Path(folder), args.families, args.layouts, args.steps)
         else:
             lines, right = kills(Path(folder), args.kills, args.seed)
     text = "\n".join([*heading(args), *lines]) + "\n"
@@ -83,7 +84,7 @@ def heading(args: argparse.Namespace) -> list[str]:
     return [
         f"# Members in shards: {args.part}",
         "",
-        f"`benchmarks/sharding.py {args.part}`, "
+        f"`benchmarks/sharding.py {args.part}` (families {', '.join(args.families)}), "
         f"{date.today().isoformat()}, {platform.machine()} without a GPU, shared with other work, torch "
         f"{torch.__version__}, gloo, tiny bases.",
         "",
@@ -107,7 +108,7 @@ def settings_of(family: str, folder: Path, processes: int, output: str, **settin
     return parse_config(tiny_runs.run_settings(family, base, pairs, folder, output, **wanted))
 
 
-def matrix(folder: Path, families: Sequence[str], steps: int) -> tuple[list[str], bool]:
+def matrix(folder: Path, families: Sequence[str], layouts: Sequence[str], steps: int) -> tuple[list[str], bool]:
     """Distances of each layout as a table, and whether all weights are within the limit."""
     from sharded_runs import distances, run_processes, steps_in_shards, weights_after
     from tiny_runs import trainer_of
@@ -122,7 +123,8 @@ def matrix(folder: Path, families: Sequence[str], steps: int) -> tuple[list[str]
     alone = {name: weights_after(trainer_of(run_of(name, 1)), steps) for name in names}
     cells: dict[str, list[str]] = {name: [] for name in names}
     largest = 0.0
-    for layout, (processes, environment) in LAYOUTS.items():
+    for layout in layouts:
+        processes, environment = LAYOUTS[layout]
         runs = [run_of(name, processes) for name in names]
         every = layout.endswith("every block")
         run_processes(
@@ -138,8 +140,8 @@ def matrix(folder: Path, families: Sequence[str], steps: int) -> tuple[list[str]
         "AdamW, checkpointing, clipping, padded validation; averages of whole models. Blocks are cut coarsely, but "
         f"where it says every block. Largest: {largest:.1e}; allowed: {LIMIT:.0e}.",
         "",
-        "| run | " + " | ".join(LAYOUTS) + " |",
-        "| --- |" + " --- |" * len(LAYOUTS),
+        "| run | " + " | ".join(layouts) + " |",
+        "| --- |" + " --- |" * len(layouts),
         *(f"| {name} | " + " | ".join(row) + " |" for name, row in cells.items()),
     ]
     return table, largest <= LIMIT

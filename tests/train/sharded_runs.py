@@ -118,7 +118,8 @@ def assert_shards_step_like_wholes(run: RunConfig, count: int) -> None:
 
 def assert_resumes(trainer: Trainer, processes: Processes) -> None:
     """A new trainer goes on from this one's checkpoint as this one does."""
-    folder = trainer.config.output_dir / "checkpoints"
+    # One of its own: the same run by other processes is summed in another order.
+    folder = trainer.config.output_dir / f"checkpoints-{processes.one_number():x}"
     save_state(folder, trainer.state(), None, processes)
     other = trainer_of(trainer.config, processes)
     found = open_checkpoint(folder, "latest", RESUME)
