@@ -140,5 +140,7 @@ def _keep_mask(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
 
 
 def _checkpointed(plain: Any, mask: Tensor | None, block: Any, *inputs: Any) -> Any:
-    is_single = type(block).__name__ == "ChromaSingleTransformerBlock"
-    return plain(block, *inputs, mask) if is_single else plain(block, *inputs)
+    from diffusers.models.transformers.transformer_chroma import ChromaSingleTransformerBlock
+
+    # Sharding makes a subclass of each block's class, with another name.
+    return plain(block, *inputs, mask) if isinstance(block, ChromaSingleTransformerBlock) else plain(block, *inputs)
