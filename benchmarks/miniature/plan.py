@@ -217,6 +217,7 @@ FULL_PLAN = Plan(
         *sizes(MAKERS, (240, 120), COARSE),
         *loras(MAKERS, COARSE, (CHATS, SUPERVISED)),
         *entries(LOW, (CHATS,), COARSE, SHORT_PAIR),
+        *loras(MAKERS, COARSE, (replace(CHATS, pairs=count) for count in (60, 120, 240))),
     ),
     seeds=3,
     rates={"full": FULL_RATES, "lora": (3e-4, 1e-3, 3e-3)},

@@ -177,6 +177,7 @@ SIZED: tuple[tuple[Method, Condition], ...] = (
     (CHATS, "alpha0"),
     (CHATS, "base_negative"),
     (DPO, "cfg"),
+    (replace(CHATS, training_method="lora"), "proxy"),
 )
 
 
