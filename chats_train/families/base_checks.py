@@ -56,7 +56,8 @@ def check_base(family: Base, prediction_type: PredictionType | None) -> None:
     vae = _checked_config(family, "vae", kind.keys.but(**{kind.channels_key: (family.facts.latent_channels,)}))
     _check_noise(family, prediction_type)
     index = {key: value for key, value in source.index.items() if key in family.index_keys.honoured}
-    require_honoured(index, None, family.index_keys, source.where(INDEX), facts.title)
+    if index:  # a single file has none
+        require_honoured(index, None, family.index_keys, source.where(INDEX), facts.title)
     kind.check(vae, source.where("vae"), partial(_refusal, family, "vae"))
     for part in facts.text_parts:
         _check_text_encoder(family, part)

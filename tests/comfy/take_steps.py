@@ -81,8 +81,8 @@ def factors(trainer: Trainer, when: str) -> dict[str, torch.Tensor]:
 def noise_levels(family: Family, uniform: torch.Tensor) -> torch.Tensor:
     """What is trained on for numbers from 0 to 1, in ComfyUI's terms: of what is noised, noise over signal for a
     diffusion model, the share of noise for a flow."""
-    timesteps = family.sample_timesteps(uniform)
     ones = torch.ones(len(uniform), 1, 1, 1)
+    timesteps = family.sample_timesteps(uniform, ones.shape[-2:])
     signal, noise = (family.add_noise(*parts, timesteps).flatten() for parts in ((ones, 0 * ones), (0 * ones, ones)))
     return noise if family.prediction_type == "flow" else noise / signal
 
