@@ -27,6 +27,8 @@ import random, sys
 from pathlib import Path
 from chats.taste.dataset import TasteDataset
 one, rater, coin = TasteDataset(Path(sys.argv[1])), sys.argv[2], random.Random(sys.argv[3])
+print("ready", flush=True)
+sys.stdin.readline()
 while shown := one.next_pair(rater):
     name = f"{coin.getrandbits(64):016x}"
     if one.vote(name, shown.left, shown.right, coin.choice(("left", "right")), rater, repeat=shown.repeat):
@@ -55,7 +57,11 @@ def folder(tmp_path):
 def process(code: str, *arguments: str) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", code, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
 
 
@@ -67,7 +73,9 @@ def test_two_processes_and_threads_vote_at_once_without_a_double_or_a_loss(folde
     """Three threads of this process and two others rate as one rater, until nothing waits: each pair once."""
     one = drawn(folder, *[4] * 20)
     others = [process(VOTER, str(folder), RATER, str(seed)) for seed in range(2)]
-    kept = [other.stdout.readline().strip() for other in others]  # each has its part
+    kept = []
+    for other in others:
+        assert other.stdout.readline() == "ready\n"
 
     def rate(seed: int) -> None:
         coin = random.Random(f"thread {seed}")
@@ -77,12 +85,17 @@ def test_two_processes_and_threads_vote_at_once_without_a_double_or_a_loss(folde
                 kept.append(name)
 
     threads = [threading.Thread(target=rate, args=(seed,)) for seed in range(3)]
+    for other in others:
+        other.stdin.write("go\n")
+        other.stdin.flush()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     for other in others:
-        kept += other.stdout.read().split()
+        votes = other.stdout.read().split()
+        assert votes, "each has its part"
+        kept += votes
         assert other.wait(timeout=60) == 0
     rows = whole_lines(folder / "ratings.jsonl")
     assert sorted(row["rating"] for row in rows) == sorted(kept)
