@@ -28,13 +28,16 @@ def run_steps(trainer: Trainer) -> bool:
     Raises:
         UserError: for a NaN, with the last good checkpoint named.
     """
+    config = trainer.config
     with _stop_signals() as stopped:
-        return _steps(trainer, stopped)
+        if not trainer.processes.is_main:
+            return _steps(trainer, stopped, None)
+        with Reports(config.output_dir, trainer.step, config.report_to == "tensorboard") as reports:
+            return _steps(trainer, stopped, reports)
 
 
-def _steps(trainer: Trainer, stopped: list[int]) -> bool:
+def _steps(trainer: Trainer, stopped: list[int], reports: Reports | None) -> bool:
     config, processes = trainer.config, trainer.processes
-    reports = Reports(config.output_dir, trainer.step, config.report_to == "tensorboard") if processes.is_main else None
     bar = tqdm(total=config.max_train_steps, initial=trainer.step, unit="step", disable=not processes.is_main)
     halted, first = False, True
     while trainer.step < config.max_train_steps and not halted:
@@ -57,8 +60,6 @@ def _steps(trainer: Trainer, stopped: list[int]) -> bool:
         if halted or report.step % config.checkpointing_steps == 0 or report.step == config.max_train_steps:
             _save(trainer, reports)
     bar.close()
-    if reports is not None:
-        reports.close()
     return trainer.step >= config.max_train_steps
 
 
@@ -83,7 +84,7 @@ def _save(trainer: Trainer, reports: Reports | None) -> None:
     config = trainer.config
     save_state(config.output_dir / CHECKPOINTS, trainer.state(), config.checkpoints_total_limit, trainer.processes)
     if reports is not None:
-        reports.plot()
+        reports.plot_now_and_then()
 
 
 def _save_preview(trainer: Trainer) -> None:

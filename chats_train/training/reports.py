@@ -4,6 +4,7 @@ installed."""
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ METRICS_FILE, PLOT_FILE = "metrics.jsonl", "loss.png"
 # Of each metric, one curve of the steps and one of the held-out pairs.
 PLOTTED = ("loss", "implicit_accuracy", "delta_chosen", "delta_rejected")
 HELD_OUT = "validation_"
+# A plot takes a third of a second of a core: as much as a small model's step.
+PLOT_SECONDS = 30.0
 
 
 class Reports:
-    """The metrics of a run, one line of JSON a step.
+    """The metrics of a run, one line of JSON a step; as a context manager, with a plot of all of them at its end.
 
     Args:
         folder: the run's.
@@ -32,10 +35,22 @@ class Reports:
         self.rows = [row for row in read_rows(self.path) if row["step"] <= step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self.writer = _tensorboard_writer(folder) if tensorboard else None
+        self._looked_at = time.monotonic()
+        self._unplotted = False
+
+    def __enter__(self) -> Reports:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._unplotted:
+            self.plot()
+        if self.writer is not None:
+            self.writer.close()
 
     def add(self, row: dict[str, Any]) -> None:
         """One line; ``row`` has `step` and numbers by name."""
         self.rows.append(row)
+        self._unplotted = True
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.writer is not None:
@@ -43,8 +58,14 @@ class Reports:
                 if name != "step":
                     self.writer.add_scalar(name, value, row["step"])
 
+    def plot_now_and_then(self) -> None:
+        """Draws loss.png, unless the last one is of a moment ago."""
+        if time.monotonic() - self._looked_at > PLOT_SECONDS:
+            self.plot()
+
     def plot(self) -> None:
         """Draws loss.png."""
+        self._looked_at, self._unplotted = time.monotonic(), False
         from matplotlib.figure import Figure
 
         names = [name for name in PLOTTED if any(name in row for row in self.rows)]
@@ -61,10 +82,6 @@ class Reports:
             axes.legend()
         with replacing(self.folder / PLOT_FILE) as temporary:
             figure.savefig(temporary, format="png", dpi=100)
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
 
 
 def _tensorboard_writer(folder: Path) -> Any:

@@ -14,7 +14,20 @@ from chats_train.cli import main
 
 # Windows cannot fork: there, each process loads for itself.
 CONTEXT = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
-CONTEXT.set_forkserver_preload(["loaded_process", "diffusers", "peft", "transformers", "chats_train.training.train"])
+CONTEXT.set_forkserver_preload(
+    [
+        "loaded_process",
+        "diffusers.models.autoencoders",
+        "diffusers.models.unets",
+        "matplotlib.figure",
+        "pandas",
+        "peft",
+        "torch.distributed.checkpoint",
+        "torch.distributed.fsdp",
+        "transformers.models.clip.modeling_clip",
+        "chats_train.training.train",
+    ]
+)
 
 
 def start(log: Path, function: Callable[..., object], *arguments: object, **environment: str) -> BaseProcess:
