@@ -81,10 +81,11 @@ def main() -> None:
 def heading(args: argparse.Namespace) -> list[str]:
     import torch
 
+    asked = f" --families {' '.join(args.families)}" if args.part == "matrix" else ""
     return [
         f"# Members in shards: {args.part}",
         "",
-        f"`benchmarks/sharding.py {args.part}` (families {', '.join(args.families)}), "
+        f"`python benchmarks/sharding.py {args.part}{asked}`, "
         f"{date.today().isoformat()}, {platform.machine()} without a GPU, shared with other work, torch "
         f"{torch.__version__}, gloo, tiny bases.",
         "",
