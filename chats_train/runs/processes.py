@@ -78,12 +78,14 @@ class Processes:
         return tensor
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sums the gradients over all processes; a parameter that had no part in a process counts as zero there. Those
-        of shards are summed already."""
+        """Sums the gradients over all processes; a parameter that had no part in a process counts as zero there, and
+        one that had none in any stays without. Those of shards are summed already."""
         if self.count == 1:
             return
-        for parameter in parameters:
-            if isinstance(parameter, DTensor):
+        whole = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+        parts = self.sum(torch.tensor([float(parameter.grad is not None) for parameter in whole], device=self.device))
+        for parameter, had in zip(whole, parts.tolist(), strict=True):
+            if not had:
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -272,8 +272,9 @@ def test_processes_know_whether_they_agree_and_part_before_they_end(tmp_path):
     assert [json.loads((tmp_path / index).read_text()) for index in "01"] == [[True, False, True, True, 1]] * 2
 
 
-@pytest.mark.parametrize(("family", "method"), [("sd15", "full"), ("sd15", "lora"), ("z_image", "lora")])
+@pytest.mark.parametrize(("family", "method"), [("sd15", "full"), ("sd15", "lora"), ("qwen_image", "lora")])
 def test_two_processes_have_the_gradients_of_one(family, method, config, tmp_path):
+    """Of Qwen-Image's last block a layer has none."""
     alone = trainer_of(config(family, training_method=method, gradient_accumulation_steps=4, max_grad_norm=0.0))
     report = alone.train_step()
     expected = {name: parameter.grad for name, parameter in alone.parameters.items() if parameter.grad is not None}
