@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .flux_blocks import DOUBLE_FUSED, KEY
-from .places import Place, rename
+from .places import Place, placed, rename
 
 TOP = {
     "x_embedder": "img_in",
@@ -46,8 +46,7 @@ SINGLE = {
 
 def flux2_layout(keys: Iterable[str]) -> dict[str, Place]:
     """The native place of every Flux.2 transformer key that has one."""
-    places = {key: _place(key) for key in keys}
-    return {key: place for key, place in places.items() if place is not None}
+    return placed(keys, _place)
 
 
 def _place(key: str) -> Place | None:

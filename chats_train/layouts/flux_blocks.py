@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from .places import Place, rename
+from .places import Place, placed, rename
 
 TOP = {
     "x_embedder": "img_in",
@@ -62,8 +62,7 @@ GUIDANCE_KEY = re.compile(r"(distilled_guidance_layer\.(?:(?:layers|norms)\.\d+\
 
 def flux_layout(keys: Iterable[str]) -> dict[str, Place]:
     """The native place of every Flux transformer key that has one."""
-    places = {key: _place(key) for key in keys}
-    return {key: place for key, place in places.items() if place is not None}
+    return placed(keys, _place)
 
 
 def _place(key: str) -> Place | None:

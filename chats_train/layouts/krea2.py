@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from .places import Place, rename
+from .places import Place, placed, rename
 
 TOP = {
     "img_in": "first",
@@ -41,8 +41,7 @@ KEY = re.compile(r"(transformer_blocks|text_fusion\.(?:layerwise|refiner)_blocks
 
 def krea2_layout(keys: Iterable[str]) -> dict[str, Place]:
     """The native place of every Krea 2 transformer key that has one."""
-    places = {key: _place(key) for key in keys}
-    return {key: place for key, place in places.items() if place is not None}
+    return placed(keys, _place)
 
 
 def _place(key: str) -> Place | None:

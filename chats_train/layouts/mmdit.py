@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from .places import Place, rename
+from .places import Place, placed, rename
 
 TOP = {
     "pos_embed.pos_embed": "pos_embed",
@@ -54,8 +54,7 @@ def mmdit_layout(keys: Iterable[str]) -> dict[str, Place]:
     """The native place of every SD3 transformer key that has one."""
     keys = list(keys)
     last = max((int(match.group(1)) for match in map(KEY.fullmatch, keys) if match), default=-1)
-    places = {key: _place(key, last) for key in keys}
-    return {key: place for key, place in places.items() if place is not None}
+    return placed(keys, lambda key: _place(key, last))
 
 
 def _place(key: str, last: int) -> Place | None:

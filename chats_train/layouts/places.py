@@ -41,6 +41,12 @@ class Place:
 Layout = Callable[[Iterable[str]], dict[str, Place]]
 
 
+def placed(keys: Iterable[str], place_of: Callable[[str], Place | None]) -> dict[str, Place]:
+    """The places of the keys that have one."""
+    places = {key: place_of(key) for key in keys}
+    return {key: place for key, place in places.items() if place is not None}
+
+
 def require_all(keys: Iterable[str], places: Mapping[str, Place], family: str) -> None:
     """Raises LayoutError for a key that has no place, so that nothing trained is ever left out of a file."""
     lost = [key for key in keys if key not in places]

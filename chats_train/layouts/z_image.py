@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from .places import Place, rename
+from .places import Place, placed, rename
 
 TOP = {
     "all_x_embedder.2-1": "x_embedder",
@@ -35,8 +35,7 @@ KEY = re.compile(r"((?:layers|noise_refiner|context_refiner)\.\d+)\.(.+)")
 
 def z_image_layout(keys: Iterable[str]) -> dict[str, Place]:
     """The native place of every Z-Image transformer key that has one."""
-    places = {key: _place(key) for key in keys}
-    return {key: place for key, place in places.items() if place is not None}
+    return placed(keys, _place)
 
 
 def _place(key: str) -> Place | None:
