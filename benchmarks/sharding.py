@@ -8,11 +8,15 @@ weights after the steps from those of one process that holds everything, relativ
 far they moved. A kill takes one of two processes, at a moment between their meeting and a second step; the other has
 to end by itself. In the end the run has to equal, to the last bit, one that was left alone, and gone on with by another
 number of processes to come to its weights. The status is 1 when anything differs.
+
+The matrix keeps what it has measured (`--rows`) and measures the rest, so it can be made a family or a layout at a
+time; its table is of all that is kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import random
 import sys
@@ -26,9 +30,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "train")]
 
+from chats_train.settings.facts import FAMILIES  # noqa: E402
+from chats_train.support.jsonl import read_rows  # noqa: E402
+
 LIMIT = 1e-5
 END_SECONDS = 60
-FAMILIES = ("sd15", "sdxl", "sd3", "flux")
 METHODS = ("full", "lora")
 HSDP = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
@@ -43,12 +49,13 @@ LAYOUTS: dict[str, tuple[int, dict[str, str]]] = {
     "2, every block": (2, {}),
     "2, offloaded": (2, OFFLOAD),
 }
-# Four processes have a pass each of a step's pairs; of the three held-out ones one is left over and does not count.
-PAIRS_A_STEP, BATCH = 4, 1
+# Pairs of two sizes: where each size has an odd number of them they are five passes, which no layout shares evenly.
+PAIRS_A_STEP, BATCH = 8, 2
 SETTINGS: dict[str, Any] = {
     "train_batch_size": BATCH,
-    "bucket_reso_steps": 16,
     "seed": 2,
+    # At the default the loss of tiny bases is flat after a step, and what follows are the first step's moments alone.
+    "beta": 10.0,
     "gradient_checkpointing": True,
     "validation_pairs": 3,
     "lr_warmup_steps": 0,
@@ -60,36 +67,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("matrix", "kills"))
     parser.add_argument("--steps", type=int, default=5, help="of each run of the matrix")
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES, help="of the matrix")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="of the matrix")
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="of the matrix")
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "chats-sharding-benchmark.jsonl",
+        help="what the matrix has measured",
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--markdown", type=Path, help="write the result there too")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.part == "matrix":
-            lines, right = matrix(Path(folder), args.families, args.layouts, args.steps)
+            measure(Path(folder), args.rows, args.families, args.layouts, args.steps)
+            lines, right = matrix(args.rows, args.steps)
         else:
             lines, right = kills(Path(folder), args.kills, args.seed)
-    text = "\n".join([*heading(args), *lines]) + "\n"
+    text = "\n".join([f"# Members in shards: {args.part}", "", *lines]) + "\n"
     print(text)
     if args.markdown:
         args.markdown.write_text(text, encoding="utf-8")
     sys.exit(0 if right else 1)
 
 
-def heading(args: argparse.Namespace) -> list[str]:
+def made(command: str, *days: str) -> str:
+    """What was run, when and where."""
     import torch
 
-    asked = f" --families {' '.join(args.families)}" if args.part == "matrix" else ""
-    return [
-        f"# Members in shards: {args.part}",
-        "",
-        f"`python benchmarks/sharding.py {args.part}{asked}`, "
-        f"{date.today().isoformat()}, {platform.machine()} without a GPU, shared with other work, torch "
-        f"{torch.__version__}, gloo, tiny bases.",
-        "",
-    ]
+    return (
+        f"`python benchmarks/sharding.py {command}`, {' to '.join(days)}, {platform.machine()} without a GPU, shared "
+        f"with other work, torch {torch.__version__}, gloo, tiny bases."
+    )
 
 
 def settings_of(family: str, folder: Path, processes: int, output: str, **settings: Any):
@@ -104,46 +114,78 @@ def settings_of(family: str, folder: Path, processes: int, output: str, **settin
         tiny_pipelines.save_pipeline(family, base)
     if not pairs.exists():
         tiny_runs.write_pairs(pairs)
+        for caption in pairs.glob("*/*.txt"):
+            caption.write_text(caption.read_text() + " in a field" * (int(caption.stem) % 3))
     accumulation = PAIRS_A_STEP // BATCH // processes
-    wanted = {**SETTINGS, "gradient_accumulation_steps": accumulation, **settings}
+    side = max(16, FAMILIES[family].multiple)
+    sizes = {"bucket_reso_steps": side, "resolution": 4 * side}
+    wanted = {**SETTINGS, **sizes, "gradient_accumulation_steps": accumulation, **settings}
     return parse_config(tiny_runs.run_settings(family, base, pairs, folder, output, **wanted))
 
 
-def matrix(folder: Path, families: Sequence[str], layouts: Sequence[str], steps: int) -> tuple[list[str], bool]:
-    """Distances of each layout as a table, and whether all weights are within the limit."""
+def measure(folder: Path, path: Path, families: Sequence[str], layouts: Sequence[str], steps: int) -> None:
+    """Adds to the rows what they lack: distances of a family's runs in a layout from those of one process."""
     from sharded_runs import distances, run_processes, steps_in_shards, weights_after
     from tiny_runs import trainer_of
 
-    names = [f"{family}, {method}" for family in families for method in METHODS]
-
-    def run_of(name: str, processes: int):
-        family, method = name.split(", ")
+    def run_of(family: str, method: str, processes: int):
         average = {"ema_decay": 0.9} if method == "full" else {}
+        name = f"{family}-{method}"
         return settings_of(family, folder, processes, name, training_method=method, **average)
 
-    alone = {name: weights_after(trainer_of(run_of(name, 1)), steps) for name in names}
-    cells: dict[str, list[str]] = {name: [] for name in names}
-    largest = 0.0
-    for layout in layouts:
-        processes, environment = LAYOUTS[layout]
-        runs = [run_of(name, processes) for name in names]
-        every = layout.endswith("every block")
-        run_processes(
-            folder / f"log {layout}", processes, steps_in_shards, runs, steps, folder, not every, **environment
-        )
-        for name, run in zip(names, runs, strict=True):
-            found = distances(folder, run, alone[name])
-            largest = max(largest, found["weights"], found.get("averages", 0.0))
-            cells[name].append(f"{found['weights']:.1e} ({found['moves']:.1e})")
-        print(f"{layout}: done", file=sys.stderr)
+    for family in families:
+        done = {row["layout"] for row in rows_of(path, steps) if row["family"] == family}
+        missing = [layout for layout in layouts if layout not in done]
+        alone = {method: weights_after(trainer_of(run_of(family, method, 1)), steps) for method in METHODS if missing}
+        for layout in missing:
+            processes, environment = LAYOUTS[layout]
+            runs = {method: run_of(family, method, processes) for method in METHODS}
+            coarse = not layout.endswith("every block")
+            began, log = time.monotonic(), folder / f"log {family}"
+            started = [list(runs.values()), steps, folder, coarse]
+            run_processes(log, processes, steps_in_shards, *started, **environment)
+            row = {"family": family, "layout": layout, "steps": steps, "day": date.today().isoformat()}
+            row |= {method: distances(folder, run, alone[method]) for method, run in runs.items()}
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{family}, {layout}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+
+def rows_of(path: Path, steps: int) -> list[dict[str, Any]]:
+    return [row for row in read_rows(path) if row["steps"] == steps]
+
+
+def matrix(path: Path, steps: int) -> tuple[list[str], bool]:
+    """What is measured as a table, and whether all weights are within the limit."""
+    cells = {(row["family"], row["layout"]): row for row in rows_of(path, steps)}
+    families = [family for family in FAMILIES if any(family == each for each, _ in cells)]
+    layouts = [layout for layout in LAYOUTS if any(layout == each for _, each in cells)]
+    found = [row[method] for row in cells.values() for method in METHODS]
+    largest = max(max(each["weights"], each.get("averages", 0.0)) for each in found)
+
+    def cell(family: str, layout: str, method: str) -> str:
+        if (row := cells.get((family, layout))) is None:
+            return "—"
+        return f"{row[method]['weights']:.1e} ({row[method]['moves']:.1e})"
+
+    asked = " ".join(f'"{layout}"' for layout in layouts)
+    days = sorted({row["day"] for row in cells.values()})
     table = [
+        made(f"matrix --families {' '.join(families)} --layouts {asked}", *dict.fromkeys((days[0], days[-1]))),
+        "",
         f"Relative distance of all weights after {steps} steps from those of one process (in brackets: their moves). "
-        "AdamW, checkpointing, clipping, padded validation; averages of whole models. Blocks are cut coarsely, but "
-        f"where it says every block. Largest: {largest:.1e}; allowed: {LIMIT:.0e}.",
+        "AdamW, checkpointing, clipping; averages of whole models. A step has 8 pairs of two sizes with captions of "
+        "three lengths, in batches of at most two, of which the processes have unequally many; validation is padded "
+        "too. Blocks of SD1.5, SDXL, SD3 and Flux are cut coarsely, but where it says every block; those of the others "
+        f"are always cut. —: not measured. Largest: {largest:.1e}; allowed: {LIMIT:.0e}.",
         "",
         "| run | " + " | ".join(layouts) + " |",
         "| --- |" + " --- |" * len(layouts),
-        *(f"| {name} | " + " | ".join(row) + " |" for name, row in cells.items()),
+        *(
+            f"| {family}, {method} | " + " | ".join(cell(family, layout, method) for layout in layouts) + " |"
+            for family in families
+            for method in METHODS
+        ),
     ]
     return table, largest <= LIMIT
 
@@ -177,26 +219,32 @@ def kills(folder: Path, count: int, seed: int) -> tuple[list[str], bool]:
     run_processes(folder / "log", 2, train_in_shards, killed)
     wrong = differing(*(run.output_dir / "checkpoints" / f"step-{steps:08d}" for run in (left, killed)))
     half = list((killed.output_dir / "checkpoints").glob(".*"))
-    ends = {}
+    ends: dict[int, list[float]] = {}
     middle = killed.output_dir / "checkpoints" / f"step-{steps - 4:08d}"
     for processes in (1, 4):
         name = f"on {processes}"
         other = settings_of("sd15", folder, processes, name, **{**shared, "resume_from_checkpoint": str(middle)})
         run_processes(folder / "log", processes, train_in_shards, other)
-        last = [
-            open_checkpoint(run.output_dir / "checkpoints", "latest", RESUME).tensors("members")
-            for run in (left, other)
+        lasts = [open_checkpoint(run.output_dir / "checkpoints", "latest", RESUME) for run in (left, other)]
+        moments_of = [first_moments(last.tensors("optimizer")) for last in lasts]
+        ends[processes] = [
+            relative_distance(*(last.tensors("members") for last in lasts)),
+            relative_distance(*moments_of),
         ]
-        ends[processes] = relative_distance(*last)
-    far = max(ends.values())
+    far = max(weights for weights, _ in ends.values())
     longest = max(row[2] for row in rows)
     state = f"DIFFERS ({', '.join(wrong)})" if wrong else "equals, to the last bit,"
-    others = " and by ".join(f"{processes}: {end:.1e}" for processes, end in ends.items())
+    others = " and by ".join(
+        f"{processes}: {weights:.1e} ({moments:.1e})" for processes, (weights, moments) in ends.items()
+    )
     lines = [
+        made("kills", date.today().isoformat()),
+        "",
         f"**Killed**: {len(rows)} SIGKILLs of one of two processes, whole SD1.5 models of one level, {steps} steps, a "
         f"checkpoint after each. The last checkpoint {state} that of the run that was left alone; half-written folders "
         f"left: {len(half)}. The other process ended by itself after {longest:.1f} s at most. Four steps from the end, "
-        f"gone on with by so many processes, the weights come to so far from the same: by {others}.",
+        f"gone on with by so many processes, the weights (in brackets: AdamW's first moments) come to so far from the "
+        f"same: by {others}.",
         "",
         "| kill | process | newest checkpoint | the other ended after |",
         "| --- | --- | --- | --- |",
@@ -228,6 +276,10 @@ def kill_once(folder: Path, run: Any, moments: random.Random) -> tuple[int, int,
         process.kill()
         process.join()
     return index, step, seconds
+
+
+def first_moments(optimizer: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in optimizer.items() if name.endswith("exp_avg")}
 
 
 def newest_step(run: Any) -> int:

@@ -298,9 +298,10 @@ def compile_blocks(module: Any) -> None:
     compiled."""
     # Shapes of blocks times those of buckets, with and without a graph; beyond the limit torch stops compiling.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    kinds = module._repeated_blocks or module._no_split_modules
+    kinds = set(module._repeated_blocks or module._no_split_modules)
     for block in module.modules():
-        if type(block).__name__ in kinds:
+        # In shards a block is of a class made for that, below its own.
+        if kinds & {kind.__name__ for kind in type(block).__mro__}:
             block.compile()
 
 

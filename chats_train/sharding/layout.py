@@ -68,12 +68,11 @@ def require_shardable(config: RunConfig) -> None:
     problems = {
         "optimizer": (config.optimizer == "adamw8bit", "set adamw, or adafactor for less memory"),
         "mixed_precision": (config.mixed_precision == "fp16", "set bf16"),
-        "compile": (config.compile, "set false"),
         "base_quantization": (config.base_quantization != "none", "set none"),
     }
     for setting, (holds, way_out) in problems.items():
         if holds:
-            value = str(getattr(config, setting)).lower() if setting == "compile" else getattr(config, setting)
+            value = getattr(config, setting)
             raise UserError(f"`{setting}` is {value}, which is not done in shards (FSDP); {way_out}")
 
 

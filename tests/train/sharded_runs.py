@@ -9,6 +9,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 
 import torch
@@ -147,6 +148,26 @@ def steps_in_shards(runs: list[RunConfig], steps: int, folder: Path, coarse: boo
         assert_resumes(trainer, processes)
         if processes.is_main:
             save_file(state, folder / f"{run.output_dir.name}.safetensors")
+
+
+def assert_compiled_steps_like_plain(plain: RunConfig, compiled: RunConfig) -> None:
+    """Where every block is cut, and so of another class. What torch traces is run as it is: a compiler takes longer."""
+    torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    processes = Processes(may_shard=True)
+    trainers = [trainer_of(config, processes) for config in (plain, compiled)]
+    reports = [trainer.train_step().metrics for trainer in trainers]
+    counted = torch._dynamo.utils.counters
+    assert counted["stats"]["unique_graphs"] == 2  # with a graph and without
+    assert not counted["graph_break"]
+    weights, gradients = (
+        [torch.cat([own(of(p)).flatten() for p in each.parameters.values()]) for each in trainers]
+        for of in (lambda p: p, lambda p: p.grad)
+    )
+    for one, other in (weights, gradients):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-5 * one.abs().max().item())
+    assert reports[1].keys() == reports[0].keys()
+    for name, value in reports[0].items():
+        assert abs(reports[1][name] - value) <= 1e-5 * abs(value), name
 
 
 def train_in_shards(run: RunConfig) -> int:
