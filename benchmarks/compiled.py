@@ -1,9 +1,12 @@
 """How far steps with `compile: true` are from those without, beside how far those are from each other when only the
 order of sums changes: on two threads, and with a pass for each side.
 
-Two tables. In the first all ways compute their gradient at the same weights, along the plain steps. In the second each
-goes its own way; AdamW divides by the size of a gradient that it knows from few steps, so that where one is next to
-nothing its rounding decides. Distances are L2, relative to the plain run's.
+Two tables. In the first all ways compute their gradient at the same weights, along the plain steps: its distance, and
+that of its direction alone. A pair's errors are about 1 and its gradient's length follows from beta times their
+difference: in fp32 the last bit of an error, 6e-8, moves the length by up to beta times as much. In the second table
+each goes its own way, the gradient cut to a norm as in training; AdamW divides by the size of a gradient that it knows
+from few steps, so that where one is next to nothing its rounding decides. Distances are L2, relative to the plain
+run's.
 
     python -m benchmarks.compiled [--layout tiny|half] [--pixels N] [--method lora|full]
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import os
 import platform
 import shutil
@@ -76,12 +80,12 @@ def weights_of(trainer: Trainer) -> Vector:
 
 def norm(vector: Vector, other: Vector | None = None) -> float:
     """Of a vector, or of its difference to another."""
-    parts = [each if other is None else each - other[name] for name, each in vector.items()]
-    return float(torch.stack([part.double().square().sum() for part in parts]).sum().sqrt())
+    parts = (each if other is None else each - other[name] for name, each in vector.items())
+    return math.sqrt(sum(part.double().square().sum().item() for part in parts))
 
 
 def at_the_same_weights(setting: Setting, method: str) -> dict[str, list[float]]:
-    """By way, of each step the distance of its gradient."""
+    """By way, of each step the distance of its gradient, and that of its direction."""
     trainer = made(setting, method)
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(STEPS):
@@ -89,7 +93,11 @@ def at_the_same_weights(setting: Setting, method: str) -> dict[str, list[float]]
             plain = gradient(trainer)
         for way in WAYS:
             with going(way, trainer):
-                found[way].append(norm(plain, gradient(trainer)) / norm(plain))
+                other = gradient(trainer)
+            found[way].append(norm(plain, other) / norm(plain))
+            ratio = norm(plain) / norm(other)
+            found[way].append(norm(plain, {name: each.mul_(ratio) for name, each in other.items()}) / norm(plain))
+            del other
         with going(PLAIN, trainer):
             trainer.train_step()
     return found
@@ -141,6 +149,7 @@ def main() -> None:
     kept.mkdir(parents=True, exist_ok=True)
     prepare(setting)
     steps = [f"gradient, step {step + 1}" for step in range(STEPS)]
+    directions = [name for step in steps for name in (step, "its direction")]
     same = at_the_same_weights(setting, args.method)
     own = on_their_own(setting, args.method, kept)
     shutil.rmtree(kept)
@@ -148,7 +157,7 @@ def main() -> None:
         f"`python -m benchmarks.compiled --layout {args.layout} --pixels {args.pixels} --method {args.method}`, "
         f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}\n"
     )
-    print("\n".join([*table("at the same weights", same, steps), ""]))
+    print("\n".join([*table("at the same weights", same, directions), ""]))
     columns = [*steps, "weights, to their norm", "weights, to their moves"]
     print("\n".join(table("each on its own", own, columns)))
 
