@@ -274,8 +274,13 @@ class LoRAMembers(Members):
 
 def _adapted(layer: Any, name: str, rows: Tensor) -> Tensor:
     """What one adapter of a layer adds for these inputs."""
-    down, up = layer.lora_A[name], layer.lora_B[name]
-    return up(down(rows.to(down.weight.dtype))) * layer.scaling[name]
+    down, up, scaling = layer.lora_A[name], layer.lora_B[name], layer.scaling[name]
+    # Autocast brings rows and weights together itself: to widen rows before it narrows them would cost two passes over
+    # them in each layer.
+    if not torch.is_autocast_enabled(rows.device.type):
+        rows = rows.to(down.weight.dtype)
+    added = up(down(rows))
+    return added if scaling == 1 else added * scaling
 
 
 def make_members(
