@@ -137,6 +137,14 @@ def twins():
     return functools.cache(lambda kind: (mini_architectures.model(kind, 1), mini_architectures.model(kind, 1)))
 
 
+@pytest.fixture(scope="session")
+def narrow_known() -> None:
+    """The trainer's narrow SD1.5 and SDXL are loaded like real ones."""
+    import mini_architectures
+
+    mini_architectures.know_narrow()
+
+
 def load_pack():
     name = "custom_nodes_ComfyUI_CHATS"
     if name not in sys.modules:

@@ -97,6 +97,13 @@ def weights(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
     return found
 
 
+def know_narrow() -> None:
+    """Has ComfyUI detect SD1.5 and SDXL of 64 channels as it does those of 320."""
+    for known in (supported.SD15, supported.SDXL):
+        config = {**known.unet_config, "model_channels": NARROW["model_channels"]}
+        supported.models.append(type(known.__name__, (known,), {"unet_config": config}))
+
+
 def latent(name: str, seed: int) -> torch.Tensor:
     """[1, channels, …]"""
     if name not in KNOWN:

@@ -10,6 +10,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import comfy.model_detection
 import comfy.samplers
 import pytest
 import torch
@@ -89,6 +90,16 @@ def in_the_trainers_python(script: str, folder: Path, *arguments: str) -> None:
     process.stdin.flush()
     status = process.stdout.readline().strip()
     assert status == "0", log.read_text() if log.exists() else f"{process.args} ended: {process.poll()}"
+
+
+def assert_detected_whole(shapes: Path, of: str) -> None:
+    """ComfyUI knows native weights of these shapes as its class ``of``, which takes every one of them."""
+    weights = {key: torch.empty(shape, device="meta") for key, shape in json.loads(shapes.read_text()).items()}
+    config = comfy.model_detection.model_config_from_unet(weights, "")
+    assert type(config).__name__ == of
+    loaded = config.get_model({}, "", device="meta").diffusion_model.state_dict()
+    expected = config.process_unet_state_dict(weights)
+    assert {key: value.shape for key, value in loaded.items()} == {key: value.shape for key, value in expected.items()}
 
 
 def guider_of(model, positive, negative, cfg: float) -> CFGGuider:
