@@ -226,7 +226,7 @@ def _sd15(comfy: bool, width: int = 64) -> torch.nn.Module:
     """ComfyUI knows SD1.5 by its widths; one level will do."""
     return UNet2DConditionModel(
         block_out_channels=(width,) if comfy else (16, 32),
-        layers_per_block=1 if comfy else 2,
+        layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D",) if comfy else ("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D",) if comfy else ("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=768 if comfy else CLIP_WIDTHS["sd15"][0],
