@@ -6,6 +6,7 @@ moment hits all; only steps are timed (from one to the next), not loading. Memor
 peak of a process of its own.
 
     COMFYUI_PATH=... ComfyUI's-python benchmarks/sampling.py --layout sd15 --markdown benchmarks/sampling.md
+    COMFYUI_PATH=... ComfyUI's-python benchmarks/sampling.py --layout sdxl --pixels 1024 --batches 1 --cuda
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ import conftest
 if not conftest.USABLE:
     sys.exit(conftest.SKIPPED)
 
+from comfy.cli_args import args as comfyui_args
+
+# Before ComfyUI looks for devices.
+comfyui_args.cpu = "--cuda" not in sys.argv
+
 import comfy.model_management
 import comfy.sd
 import mini
@@ -47,6 +53,12 @@ UNETS = {
         "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
         "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
     },
+    "sdxl": {
+        **mini.SDXL,
+        "channel_mult": [1, 2, 4],
+        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+        "transformer_depth_middle": 10,
+    },
 }
 ATTENTION = (".to_q.weight", ".to_k.weight", ".to_v.weight", ".to_out.0.weight")
 RANKS = (16, 32, 64)
@@ -63,7 +75,8 @@ class Sides:
     def __init__(self, layout: str, chosen: list[str] | None = None):
         self.config, self.chosen = UNETS[layout], chosen
         self.models: dict[int, object] = {}
-        self.conds = mini.conditioning("sd15", 3), mini.conditioning("sd15", 4)
+        kind = "sdxl" if layout == "sdxl" else "sd15"
+        self.conds = mini.conditioning(kind, 3), mini.conditioning(kind, 4)
         self.pair_models = conftest.pack_module("nodes.sampling.pairing").pair_models
 
     def names(self) -> list[str]:
@@ -137,6 +150,12 @@ def measure_time(
     return times
 
 
+def on_card() -> float:
+    """Seconds by the clock, once the card has done what it was given."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def measure_memory(layout: str, name: str, pixels: int) -> None:
     """Prints, as JSON, the bytes of weights that ComfyUI holds loaded in a run, and the process's peak. Run in a
     process of its own."""
@@ -194,10 +213,11 @@ def main() -> None:
         "--threads",
         type=int,
         default=1,
-        help="with 1, time is the process's own, which other work on the machine lengthens least",
+        help="with 1, time is the process's own, which other work on the machine lengthens least (on a CPU)",
     )
     parser.add_argument("--sides", nargs="+", help="beside stock CFG; by default all")
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--cuda", action="store_true", help="on a graphics card, by the clock; time alone")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -206,13 +226,18 @@ def main() -> None:
         measure_memory(args.layout, args.memory_of, args.pixels)
         return
     sides = Sides(args.layout, args.sides)
-    memory = memory_of_all(args.layout, [name for name in sides.names() if not name.endswith("interval")], args.pixels)
+    names = [name for name in sides.names() if not name.endswith("interval")]
+    memory = {} if args.cuda else memory_of_all(args.layout, names, args.pixels)
     clock = time.process_time if args.threads == 1 else time.perf_counter
-    times = measure_time(sides, args.batches, args.rounds, args.pixels, clock)
-    stock = ", ".join(f"{statistics.median(times[batch][STOCK]):.3f} s at batch {batch}" for batch in args.batches)
+    times = measure_time(sides, args.batches, args.rounds, args.pixels, on_card if args.cuda else clock)
+    stock = ", ".join(f"{statistics.median(times[batch][STOCK]):.4f} s at batch {batch}" for batch in args.batches)
+    where = f"{args.threads} thread(s), no GPU"
+    if args.cuda:
+        where = torch.cuda.get_device_name()
+    dtype = str(sides.model(1).model.get_dtype()).removeprefix("torch.")
     heading = (
-        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {args.threads} thread(s), no GPU, ComfyUI {__version__}, "
-        f"torch {torch.__version__}, {args.layout} layout with random fp32 weights, {args.pixels} × {args.pixels} "
+        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {where}, ComfyUI {__version__}, "
+        f"torch {torch.__version__}, {args.layout} layout with random {dtype} weights, {args.pixels} × {args.pixels} "
         "pixels, "
         f"{args.rounds} rounds. Stock CFG takes {stock} a step."
     )

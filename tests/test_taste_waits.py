@@ -62,6 +62,7 @@ def steps(one: TasteDataset, lock: Counted) -> int:
     """Of a round of everything that comes while pictures are drawn and rated."""
     lock.steps = 0
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 tells of none unless some frame asked before
     sys.settrace(lock.trace)
     try:
         name, _ = one.add_candidate(b"one more", "prompt 0")

@@ -124,12 +124,13 @@ class FullMembers(Members):
         self._prepared = partial(_prepared, family, device) if shards is None else _cut(family, shards)
         self._by_name = {name: self._prepared(config) for name in self.names}
         self._reference = self._prepared(config).requires_grad_(False) if with_reference else None
+        # Weights of fp32 that are gathered in bf16 meet inputs of fp32 in every call, also where no step is taken.
+        self._half = device.type if shards is not None and config.mixed_precision == "bf16" else None
 
     def denoiser(self, name: str) -> Denoiser:
-        if name != REFERENCE:
-            return self._by_name[name]
-        assert self._reference is not None, "the members have no reference"
-        return self._reference
+        module = self._reference if name == REFERENCE else self._by_name[name]
+        assert module is not None, "the members have no reference"
+        return module if self._half is None else partial(_in_half, self._half, module)
 
     def release_reference(self) -> None:
         self._reference = None
@@ -274,8 +275,13 @@ class LoRAMembers(Members):
 
 def _adapted(layer: Any, name: str, rows: Tensor) -> Tensor:
     """What one adapter of a layer adds for these inputs."""
-    down, up = layer.lora_A[name], layer.lora_B[name]
-    return up(down(rows.to(down.weight.dtype))) * layer.scaling[name]
+    down, up, scaling = layer.lora_A[name], layer.lora_B[name], layer.scaling[name]
+    # Autocast brings rows and weights together itself: to widen rows before it narrows them would cost two passes over
+    # them in each layer.
+    if not torch.is_autocast_enabled(rows.device.type):
+        rows = rows.to(down.weight.dtype)
+    added = up(down(rows))
+    return added if scaling == 1 else added * scaling
 
 
 def make_members(
@@ -316,6 +322,12 @@ def adapter_weights(state: Mapping[str, Weight], member: str) -> dict[str, Weigh
         for key, value in state.items()
         if key.startswith(prefix)
     }
+
+
+def _in_half(device_type: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """A call under autocast."""
+    with torch.autocast(device_type, torch.bfloat16):
+        return module(*args, **kwargs)
 
 
 def _prepared(family: Family, device: torch.device, config: RunConfig) -> Any:

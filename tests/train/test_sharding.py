@@ -85,6 +85,8 @@ def test_an_error_in_one_process_ends_all_with_its_sentence(tmp_path):
 def test_a_run_in_shards_leaves_what_any_run_does(config, base, tmp_path):
     """Its preview, its pair with a probe, and a checkpoint that one process alone reads and goes on from."""
     shared = {"training_method": "full", "ema_decay": 0.9, "pretrained_model": base, "max_train_steps": 1, **UNEVEN}
+    # Weights that are gathered in another precision than they rest in also draw, and are probed.
+    shared["mixed_precision"] = "bf16"
     drawn = {"sample_every": 1, "sample_prompts": ["a b"], "sample_steps": 1}
     run = config(gradient_accumulation_steps=1, **shared, **drawn)
     run_processes(tmp_path / "log", 2, train_in_shards, run)
