@@ -143,7 +143,9 @@ def test_video_with_its_sound(nodes):
     preferred, shared, separate = patched(first, states[0]), patched(first, states[1]), patched(second, states[1])
     conds = entry(3, 256), entry(4, 256)
     shapes = (1, 128, 2, 2, 2), (1, 8, 4, 16)
-    empty, start = (NestedTensor([make(*shape) for shape in shapes]) for make in (torch.zeros, functools.partial(noise, 7)))
+    empty, start = (
+        NestedTensor([make(*shape) for shape in shapes]) for make in (torch.zeros, functools.partial(noise, 7))
+    )
 
     def sampled(model):
         guider = guider_of(model, *conds, CFG)
