@@ -1,5 +1,6 @@
-"""What a start costs with a data set of Pick-a-Pic v2's size, 851,293 pairs: the first, which reads every image, and
-the second, which reads none; and what the order of the pairs costs a step.
+"""What a start costs with a data set of Pick-a-Pic v2's size, 851,293 pairs: the first, which reads every image, the
+second and third, which read none, and one with `data.checksum`, which reads all again; and what the order of the pairs
+costs a step.
 
 The images are distinct PNGs of 8 × 8 pixels in parquet with Pick-a-Pic's columns, and, with --form folder, files in
 chosen/ and rejected/; --form ids has no images, and measures the order alone. Each start is a process of its own, which
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 PAIRS, ROWS_OF_A_FILE, SIDE = 851_293, 50_000, 8
 PAIRS_A_STEP, STEPS = 128, 100
+CHECKSUM = "with `data.checksum`"
 # Pick-a-Pic v2 has some 14 pairs a prompt.
 PAIRS_OF_A_PROMPT = 14
 
@@ -79,13 +81,13 @@ def write_folder(folder: Path, pairs: int) -> None:
         (folder / "chosen" / f"{pair:07}.txt").write_text(prompt(pair), encoding="utf-8")
 
 
-def start(folder: Path) -> dict[str, float]:
+def start(folder: Path, checksum: bool) -> dict[str, float]:
     """One start in this process."""
     from chats_train.data import open_dataset
     from chats_train.settings.config_file import PLACEHOLDERS, parse_config
 
     raw = {"version": 1, "family": "sd15", **PLACEHOLDERS, "resolution": 512}
-    raw |= {"output_dir": str(folder / "run"), "data": {"path": str(folder / "data")}}
+    raw |= {"output_dir": str(folder / "run"), "data": {"path": str(folder / "data"), "checksum": checksum}}
     clock, processor = time.perf_counter(), time.process_time()
     dataset = open_dataset(parse_config(raw), progress=False)
     print("\n".join(dataset.report()), file=sys.stderr)
@@ -138,9 +140,10 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=PAIRS)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "chats-large-data")
     parser.add_argument("--start", action="store_true", help="one start of a data set that is there")
+    parser.add_argument("--checksum", action="store_true", help="with `data.checksum`")
     args = parser.parse_args()
     if args.start:
-        print(json.dumps(start(args.folder)))
+        print(json.dumps(start(args.folder, args.checksum)))
         return
     if args.form == "ids":
         print(order_of_ids(args.pairs))
@@ -152,8 +155,10 @@ def main() -> None:
     time.sleep(5)
     command = [sys.executable, "-m", "benchmarks.large_data", "--start", "--folder", str(args.folder)]
     found = {}
-    for which in ("first", "second", "third"):
-        found[which] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    for which in ("first", "second", "third", CHECKSUM):
+        options = ["--checksum"] if which == CHECKSUM else []
+        ran = subprocess.run([*command, *options], check=True, stdout=subprocess.PIPE, text=True)
+        found[which] = json.loads(ran.stdout)
         print(f"{which} start: {json.dumps(found[which])}", file=sys.stderr, flush=True)
     assert len({each["fingerprint"] for each in found.values()}) == 1
     shutil.rmtree(args.folder)

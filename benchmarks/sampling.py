@@ -31,10 +31,8 @@ import conftest
 if not conftest.USABLE:
     sys.exit(conftest.SKIPPED)
 
-from comfy.cli_args import args as comfyui_args
-
-# Before ComfyUI looks for devices.
-comfyui_args.cpu = "--cuda" not in sys.argv
+if "--cuda" in sys.argv:
+    conftest.args.cpu = False  # before ComfyUI looks for devices
 
 import comfy.model_management
 import comfy.sd

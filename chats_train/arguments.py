@@ -30,19 +30,13 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse
         "memory, 8gb, 12gb, 16gb or 24gb",
     )
     init.add_argument("--output", type=Path, default=Path("run.yaml"), help="the file to write (default: %(default)s)")
-    init.set_defaults(run=runs["init"])
 
-    check = _with_config(
-        commands.add_parser("check", help="check config, base, data, disk and memory before anything heavy")
-    )
-    check.set_defaults(run=runs["check"])
+    _with_config(commands.add_parser("check", help="check config, base, data, disk and memory before anything heavy"))
 
-    cache = _with_config(commands.add_parser("cache", help="encode images and prompts once, ahead of training"))
-    cache.set_defaults(run=runs["cache"])
+    _with_config(commands.add_parser("cache", help="encode images and prompts once, ahead of training"))
 
     train = _with_config(commands.add_parser("train", help="train, and export the pair at the end"))
     train.add_argument("--no-cache", action="store_true", help="encode images and prompts at each use instead of once")
-    train.set_defaults(run=runs["train"])
 
     sample = _with_config(
         commands.add_parser("sample", help="sample prompts with a checkpoint: the base with CFG, the pair with CHATS")
@@ -56,14 +50,14 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse
     sample.add_argument(
         "--output", type=Path, default=Path("sample.png"), help="the picture to write (default: %(default)s)"
     )
-    _with_checkpoint(sample).set_defaults(run=runs["sample"])
+    _with_checkpoint(sample)
 
     export = _with_config(commands.add_parser("export", help="write a checkpoint's pair as files that ComfyUI loads"))
     export.add_argument(
         "--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="of the weights (default: %(default)s)"
     )
     export.add_argument("--output", type=Path, help="the folder to write to (default: the run's output_dir)")
-    _with_checkpoint(export).set_defaults(run=runs["export"])
+    _with_checkpoint(export)
 
     extract = commands.add_parser(
         "extract", help="write whole members as LoRAs: on the preferred model, or both on a base"
@@ -89,12 +83,11 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse
     extract.add_argument(
         "--output", type=Path, default=Path("."), help="the folder to write to (default: the current one)"
     )
-    extract.set_defaults(run=runs["extract"])
 
-    _add_distill(commands, runs["distill"])
-    _add_evaluate(commands, runs["evaluate"])
-    _add_score(commands, runs["score"])
-    _add_rate(commands, runs["rate"])
+    _add_distill(commands)
+    _add_evaluate(commands)
+    _add_score(commands)
+    _add_rate(commands)
 
     demo = commands.add_parser(
         "demo", help="see it all in minutes: a tiny base, a pair trained on its pictures, figures"
@@ -102,15 +95,16 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse
     demo.add_argument(
         "--output", type=Path, default=Path("chats-demo"), help="the folder to write, a new one (default: %(default)s)"
     )
-    demo.set_defaults(run=runs["demo"])
 
     inspect = commands.add_parser("inspect", help="say what a .safetensors file is, from its header")
     inspect.add_argument("file", nargs="+", type=Path)
-    inspect.set_defaults(run=runs["inspect"])
+
+    for command, run in runs.items():
+        commands.choices[command].set_defaults(run=run)
     return whole
 
 
-def _add_distill(commands: argparse._SubParsersAction, run: Callable[[argparse.Namespace], None]) -> None:
+def _add_distill(commands: argparse._SubParsersAction) -> None:
     distill = commands.add_parser(
         "distill",
         help="make one ordinary LoRA (or whole model) out of a finished run's pair, to sample at cfg 1",
@@ -164,10 +158,9 @@ def _add_distill(commands: argparse._SubParsersAction, run: Callable[[argparse.N
     student.add_argument("--seed", type=int, help="(default: the run's)")
     add("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="of the file (default: %(default)s)")
     add("--output", type=Path, help="the folder to write to (default: distilled/ in the run's output_dir)")
-    distill.set_defaults(run=run)
 
 
-def _add_evaluate(commands: argparse._SubParsersAction, run: Callable[[argparse.Namespace], None]) -> None:
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     evaluate = commands.add_parser(
         "evaluate", help="compare base, preferred model and CHATS on a prompt file, with scores"
     )
@@ -244,10 +237,10 @@ def _add_evaluate(commands: argparse._SubParsersAction, run: Callable[[argparse.
         type=Path,
         help="pictures and scores are kept there and used again (default: evaluation/ in the run's output_dir)",
     )
-    _with_checkpoint(evaluate).set_defaults(run=run)
+    _with_checkpoint(evaluate)
 
 
-def _add_score(commands: argparse._SubParsersAction, run: Callable[[argparse.Namespace], None]) -> None:
+def _add_score(commands: argparse._SubParsersAction) -> None:
     score = commands.add_parser(
         "score",
         help="let GenEval or DPG-Bench score pictures that were drawn elsewhere",
@@ -265,10 +258,9 @@ def _add_score(commands: argparse._SubParsersAction, run: Callable[[argparse.Nam
         help="DPG-Bench's files are grids of N × N pictures (default: 1, single ones)",
     )
     score.add_argument("--output", type=Path, help="scores are kept there (default: scores/ in the folder)")
-    score.set_defaults(run=run)
 
 
-def _add_rate(commands: argparse._SubParsersAction, run: Callable[[argparse.Namespace], None]) -> None:
+def _add_rate(commands: argparse._SubParsersAction) -> None:
     rate = commands.add_parser(
         "rate",
         help="let scorers rate the candidates that ComfyUI drew, and see how often they agree with you",
@@ -287,7 +279,6 @@ def _add_rate(commands: argparse._SubParsersAction, run: Callable[[argparse.Name
         metavar="NUMBER",
         help="scores that are less apart are a tie; one for each scorer, in its own unit (default: 0)",
     )
-    rate.set_defaults(run=run)
 
 
 def _with_config(command: argparse.ArgumentParser, needed: bool = True) -> argparse.ArgumentParser:
@@ -298,6 +289,5 @@ def _with_config(command: argparse.ArgumentParser, needed: bool = True) -> argpa
     return command
 
 
-def _with_checkpoint(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+def _with_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument("--checkpoint", default="latest", help="a checkpoint's folder (default: the newest whole one)")
-    return command

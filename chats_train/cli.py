@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .arguments import parser
 from .support.errors import UserError
+from .support.paths import fill_in_paths
 
 if TYPE_CHECKING:
     from .families import Family
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     args = parser(RUNS).parse_args(arguments)
     try:
-        _fill_in_paths(args)
+        fill_in_paths(args)
         args.run(args)
     except KeyboardInterrupt:
         print("stopped; what was finished is kept", file=sys.stderr)
@@ -47,26 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {shown_error(error)}; mend that and start again", file=sys.stderr)
         return USER_ERROR_STATUS
     return 0
-
-
-def _fill_in_paths(args: argparse.Namespace) -> None:
-    """`~` and variables in a command's paths: shells leave some alone, such as `--output=~/pairs`."""
-    for option, value in vars(args).items():
-        if isinstance(value, list):
-            setattr(args, option, [_filled_in(option, item) for item in value])
-        else:
-            setattr(args, option, _filled_in(option, value))
-
-
-def _filled_in(option: str, value: object) -> object:
-    from .support.paths import PathError, filled_in
-
-    if not isinstance(value, Path) or value.exists():
-        return value
-    try:
-        return Path(filled_in(str(value)))
-    except PathError as error:
-        raise UserError(f"`{option}` is `{value}`, {error}") from error
 
 
 def _is_for_the_user(error: ValueError) -> bool:

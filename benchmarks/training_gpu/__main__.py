@@ -103,7 +103,9 @@ def start(asked: argparse.Namespace, side: str, log: Any) -> subprocess.Popen:
     command = [sys.executable, "-m", "benchmarks.training_gpu", *words, f"--side={side}", *["--tiny"] * asked.tiny]
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environment = {**os.environ, **(alone if "shards" in side else {})}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+    )
 
 
 def outcome(name: str, process: subprocess.Popen) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from a checkpoint: tiny bases of random weights, one process, one card.
     python -m benchmarks.training_gpu.agreement [--families sd15 sdxl] [--device cpu] [--without-compile]
 
 Prints a table: the distance of all weights after some steps from those of the plain run, relative to how far they
-moved (another optimizer goes elsewhere). The plain run is taken twice, which shows what the card itself does not repeat. "Goes on": a new trainer takes
-one more step from the checkpoint of the one that goes on in memory, and every tensor of the state is compared.
+moved (another optimizer goes elsewhere). The plain run is taken twice, which shows what the card itself does not
+repeat. "Goes on": a new trainer takes one more step from the checkpoint of the one that goes on in memory, and every
+tensor of the state is compared.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from .sides import OFFLOADED, SHARDED
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests" / "train"))
 
-import tiny_pipelines  # noqa: E402  the tests' own helpers
-import tiny_runs  # noqa: E402
+import tiny_pipelines
+import tiny_runs
 
 STEPS = 5
 SETTINGS = {"lr_warmup_steps": 0, "gradient_checkpointing": True, "validation_pairs": 0}

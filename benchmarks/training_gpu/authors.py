@@ -1,5 +1,4 @@
-"""The authors' training step for SDXL (github.com/AIDC-AI/CHATS, train.py and scripts/train_sdxl.sh at edbded1), written
-anew for the benchmark.
+"""The authors' training step for SDXL (github.com/AIDC-AI/CHATS, train.py, scripts/train_sdxl.sh at edbded1), anew.
 
 Both models are in bf16 under gradient checkpointing, their graphs alive at once. As under DeepSpeed, which they train
 with, gradients go into sums in fp32 as soon as they are known, and Adafactor steps fp32 masters. At every step the VAE

@@ -10,7 +10,8 @@ from torch import Tensor
 from chats.pair import PredictionType
 
 from ..settings.facts import FAMILIES
-from .base import Denoiser, Family, last_hidden_but_one, open_clip_ids
+from .base import Denoiser, Family
+from .clip import last_hidden_but_one, open_clip_ids
 from .config_keys import FLOW_NOISE, ConfigKeys
 from .prompts import Prompt, expand
 from .schedule import TRAIN_TIMESTEPS, FlowSchedule, Schedule

@@ -9,7 +9,8 @@ from torch import Tensor
 from chats.pair import NullPrompt, PredictionType
 
 from ..settings.facts import FAMILIES
-from .base import Denoiser, Family, last_hidden_but_one, open_clip_ids
+from .base import Denoiser, Family
+from .clip import last_hidden_but_one, open_clip_ids
 from .config_keys import DIFFUSION_NOISE, UNET
 from .prompts import Prompt, expand
 from .schedule import Schedule

@@ -302,7 +302,8 @@ def make_members(
 def compile_blocks(module: Any) -> None:
     """torch.compile of a model's repeated blocks, one at a time and in place: blocks of one shape share what is
     compiled."""
-    # Shapes of blocks times those of buckets, with and without a graph; beyond the limit torch stops compiling.
+    # Shapes of blocks, with and without a graph, for the first size of a batch and for any; beyond the limit torch says
+    # so and stops compiling.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     kinds = module._repeated_blocks or module._no_split_modules
     for block in module.modules():

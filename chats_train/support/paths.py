@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 from pathlib import Path
@@ -50,6 +51,27 @@ def filled_in(text: str) -> str:
     if filled.startswith("~") and path == filled:
         raise PathError("which begins with `~`, and there is no such user; write the path out")
     return path
+
+
+def fill_in_paths(args: argparse.Namespace) -> None:
+    """`~` and variables in a command's paths: shells leave some alone, such as `--output=~/pairs`.
+
+    Raises:
+        UserError: for a variable or a user that is not there.
+    """
+    for option, value in vars(args).items():
+        several = isinstance(value, list)
+        filled = [_filled_in_option(option, item) for item in (value if several else [value])]
+        setattr(args, option, filled if several else filled[0])
+
+
+def _filled_in_option(option: str, value: object) -> object:
+    if not isinstance(value, Path) or value.exists():
+        return value
+    try:
+        return Path(filled_in(str(value)))
+    except PathError as error:
+        raise UserError(f"`{option}` is `{value}`, {error}") from error
 
 
 def too_long(path: Path, temporary: bool = False) -> str | None:

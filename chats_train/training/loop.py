@@ -46,7 +46,7 @@ def _steps(trainer: Trainer, stopped: list[int], reports: Reports | None) -> boo
         seconds = time.perf_counter() - started
         row = {"step": report.step, **report.metrics, "pairs_per_second": report.pairs / seconds}
         if config.compile and first and processes.is_main:
-            bar.write(f"compiled: the first step took {seconds:.0f} s; each new shape of a batch takes some once more")
+            bar.write(f"compiled: the first step took {seconds:.0f} s; the next few sizes of a batch take some more")
         first = False
         halted = processes.any(bool(stopped))
         if report.step % config.validation_steps == 0 or report.step == config.max_train_steps:

@@ -48,11 +48,13 @@ class ReferenceErrors:
         self._rows = {pair: row for row, pair in enumerate(chain(ids, measured))}
         # Of each draw and pair, the chosen side's and the rejected one's; NaN where it is not known.
         self.table = torch.full((draws * len(ids) + len(measured), len(SIDES)), float("nan"))
+        # Rows of the table with a NaN, counted along: a step looks at its own rows alone.
+        self._unknown = len(self.table)
 
     @property
     def complete(self) -> bool:
         """Whether all are known: the reference is then not asked any more."""
-        return not self.table.isnan().any()
+        return self._unknown == 0
 
     def draw_epoch(self, epoch: int) -> int:
         """The epoch whose draws a pair has."""
@@ -71,7 +73,7 @@ class ReferenceErrors:
         if wanted(bool(unknown.any())):
             computed = compute()
             errors = torch.stack([computed[side] for side in SIDES], dim=1)
-            self.table[places[unknown]] = errors.float().cpu()[unknown]
+            self._put(places[unknown], errors.float().cpu()[unknown])
         return dict(zip(SIDES, self.table[places].unbind(1), strict=True))
 
     def share(self, picked: Picked, processes: Processes) -> None:
@@ -83,11 +85,22 @@ class ReferenceErrors:
         known = ~errors.isnan()
         sums = processes.sum(torch.stack([errors.where(known, 0.0), known.double()]).to(processes.device)).cpu()
         # The mean of those that know it, who nearly always are one; NaN where none does.
-        self.table[places] = (sums[0] / sums[1]).float()
+        self._put(places, (sums[0] / sums[1]).float())
 
     def load(self, table: Tensor) -> None:
         """Those of a checkpoint."""
         self.table.copy_(table)
+        self._unknown = self._unknown_of(slice(None))
+
+    def _put(self, places: Tensor, errors: Tensor) -> None:
+        # A pair that ends one epoch and begins the next may come twice in a step, with one draw.
+        rows = places.unique()
+        before = self._unknown_of(rows)
+        self.table[places] = errors
+        self._unknown += self._unknown_of(rows) - before
+
+    def _unknown_of(self, rows: Tensor | slice) -> int:
+        return int(self.table[rows].isnan().any(1).sum())
 
     def _places(self, picked: Picked) -> Tensor:
         base = self.draws * self._trained

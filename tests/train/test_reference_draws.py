@@ -147,6 +147,30 @@ def test_processes_bring_together_what_each_has_computed():
     assert one.of(picked[:1], errors(9.0))["chosen_reference"].tolist() == torch.tensor([0.1]).tolist()
 
 
+def test_what_is_not_known_yet_is_counted_along():
+    """A pair twice in a batch counts once, an error that is not finite as unknown; and a look at the whole table, which
+    would cost each step as much as there are pairs, is not needed."""
+    samples = [Sample(name) for name in "ab"]
+    references = ReferenceErrors(1, list("ab"), ["v"])
+
+    def ask(picked, *values):
+        errors = torch.tensor(values)
+        references.of(picked, lambda: {"chosen_reference": errors, "rejected_reference": torch.ones(len(values))})
+        assert references.complete == (not references.table.isnan().any())
+
+    ask([(0, samples[0]), (1, samples[0])], 0.1, 0.1)
+    ask([(-1, Sample("v")), (0, samples[1])], 0.2, float("nan"))
+    ask([(3, samples[1]), (3, samples[0])], 0.3, 0.1)
+    assert references.complete
+    half = references.table.clone()
+    half[1, 0] = float("nan")
+    references.load(half)
+    assert not references.complete
+    ask([(0, samples[1])], 0.3)
+    del references.table
+    assert references.complete
+
+
 def test_a_run_that_repeats_its_draws_often_is_told(config):
     """Ten pairs, four a step: 50 steps are 20 visits of a pair."""
     run = config(**SETTINGS).model_copy(update={"max_train_steps": 50})

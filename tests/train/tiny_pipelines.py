@@ -154,7 +154,8 @@ def qwen3(width: int, seed: int, layers: int = 2) -> torch.nn.Module:
 def qwen_vl(width: int, seed: int) -> torch.nn.Module:
     text = dict(vocab_size=LLM_VOCABULARY, hidden_size=width, intermediate_size=32, num_hidden_layers=2)
     text |= dict(num_attention_heads=2, num_key_value_heads=1, bos_token_id=None, eos_token_id=None)
-    text["rope_scaling"] = {"type": "mrope", "mrope_section": [2, 2, 2]}
+    third = width // 12
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": [width // 4 - 2 * third, third, third]}
     vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=1, out_hidden_size=width)
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
     return randomised(Qwen2_5_VLForConditionalGeneration(config), seed)

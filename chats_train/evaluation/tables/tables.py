@@ -27,8 +27,8 @@ from .cells import Table, make_table
 from .files import paths_text, write_table
 from .inputs import PROMPT_FILES, by_benchmark, open_models
 from .layout import PAIR, THROUGHPUT, Column, Layout, Method, benchmark_of, layouts
-from .paper import MODELS, PARAMETERS
-from .throughput import device_name, measure
+from .notes import base_notes, base_title, how_it_was_made, scorer_notes, subject_notes
+from .throughput import measure
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _drawn(
         family = open_family(subject.config, device)
         if name == PAIR:
             base, work.base = family.base_sha256, base_title(subject, family)
-            work.notes += _base_notes(subject, family, work.base)
+            work.notes += base_notes(subject, family, work.base)
         elif family.base_sha256 != base:
             raise UserError(f"`--model` {name} is of another base than the pair; give one of the same base")
         planned: dict[tuple[str, Method], list[Picture]] = {}
@@ -228,22 +228,9 @@ def _table(
         )
         return found or f"{column.title} has no prompt of its own in `--prompts`"
 
-    seeds = settings.seeds or layout.seeds
     counts = ", ".join(f"{len(by_name[each])} of {each}" for each in sorted(layout.benchmarks) if each in by_name)
-    said = [*work.notes, *notes]
-    if layout.name != "6":
-        said.append(f"prompts: {counts or 'none'}; pictures for each: {seeds}; steps: {settings.steps}")
-        said.append("errors are standard errors over prompts; of a difference ours alone, as the paper states none")
-    else:
-        name = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        said.append(f"measured on {name}, {settings.steps} steps, from prompt to picture; the paper's is one A100")
-    used = {column.quantity.scorer for column in layout.columns}
-    said += [
-        note for key, each in scorers.items() if key in used and isinstance(each, Benchmark) for note in each.notes
-    ]
-    said += [
-        f"{key}: {subject.name}" for key, subject in subjects.items() if any(m.models == key for m in layout.methods)
-    ]
+    said = [*work.notes, *notes, *how_it_was_made(layout, counts, settings.seeds or layout.seeds, settings.steps)]
+    said += [*scorer_notes(layout, scorers), *subject_notes(layout, subjects)]
     return make_table(layout, work.base, ours, tuple(said))
 
 
@@ -284,23 +271,3 @@ def _one_model(method: Method, subject: Subject) -> bool:
 
 def _unique(pictures: Iterable[Picture]) -> list[Picture]:
     return list({picture.key: picture for picture in pictures}.values())
-
-
-def base_title(subject: Subject, family: Family) -> str:
-    """The paper's model that the base is, by the number of its denoiser's parameters; else the base's own name."""
-    count = family.parameter_counts()[family.facts.denoiser_part]
-    name = Path(subject.config.pretrained_model).name
-    return PARAMETERS.get(count, f"{name} (another)" if name in MODELS else name)
-
-
-def _base_notes(subject: Subject, family: Family, title: str) -> list[str]:
-    config = subject.config
-    if title in PARAMETERS.values():
-        same = f"taken for the paper's {title} by its number of parameters; whose weights they are is not looked at"
-    else:
-        same = "none of the paper's, so no figure of the paper stands beside ours"
-    return [
-        f"base: {config.pretrained_model}, {same}",
-        f"{config.resolution} × {config.resolution} px, {str(family.dtype).removeprefix('torch.')}, null prompt "
-        f"{family.null_prompt_kind}; s and α as in the paper",
-    ]
