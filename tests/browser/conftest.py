@@ -25,6 +25,8 @@ import conftest as comfy_tests  # noqa: E402  that of tests/comfy: where ComfyUI
 sys.path.append(str(Path(__file__).parent))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHROMIUM_ARGUMENTS = [
+    # Everything that is not this machine is kept out; to ask for each request takes the cache away.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-background-networking",
@@ -108,13 +110,19 @@ def browser():
 
 
 @pytest.fixture(scope="session")
-def front_end(browser, server):
-    """One page for all modules: to load it takes seconds. Nodes 2.0 in the newest, classic in others."""
+def shared_page(browser, server):
+    """One page for all modules: to load it takes seconds."""
     from page import FrontEnd
 
     running = FrontEnd(browser, server, nodes_2=comfy_tests.is_newest())
     yield running
     running.close()
+
+
+@pytest.fixture(scope="session")
+def front_end(shared_page):
+    """Nodes 2.0 in the newest, classic in others."""
+    return shared_page
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import json
 import pytest
 import workflow_graph
 from conftest import COMFYUI, ends_only, is_newest, pack_module
-from page import SUCCESS, FrontEnd
+from page import SUCCESS
 from rating_page import put_rated
 from serving import ROOT
 from test_taste_loop import DRAW, TRAIN
@@ -30,12 +30,13 @@ def renderings() -> list[str]:
 RENDERINGS = renderings()
 
 
-# Of the session, as `opened` is of the module: so pytest opens all workflows in one page before it loads the next.
+# Of the session, as `opened` is of the module: so pytest opens all workflows in one rendering before the next.
 @pytest.fixture(scope="session", params=RENDERINGS)
-def front_end(request, browser, server):
-    running = FrontEnd(browser, server, nodes_2=request.param == "Nodes 2.0")
-    yield running
-    running.close()
+def front_end(request, shared_page):
+    before = shared_page.nodes_2
+    shared_page.render(nodes_2=request.param == "Nodes 2.0")
+    yield shared_page
+    shared_page.render(before)
 
 
 @pytest.fixture(scope="module")

@@ -124,17 +124,25 @@ def nodes(pack) -> dict:
 @pytest.fixture(scope="session")
 def pairs():
     """A preferred and a dispreferred model by kind; made once, never changed."""
-    import mini
+    import mini_architectures
 
-    return functools.cache(lambda kind: (mini.model(kind, 1), mini.model(kind, 2)))
+    return functools.cache(lambda kind: (mini_architectures.model(kind, 1), mini_architectures.model(kind, 2)))
 
 
 @pytest.fixture(scope="session")
 def twins():
     """Two models with the same weights, each its own, by kind."""
-    import mini
+    import mini_architectures
 
-    return functools.cache(lambda kind: (mini.model(kind, 1), mini.model(kind, 1)))
+    return functools.cache(lambda kind: (mini_architectures.model(kind, 1), mini_architectures.model(kind, 1)))
+
+
+@pytest.fixture(scope="session")
+def narrow_known() -> None:
+    """The trainer's narrow SD1.5 and SDXL are loaded like real ones."""
+    import mini_architectures
+
+    mini_architectures.know_narrow()
 
 
 def load_pack():

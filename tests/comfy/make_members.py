@@ -3,9 +3,10 @@ make_members.py FOLDER KIND …`.
 
 Makes of each kind, in a folder of its name, a random pair and a pair of LoRAs that ComfyUI detects, exports them, and
 samples them with the headless sampler. What the test needs to do the same in ComfyUI lies in `expected.safetensors`:
-prompts, and latents by name of the run.
+prompts, and latents by name of the run. `shapes.json` has the weights of the published widths for SD1.5 and SDXL.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from safetensors.torch import save_file
 
 from chats.pair import PairMetadata
 from chats_train.families import load_family
+from chats_train.layouts.formats import file_format
+from chats_train.layouts.places import to_native
 from chats_train.runs.pair_files import export_full, export_lora
 from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_cfg, sample_pair
 
@@ -27,6 +30,8 @@ RUNS = {
 }
 # Tokens and pooled width of each family's prompts.
 PROMPTS = {"sd15": (77, 768, None), "sdxl": (77, 2048, 1280), "sd3": (154, 4096, 2048), "flux": (256, 4096, 768)}
+# Of these the pairs are narrower.
+PUBLISHED = ("sd15", "sdxl")
 
 
 def random_prompt(family: str, seed: int) -> dict[str, torch.Tensor]:
@@ -89,6 +94,15 @@ def make(kind: str, folder: Path) -> None:
         f"{which}.{key}": value for which, entry in (("prompt", prompt), ("null", null)) for key, value in entry.items()
     }
     save_file(results | prompts, folder / "expected.safetensors")
+    if name in PUBLISHED:
+        (folder / "shapes.json").write_text(json.dumps(published_shapes(name)))
+
+
+def published_shapes(name: str) -> dict[str, list[int]]:
+    """Native weights of a base with the published widths and one block of each kind that repeats."""
+    with torch.device("meta"):
+        weights = tiny_pipelines.published(name).state_dict()
+    return {key: list(value.shape) for key, value in to_native(weights, file_format(name).layout(weights)).items()}
 
 
 if __name__ == "__main__":

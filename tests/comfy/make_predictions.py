@@ -13,15 +13,13 @@ from pathlib import Path
 import peft
 import tiny_pipelines
 import torch
-from make_members import LORA_ALPHA, add_lora, with_adapter
+from make_members import LORA_ALPHA, add_lora, published_shapes, with_adapter
 from safetensors.torch import save_file
 
 from chats.pair import PairMetadata
 from chats_train.families import load_family
 from chats_train.families.base_checks import TEXT_WIDTHS
 from chats_train.families.prompts import MASK, batch_of
-from chats_train.layouts.formats import file_format
-from chats_train.layouts.places import to_native
 from chats_train.runs.pair_files import export_full, export_lora
 from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_pair
 
@@ -74,13 +72,6 @@ def make(name: str, folder: Path) -> None:
     results["pair"] = sample_pair(family, *pair, prompt, empty, noisy[:1], settings)
     save_file({key: value.contiguous() for key, value in (results | prompts).items()}, folder / "expected.safetensors")
     (folder / "shapes.json").write_text(json.dumps(published_shapes(name)))
-
-
-def published_shapes(name: str) -> dict[str, list[int]]:
-    """Of a base with the published widths and one block of each kind that repeats."""
-    with torch.device("meta"):
-        weights = tiny_pipelines.published(name).state_dict()
-    return {key: list(value.shape) for key, value in to_native(weights, file_format(name).layout(weights)).items()}
 
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ REPETITIONS = 7
 def stock_latent():
     """What ComfyUI's own KSampler makes of a mini SD1.5."""
     import mini
+    import mini_architectures
     import nodes
 
     prompts = mini.conditioning("sd15", 3), mini.conditioning("sd15", 4)
     (latent,) = nodes.KSampler().sample(
-        mini.model("sd15", 1), 7, 2, 6.0, "euler_ancestral", "normal", *prompts, mini.latent("sd15")
+        mini_architectures.model("sd15", 1), 7, 2, 6.0, "euler_ancestral", "normal", *prompts, mini.latent("sd15")
     )
     return latent["samples"]
 

@@ -1,5 +1,4 @@
-"""Mini models that real ComfyUI detects as SD1.5, SDXL or SD3, with seeded random weights, and the conditioning they
-take."""
+"""Mini models that real ComfyUI detects as SD1.5 or SD3, with seeded random weights, and the conditioning they take."""
 
 import json
 import math
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import comfy.sd
 import torch
-from running import result
 
 DTYPES = {torch.float16: "F16", torch.float8_e4m3fn: "F8_E4M3"}
 
@@ -100,13 +98,10 @@ def sd3_weights(
 
 
 def weights(kind: str, seed: int) -> dict[str, torch.Tensor]:
-    """Fresh weights of a kind: sd15, sd15_v (v-prediction), sdxl, sdxl_v, sd3, sd3_5."""
+    """Fresh weights of a kind: sd15, sd3, sd3_5."""
     if kind.startswith("sd3"):
         return sd3_weights(seed, "rms" if kind == "sd3_5" else None)
-    state = unet_weights(SDXL if kind.startswith("sdxl") else SD15, seed)
-    if kind == "sdxl_v":
-        state["v_pred"] = torch.tensor([])
-    return state
+    return unet_weights(SD15, seed)
 
 
 def write_zeros(path: Path, shapes: dict[str, Sequence[int]], dtype: torch.dtype, firsts: bytes = b"") -> None:
@@ -130,10 +125,6 @@ def model(kind: str, seed: int):
     """A loaded ModelPatcher, its weights its own."""
     patcher = comfy.sd.load_diffusion_model_state_dict(weights(kind, seed))
     assert patcher is not None, f"ComfyUI did not detect the mini {kind}"
-    if kind == "sd15_v":
-        from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
-
-        (patcher,) = result(ModelSamplingDiscrete, patcher, "v_prediction", False)
     return patcher
 
 

@@ -20,6 +20,9 @@ NARROW = dict(
     transformer_depth_middle=1,
 )
 SD15 = dict(mini.SD15, **NARROW)
+SD15_OF_TWO_WIDTHS = dict(
+    SD15, channel_mult=[1, 2], num_res_blocks=[1, 1], transformer_depth=[1, 1], transformer_depth_output=[1] * 4
+)
 SDXL = dict(mini.SDXL, **NARROW)
 FULL_DEPTH = dict(transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10], transformer_depth_middle=10)
 
@@ -37,7 +40,10 @@ class Architecture(NamedTuple):
 KNOWN = {
     "sd15": Architecture("SD15", SD15, (4, 8, 8), 768),
     "sd15_v": Architecture("SD15", SD15, (4, 8, 8), 768),
+    # With layers of twice the first one's channels.
+    "sd15_of_two_widths": Architecture("SD15", SD15_OF_TWO_WIDTHS, (4, 8, 8), 768),
     "sdxl": Architecture("SDXL", SDXL, (4, 8, 8), 2048, 1280),
+    "sdxl_v": Architecture("SDXL", SDXL, (4, 8, 8), 2048, 1280),
     # With the names of the real one.
     "sdxl_deep": Architecture("SDXL", {**mini.SDXL, **FULL_DEPTH, "model_channels": 64}, (4, 8, 8), 2048, 1280),
     "flux": Architecture("Flux", FLUX, (16, 8, 8), 4096, 768),
@@ -89,6 +95,13 @@ def weights(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
         scaled = noise / value[0].numel() ** 0.5 if value.ndim > 1 else noise * 0.05 + float(is_scale)
         found[key] = scaled.to(value.dtype)
     return found
+
+
+def know_narrow() -> None:
+    """Has ComfyUI detect SD1.5 and SDXL of 64 channels as it does those of 320."""
+    for known in (supported.SD15, supported.SDXL):
+        config = {**known.unet_config, "model_channels": NARROW["model_channels"]}
+        supported.models.append(type(known.__name__, (known,), {"unet_config": config}))
 
 
 def latent(name: str, seed: int) -> torch.Tensor:

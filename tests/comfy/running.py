@@ -10,6 +10,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import comfy.model_detection
 import comfy.samplers
 import pytest
 import torch
@@ -91,6 +92,16 @@ def in_the_trainers_python(script: str, folder: Path, *arguments: str) -> None:
     assert status == "0", log.read_text() if log.exists() else f"{process.args} ended: {process.poll()}"
 
 
+def assert_detected_whole(shapes: Path, of: str) -> None:
+    """ComfyUI knows native weights of these shapes as its class ``of``, which takes every one of them."""
+    weights = {key: torch.empty(shape, device="meta") for key, shape in json.loads(shapes.read_text()).items()}
+    config = comfy.model_detection.model_config_from_unet(weights, "")
+    assert type(config).__name__ == of
+    loaded = config.get_model({}, "", device="meta").diffusion_model.state_dict()
+    expected = config.process_unet_state_dict(weights)
+    assert {key: value.shape for key, value in loaded.items()} == {key: value.shape for key, value in expected.items()}
+
+
 def guider_of(model, positive, negative, cfg: float) -> CFGGuider:
     guider = CFGGuider(model)
     guider.set_conds(positive, negative)
@@ -164,12 +175,12 @@ def lora(model, seed: int, rank: int = 2, scale: float = 0.5, within: str = "") 
 
 
 class ResidualControl(ControlBase):
-    """A control object: a fixed residual on the middle block, scaled by the row's prompt, up to a share of the
-    schedule."""
+    """A control object: a fixed residual on the middle block of so many channels, scaled by the row's prompt, up to a
+    share of the schedule."""
 
-    def __init__(self, seed: int, until: float = 1.0):
+    def __init__(self, seed: int, until: float = 1.0, channels: int = 64):
         super().__init__()
-        self.seed, self.until = seed, until
+        self.seed, self.until, self.channels = seed, until, channels
 
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)
@@ -178,13 +189,14 @@ class ResidualControl(ControlBase):
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options=None):
         if t[0] < self.sigma_end:
             return None
-        residual = torch.randn(1, 320, 1, 1, generator=torch.Generator().manual_seed(self.seed)).to(x_noisy.device)
+        residual = torch.randn(1, self.channels, 1, 1, generator=torch.Generator().manual_seed(self.seed))
+        residual = residual.to(x_noisy.device)
         scale = (
             4 * self.strength * cond["c_crossattn"].std(dim=(1, 2))
         )  # a row at a time: who shares the batch is no matter
         return {"middle": [residual * scale.reshape(-1, 1, 1, 1)], "output": [], "input": []}
 
     def copy(self):
-        other = type(self)(self.seed, self.until)
+        other = type(self)(self.seed, self.until, self.channels)
         self.copy_to(other)
         return other

@@ -72,10 +72,9 @@ def write_models(models: Path) -> None:
     preferred, dispreferred = mini.weights("sd15", 1), mini.weights("sd15", 2)
     save_file(half(preferred), unets / "chats_sd15_preferred.safetensors")
     save_file(half(dispreferred), unets / "chats_sd15_dispreferred.safetensors")
-    encoders = half(text_encoder_weights(3), "cond_stage_model.transformer.") | half(
-        vae_weights(4), "first_stage_model."
-    )
-    whole = half(preferred, "model.diffusion_model.") | encoders
+    clip_l = half(text_encoder_weights(3))
+    whole = half(preferred, "model.diffusion_model.") | half(clip_l, "cond_stage_model.transformer.")
+    whole |= half(vae_weights(4), "first_stage_model.")
     save_file(whole, checkpoints / "v1-5-pruned-emaonly-fp16.safetensors")
     # The same SD1.5 under SDXL's name: ComfyUI sees by the weights what a file is, and the graph is the same for both.
     os.link(checkpoints / "v1-5-pruned-emaonly-fp16.safetensors", checkpoints / "sd_xl_base_1.0.safetensors")
@@ -87,7 +86,7 @@ def write_models(models: Path) -> None:
     (unets / "truncated.safetensors").write_bytes(content[: len(content) // 2])
     torch.save({"weight": torch.zeros(1)}, unets / "pickled.ckpt")
     write_loras(models / "loras")
-    write_sd35(models)
+    write_sd35(models, clip_l)
     write_z_image(models)
 
 
@@ -107,7 +106,7 @@ def write_loras(loras: Path) -> None:
     pair.write_member(loras / "my-pair-sdxl-cfg1.safetensors", running.lora(base, 10), stated)
 
 
-def write_sd35(models: Path) -> None:
+def write_sd35(models: Path, clip_l: dict[str, torch.Tensor]) -> None:
     """A mini SD3.5 pair under the flow workflow's names, with a small VAE and encoders of the real sizes: CLIP-L of
     random weights, CLIP-G and T5-XXL (6 GB together) of zeros, which take no room on a disk."""
     import comfy.sdxl_clip
@@ -121,7 +120,7 @@ def write_sd35(models: Path) -> None:
     for folder in ("text_encoders", "vae"):
         (models / folder).mkdir()
     save_file(half(vae_weights(4, latent_channels=16)), models / "vae" / "sd3.5_vae.safetensors")
-    save_file(half(text_encoder_weights(3)), models / "text_encoders" / "clip_l.safetensors")
+    save_file(clip_l, models / "text_encoders" / "clip_l.safetensors")
     sizes = [
         ("clip_g", CLIPTextModel, comfy.sdxl_clip, "clip_config_bigg.json", torch.float16),
         ("t5xxl_fp8_e4m3fn", T5, comfy.text_encoders.sd3_clip, "t5_config_xxl.json", torch.float8_e4m3fn),

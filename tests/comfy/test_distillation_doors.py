@@ -15,7 +15,7 @@ pytestmark = newest_only
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory) -> Door:
+def door(tmp_path_factory, narrow_known) -> Door:
     folder = tmp_path_factory.mktemp("distilled")
     in_the_trainers_python("distill_steps.py", folder)
     return Door(folder)

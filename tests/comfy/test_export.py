@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ends_only
 from nodes import KSampler, UNETLoader
-from running import in_the_trainers_python
+from running import assert_detected_whole, in_the_trainers_python
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,8 +26,9 @@ sys.path.append(str(ROOT))
 from chats_train.layouts.formats import file_format, lora_names  # noqa: E402
 from chats_train.layouts.places import to_native  # noqa: E402
 
-# SDXL as v-prediction alone: a mini that ComfyUI knows is 1.1 GB, and epsilon differs by two markers less.
+# SDXL as v-prediction alone: epsilon differs by two markers less.
 KINDS = ["sd15", "sdxl_v", "sd3", "flux"]
+CLASSES = {"sd15": "SD15", "sdxl": "SDXL", "sd3": "SD3", "flux": "Flux"}
 
 
 def diffusers_map(kind: str, model) -> dict[str, object]:
@@ -54,7 +55,7 @@ def in_diffusers_names(native: dict[str, torch.Tensor], mapping: dict[str, objec
     return found
 
 
-# SDXL's depths are in its names, its widths are not: 64 channels take a second, and ComfyUI's 320 fifteen.
+# SDXL's depths are in its names, its widths are not.
 NAMED = ["sd15", "sdxl_deep", "sd3"]
 
 
@@ -98,7 +99,7 @@ def all_exported(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def exported(request, all_exported):
+def exported(request, all_exported, narrow_known):
     """Kind, folder and expectations of an exported pair whose files ComfyUI's loaders find."""
     folder = all_exported / request.param
     for name in ("diffusion_models", "loras"):
@@ -130,9 +131,8 @@ def sample(nodes, pair, expected, scheduler="normal", form="proxy", cfg=3.0) -> 
 
 def test_members_are_detected_whole(exported, pair):
     kind, folder, _ = exported
-    classes = {"sd15": "SD15", "sdxl": "SDXL", "sd3": "SD3", "flux": "Flux"}
     for model, member in zip(pair, ("preferred", "dispreferred"), strict=True):
-        assert type(model.model.model_config).__name__ == classes[kind.split("_")[0]]
+        assert type(model.model.model_config).__name__ == CLASSES[kind.split("_")[0]]
         file = load_file(folder / f"{kind}_{member}.safetensors")
         # ComfyUI calls Flux's norms `weight`.
         file = {key.replace("_norm.scale", "_norm.weight"): value for key, value in file.items()}
@@ -141,6 +141,11 @@ def test_members_are_detected_whole(exported, pair):
         assert [key for key in loaded if not torch.equal(loaded[key], file[key])] == []
     assert (model.model.model_type.name == "V_PREDICTION") == kind.endswith("_v")
     assert bool(getattr(model.model.model_sampling, "zsnr", False)) == kind.endswith("_v")
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl_v"])
+def test_the_published_widths_are_detected_whole(kind, all_exported):
+    assert_detected_whole(all_exported / kind / "shapes.json", CLASSES[kind.split("_")[0]])
 
 
 @pytest.mark.parametrize("run", ["proxy", "exact", "simple"])

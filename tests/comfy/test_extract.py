@@ -12,7 +12,7 @@ FAMILIES = ["sd15", "sd3", "flux"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def extracted(tmp_path_factory):
+def extracted(tmp_path_factory, narrow_known):
     """Members and LoRAs of all families, where ComfyUI's loaders find them."""
     folder = tmp_path_factory.mktemp("extracted")
     in_the_trainers_python("make_extracted.py", folder, *FAMILIES)

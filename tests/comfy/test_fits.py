@@ -8,7 +8,6 @@ are installed.
 from types import MethodType
 
 import comfy.controlnet
-import comfy.sd
 import mini
 import nodes as comfy_nodes
 import pytest
@@ -20,6 +19,7 @@ from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from conftest import ends_only, newest, newest_only
 from fitting import CFG, assert_shared_weights_fit, assert_two_models_fit, ksampler, lora_pairs, prompts
+from mini_architectures import SD15
 from running import guider_of, reference_of, result, run
 
 pytestmark = ends_only
@@ -40,7 +40,7 @@ def attn2_replaced(model):
     negative rows."""
     patched = model.clone()
     generator = torch.Generator().manual_seed(8)
-    image = {branch: torch.randn(1, 4, 320, generator=generator) for branch in (0, 1)}
+    image = {branch: torch.randn(1, 4, 64, generator=generator) for branch in (0, 1)}
 
     def replace(q, k, v, options):
         from comfy.ldm.modules.attention import optimized_attention
@@ -110,9 +110,7 @@ def controlnet():
     from comfy.cldm.cldm import ControlNet
     from comfy.ops import disable_weight_init
 
-    config = {
-        name: value for name, value in mini.SD15.items() if name not in ("out_channels", "transformer_depth_output")
-    }
+    config = {name: value for name, value in SD15.items() if name not in ("out_channels", "transformer_depth_output")}
     network = ControlNet(**config, hint_channels=3, device="meta", dtype=torch.float32, operations=disable_weight_init)
     loaded = comfy.controlnet.load_controlnet_state_dict(
         {f"control_model.{k}": v for k, v in mini.random_weights(network, 9).items()}
@@ -154,23 +152,16 @@ IN_ALL_VERSIONS = (
     "crop and noise mask (detailers)",
 )
 EVERYWHERE = [*IN_ALL_VERSIONS, *newest(*(node for node in NODES if node not in IN_ALL_VERSIONS))]
-# It acts on layers of twice and four times the first one's channels, which the mini model does not have.
+# It acts on layers of twice and four times the first one's channels.
 free_u = on_the_model(FreeU_V2, 1.3, 1.4, 0.9, 0.2)
 # Tiles of one size: it draws sizes from torch's global generator, which two passes read twice.
 hypertile = on_the_model(HyperTile, 64, 1, 0, False)
 
 
-@pytest.fixture(scope="module")
-def wide_twins():
-    two = {"num_res_blocks": [1, 1], "transformer_depth": [1, 1], "transformer_depth_output": [1] * 4}
-    weights = mini.unet_weights({**mini.SD15, **two, "channel_mult": [1, 2]}, 1)
-    return tuple(comfy.sd.load_diffusion_model_state_dict(dict(weights)) for _ in range(2))
-
-
 @newest_only
-def test_free_u(join, wide_twins):
-    assert_two_models_fit(free_u, join, wide_twins, unlike=ksampler)
-    assert_shared_weights_fit(free_u, join, wide_twins)
+def test_free_u(join, twins):
+    assert_two_models_fit(free_u, join, twins("sd15_of_two_widths"), unlike=ksampler)
+    assert_shared_weights_fit(free_u, join, twins("sd15_of_two_widths"))
 
 
 def test_hypertile(join, twins):

@@ -44,9 +44,8 @@ def test_formula(kind, batch, pairs, join, nodes):
 
 
 @newest_only
-def test_formula_in_sdxl(join, nodes):
-    pair = (mini.model("sdxl_v", 1), mini.model("sdxl_v", 2))
-    assert_formula(join, pair, *prompts("sdxl_v", nodes), mini.latent("sdxl_v"))
+def test_formula_in_sdxl(pairs, join, nodes):
+    assert_formula(join, pairs("sdxl_v"), *prompts("sdxl_v", nodes), mini.latent("sdxl_v"))
 
 
 @newest_only

@@ -35,14 +35,14 @@ def written(folder):
     return write
 
 
-def test_a_diffusion_model_pair_loads_and_samples_as_its_weights_do(nodes, written, pairs):
+def test_a_diffusion_model_pair_loads_and_samples_as_its_weights_do(nodes, written):
     written("p.safetensors", 1, "preferred")
     written("d.safetensors", 2, "dispreferred")
     loaded = nodes["CHATSDiffusionModelPairLoader"]("p.safetensors", "d.safetensors", "default")
     positive, negative = mini.conditioning("sd15", 3), mini.conditioning("sd15", 4)
     samples = [
         run(guider_of(nodes["CHATSApply"](*models, 0.0, 1.0)[0], positive, negative, 6.0), mini.latent("sd15"))
-        for models in (loaded, pairs("sd15"))
+        for models in (loaded, [mini.model("sd15", seed) for seed in (1, 2)])
     ]
     assert torch.equal(*samples)
 
@@ -152,7 +152,7 @@ def test_different_architectures_name_the_first_difference(nodes, pairs):
     refused(nodes, pairs("sd15")[0], pairs("sd3")[0], "different architectures: SD15 and SD3")
 
 
-def test_different_widths_name_the_first_difference(nodes, pairs):
+def test_different_widths_name_the_first_difference(nodes):
     config = {
         **mini.SD15,
         "num_res_blocks": [2],
@@ -160,7 +160,7 @@ def test_different_widths_name_the_first_difference(nodes, pairs):
         "transformer_depth_output": [1] * 3,
     }
     other = comfy.sd.load_diffusion_model_state_dict(mini.unet_weights(config, 1))
-    refused(nodes, pairs("sd15")[0], other, r"`num_res_blocks` is \[1\] and \[2\]")
+    refused(nodes, mini.model("sd15", 1), other, r"`num_res_blocks` is \[1\] and \[2\]")
 
 
 def test_epsilon_against_flow(nodes, pairs):

@@ -1,18 +1,15 @@
 """Families whose real widths are too large for a test: what the trainer exports of them, in real ComfyUI, against what
 diffusers' own modules predict, and the pair that the nodes sample."""
 
-import json
 from pathlib import Path
 
-import comfy.model_detection
-import comfy.samplers
 import folder_paths
 import mini
 import mini_architectures
 import pytest
 import torch
 from conftest import newest_only
-from running import in_the_trainers_python, predictions
+from running import assert_detected_whole, in_the_trainers_python, predictions
 from safetensors.torch import load_file
 
 pytestmark = newest_only
@@ -92,10 +89,4 @@ def test_a_pair_samples_as_it_does_headless(made, models, nodes):
 
 def test_the_published_widths_are_detected_whole(made):
     name, folder, _ = made
-    shapes = json.loads((folder / "shapes.json").read_text())
-    weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    config = comfy.model_detection.model_config_from_unet(weights, "")
-    assert type(config).__name__ == CLASSES[name]
-    loaded = config.get_model({}, "", device="meta").diffusion_model.state_dict()
-    expected = config.process_unet_state_dict(weights)
-    assert {key: value.shape for key, value in loaded.items()} == {key: value.shape for key, value in expected.items()}
+    assert_detected_whole(folder / "shapes.json", CLASSES[name])

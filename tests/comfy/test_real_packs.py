@@ -81,7 +81,7 @@ def ipadapter_weights() -> dict:
     """An IPAdapter of SD1.5's layout and the mini model's widths."""
     generator = torch.Generator().manual_seed(8)
     names = [f"{number * 2 + 1}.to_{part}_ip.weight" for number in range(16) for part in "kv"]
-    layers = {name: torch.randn(320, 768, generator=generator) / 28 for name in names}
+    layers = {name: torch.randn(64, 768, generator=generator) / 28 for name in names}
     projection = {
         "proj.weight": torch.randn(4 * 768, 1024, generator=generator) / 32,
         "proj.bias": torch.zeros(4 * 768),

@@ -5,6 +5,7 @@ import comfy.lora
 import comfy.model_management
 import comfy.sd
 import mini
+import mini_architectures
 import nodes as comfy_nodes
 import pytest
 import torch
@@ -199,7 +200,7 @@ def test_a_lora_before_the_pair_stays_on_both(twins, join, nodes):
 def test_a_merge_after_the_pair_scales_the_difference_too(members, join, nodes, twins):
     """ModelMergeSimple on the pair: W = ½ (base + LoRA) + ½ other, for each member."""
     preferred, shared, separate = members("sd15")
-    other = mini.model("sd15", 5)
+    other = mini_architectures.model("sd15", 5)
     patches = other.get_key_patches("diffusion_model.")
 
     def merged(model):
@@ -320,11 +321,9 @@ def test_bf16_costs_no_more_than_merging_does(kind, join, nodes):
     """Two bf16 models with the LoRAs merged into bf16 weights differ from fp32 by what rounding costs; the shared pair
     is as near."""
     conds, latent = prompts(kind, nodes), mini.latent(kind, 2)
-    state = [lora(mini.model(kind, 1), seed) for seed in (41, 42)]
-    exact = run(
-        guider_of(join(patched(mini.model(kind, 1), state[0]), patched(mini.model(kind, 1), state[1])), *conds, CFG),
-        latent,
-    )
+    base, other = mini.model(kind, 1), mini.model(kind, 1)
+    state = [lora(base, seed) for seed in (41, 42)]
+    exact = run(guider_of(join(patched(base, state[0]), patched(other, state[1])), *conds, CFG), latent)
     first, second = half(kind, torch.bfloat16, 1), half(kind, torch.bfloat16, 1)
     merged = run(guider_of(join(patched(first, state[0]), patched(second, state[1])), *conds, CFG), latent)
     shared = run(guider_of(join(patched(first, state[0]), patched(first, state[1])), *conds, CFG), latent)
@@ -401,18 +400,18 @@ class TestRefused:
     def test_lokr(self, twins, join):
         first = twins("sd15")[0]
         name = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"
-        state = {f"{name}.lokr_w1": torch.randn(2, 2), f"{name}.lokr_w2": torch.randn(160, 160)}
+        state = {f"{name}.lokr_w1": torch.randn(2, 2), f"{name}.lokr_w2": torch.randn(32, 32)}
         self.refused(join, first, patched(first, state), "adapter of the kind `lokr`")
 
     def test_a_full_difference(self, twins, join):
         first = twins("sd15")[0]
         name = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"
-        self.refused(join, first, patched(first, {f"{name}.diff": torch.randn(320, 320)}), "a full difference")
+        self.refused(join, first, patched(first, {f"{name}.diff": torch.randn(64, 64)}), "a full difference")
 
     def test_a_merge(self, twins, join):
         first = twins("sd15")[0]
         merged = first.clone()
-        merged.add_patches(mini.model("sd15", 5).get_key_patches("diffusion_model."), 0.5, 0.5)
+        merged.add_patches(mini_architectures.model("sd15", 5).get_key_patches("diffusion_model."), 0.5, 0.5)
         self.refused(join, first, merged, "merged at different strengths")
 
     def test_another_attention_patch(self, twins, join):

@@ -4,6 +4,7 @@ import logging
 
 import comfy.sd
 import mini
+import mini_architectures
 import pytest
 import torch
 from comfy_extras.nodes_model_merging import ModelMergeSimple
@@ -64,7 +65,7 @@ def test_sampling_says_nothing_of_it(joined, said):
 
 def test_a_model_merged_into_a_pair_is_merged_into_both(nodes, pairs, joined, said):
     """As any patch of weights after CHATS Apply."""
-    other = mini.model("sd15", 5)
+    other = mini_architectures.model("sd15", 5)
     merged, members = [], [result(ModelMergeSimple, model, other, 0.5)[0] for model in pairs("sd15")]
     assert said(lambda: merged.extend(result(ModelMergeSimple, joined, other, 0.5))) == []
     expected = sample(nodes["CHATSApply"](*members, 0.0, 1.0)[0])

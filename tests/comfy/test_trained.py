@@ -21,7 +21,7 @@ def all_trained(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module", params=TRAINED)
-def trained(request, all_trained):
+def trained(request, all_trained, narrow_known):
     """Method, the pair's folder, and what the headless sampler gives."""
     folder, method = all_trained / request.param, request.param.split("-")[1]
     for path in (folder, folder / "run", folder / "run" / "distilled"):

@@ -8,6 +8,7 @@ import comfy.hooks
 import comfy.model_management
 import comfy.sd
 import mini
+import mini_architectures
 import nodes as comfy_nodes
 import pytest
 import torch
@@ -31,7 +32,7 @@ def elsewhere():
 
     @functools.cache
     def elsewhere(kind):
-        model = mini.model(kind, 2)
+        model = mini_architectures.model(kind, 2)
         model.load_device = SECOND
         return model
 
@@ -82,9 +83,7 @@ class CopiedControl(ResidualControl):
 
 
 @pytest.mark.parametrize("in_turn", [False, True])
-def test_conditioning_and_what_other_nodes_put_on_the_pair(
-    in_turn, second, pairs, elsewhere, sampled, tmp_path, monkeypatch
-):
+def test_conditioning_and_what_other_nodes_put_on_the_pair(in_turn, second, sampled, tmp_path, monkeypatch):
     """By core's own node and loader; areas, a mask, ControlNet and a weight hook on the negative; a LoRA and an
     attention patch after the two are joined."""
     from comfy_extras.nodes_multigpu import SelectModelDeviceNode
@@ -92,7 +91,7 @@ def test_conditioning_and_what_other_nodes_put_on_the_pair(
     if in_turn:
         monkeypatch.setattr(pack_module("nodes.sampling.own_device"), "MultiGPUThreadPool", None)
     monkeypatch.setattr(comfy.model_management, "get_all_torch_devices", lambda *_, **__: [torch.device("cpu"), SECOND])
-    preferred, dispreferred = pairs("sd15")
+    preferred, dispreferred = mini.model("sd15", 1), mini.model("sd15", 2)  # of the width that the loader knows
     save_file(mini.weights("sd15", 2), tmp_path / "d.safetensors")
     (moved,) = result(SelectModelDeviceNode, comfy.sd.load_diffusion_model(str(tmp_path / "d.safetensors")), "gpu:1")
     assert moved.load_device == SECOND
@@ -103,7 +102,7 @@ def test_conditioning_and_what_other_nodes_put_on_the_pair(
     mask[:, :32, :40] = 1.0
     negative += result(comfy_nodes.ConditioningSetMask, mini.conditioning("sd15", 6), mask, "default", 0.9)[0]
     positive = mini.conditioning("sd15", 3, area=(8, 4, 0, 0)) + mini.conditioning("sd15", 5)
-    controlled = CopiedControl(1), torch.zeros(1, 8, 8, 3), 0.8, 0.0, 1.0
+    controlled = CopiedControl(1, channels=320), torch.zeros(1, 8, 8, 3), 0.8, 0.0, 1.0
     positive, negative = result(comfy_nodes.ControlNetApplyAdvanced, positive, negative, *controlled)
 
     def after(model):

@@ -21,7 +21,7 @@ FUSED = ("sd3", "flux")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
+def trained(tmp_path_factory, narrow_known) -> Path:
     folder = tmp_path_factory.mktemp("doors")
     in_the_trainers_python("take_steps.py", folder, "sd15", *FUSED)
     return folder

@@ -187,7 +187,7 @@ def test_sizes_that_no_weight_shows_are_those_of_comfyui(bases, tmp_path, monkey
     load_family("sd15", str(base))
     for file, key, value in (
         (UNET, "attention_head_dim", 4),
-        (UNET, "attention_head_dim", [5]),
+        (UNET, "attention_head_dim", [2]),
         (UNET, "norm_num_groups", 16),
         (UNET, "norm_eps", 1e-6),
         (VAE, "scaling_factor", 0.13025),

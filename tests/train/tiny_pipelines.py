@@ -2,7 +2,7 @@
 single letters.
 
 The denoisers are small in every width that only diffusers sees. `comfy=True` gives the widths that real ComfyUI knows a
-family by.
+family by, but for SD1.5's and SDXL's 320 channels, of which 64 are left (`know_narrow` of tests/comfy).
 """
 
 import json
@@ -208,7 +208,7 @@ def vae(family: str, seed: int) -> torch.nn.Module:
 
 
 def denoiser(family: str, seed: int = 0, comfy: bool = False) -> torch.nn.Module:
-    """A random denoiser; with ``comfy`` one that real ComfyUI detects."""
+    """A random denoiser; with ``comfy`` one that ComfyUI detects in the tests."""
     make = {
         "sd15": _sd15,
         "sdxl": _sdxl,
@@ -223,11 +223,11 @@ def denoiser(family: str, seed: int = 0, comfy: bool = False) -> torch.nn.Module
     return randomised(make(comfy), seed)
 
 
-def _sd15(comfy: bool) -> torch.nn.Module:
+def _sd15(comfy: bool, width: int = 64) -> torch.nn.Module:
     """ComfyUI knows SD1.5 by its widths; one level will do."""
     return UNet2DConditionModel(
-        block_out_channels=(320,) if comfy else (16, 32),
-        layers_per_block=1 if comfy else 2,
+        block_out_channels=(width,) if comfy else (16, 32),
+        layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D",) if comfy else ("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D",) if comfy else ("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=768 if comfy else CLIP_WIDTHS["sd15"][0],
@@ -236,9 +236,9 @@ def _sd15(comfy: bool) -> torch.nn.Module:
     )
 
 
-def _sdxl(comfy: bool) -> torch.nn.Module:
-    """ComfyUI knows SDXL by its depths 1, 2, 10 on the way down and its widths; a quarter of the channels will do."""
-    channels, pooled = (320, 320, 320) if comfy else (16, 32, 32), 1280 if comfy else CLIP_WIDTHS["sdxl"][1]
+def _sdxl(comfy: bool, width: int = 64) -> torch.nn.Module:
+    """ComfyUI knows SDXL by its depths 1, 2, 10 on the way down and its first width; the others may be that too."""
+    channels, pooled = (width,) * 3 if comfy else (16, 32, 32), 1280 if comfy else CLIP_WIDTHS["sdxl"][1]
     return UNet2DConditionModel(
         block_out_channels=channels,
         layers_per_block=2,
@@ -347,8 +347,11 @@ def _krea2(comfy: bool) -> torch.nn.Module:
 
 
 def published(family: str) -> torch.nn.Module:
-    """A denoiser of the published widths, of two blocks of each kind; for the meta device."""
+    """A denoiser of the published widths, of two blocks of each kind; for the meta device. Of SD1.5 and SDXL what
+    ComfyUI knows them by."""
     return {
+        "sd15": lambda: _sd15(True, 320),
+        "sdxl": lambda: _sdxl(True, 320),
         "z_image": lambda: ZImageTransformer2DModel(n_layers=2),
         "qwen_image": lambda: QwenImageTransformer2DModel(num_layers=2),
         "chroma": lambda: ChromaTransformer2DModel(num_layers=2, num_single_layers=2),
