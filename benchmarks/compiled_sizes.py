@@ -20,7 +20,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from chats_train.families import Family, load_family
-from chats_train.runs.members import DISPREFERRED, PREFERRED, REFERENCE, Members, make_members
+from chats_train.runs.members import DISPREFERRED, PREFERRED, REFERENCE, Members
+from chats_train.runs.whole_members import make_members
 from chats_train.settings.config_file import PLACEHOLDERS, parse_config
 from chats_train.settings.facts import FAMILIES
 

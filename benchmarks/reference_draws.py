@@ -29,8 +29,8 @@ from chats.files import write_text
 from chats_train.demo.detector import judge
 from chats_train.demo.samplers import sample_pictures
 from chats_train.demo.taste import tastes
-from chats_train.runs.members import make_members
 from chats_train.runs.trained import open_trained
+from chats_train.runs.whole_members import make_members
 from chats_train.support.jsonl import read_rows
 from chats_train.training.reports import METRICS_FILE
 from chats_train.training.train import train

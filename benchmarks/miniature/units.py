@@ -28,8 +28,9 @@ from chats_train.demo.world import RESOLUTION, ScenePrompt, balanced_prompts, pr
 from chats_train.encodings.cache import fill_cache
 from chats_train.families import Family, load_family
 from chats_train.runs.folder import CHECKPOINTS
-from chats_train.runs.members import DISPREFERRED, PREFERRED, Members, make_members
+from chats_train.runs.members import DISPREFERRED, PREFERRED, Members
 from chats_train.runs.trained import open_trained
+from chats_train.runs.whole_members import make_members
 from chats_train.sampling.sampler import SamplingSettings
 from chats_train.settings.config import CONFIG_VERSION, RunConfig
 from chats_train.settings.config_file import parse_config

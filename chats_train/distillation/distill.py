@@ -13,9 +13,10 @@ from ..check.readiness import model_size
 from ..data import PairDataset
 from ..encodings.cache import PairEncodings
 from ..families import Family
+from ..runs.adapters import adapter_weights
 from ..runs.checkpoint import has_checkpoint
 from ..runs.folder import CHECKPOINTS
-from ..runs.members import Members, adapter_weights
+from ..runs.members import Members
 from ..runs.opening import open_family, settled
 from ..runs.pair_export import export_model, pair_id
 from ..runs.processes import Processes

@@ -11,7 +11,8 @@ from chats.lowrank import LowRank
 from chats.lowrank.truncation import factorize, in_rank_of, weight_difference
 
 from ..families import Family
-from ..runs.members import PREFERRED, LoRAMembers, Members, adapter_weights
+from ..runs.adapters import LoRAMembers, adapter_weights
+from ..runs.members import PREFERRED, Members
 from ..settings.config import RunConfig
 
 STUDENT = "student"

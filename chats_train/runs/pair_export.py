@@ -14,7 +14,8 @@ from chats.pair import Metadata, Negative, PairMetadata
 from ..families import Family
 from ..settings.config import RunConfig
 from ..support.dtypes import TORCH_DTYPES
-from .members import DISPREFERRED, PREFERRED, adapter_weights
+from .adapters import adapter_weights
+from .members import DISPREFERRED, PREFERRED
 from .pair_files import export_full, export_lora
 
 

@@ -19,8 +19,9 @@ from ..settings.config_file import config_of
 from ..settings.facts import FAMILIES
 from ..support.errors import UserError
 from .member_files import MemberFile, denoiser_tensors
-from .members import DISPREFERRED, PREFERRED, Members, make_members
+from .members import DISPREFERRED, PREFERRED, Members
 from .subjects import Subject
+from .whole_members import make_members
 
 # The paper's, of whose pairs no file says so.
 PAPER_RESOLUTION = 1024

@@ -16,13 +16,14 @@ from ..settings.facts import FAMILIES
 from ..support.errors import UserError
 from .checkpoint import READ, Checkpoint, open_checkpoint
 from .folder import CHECKPOINTS
-from .members import Members, make_members
+from .members import Members
 from .negative_file import read_negative
 from .opening import open_family, settled
 from .pair_export import export_pair
 from .previews import preview
 from .probe_file import read_probe
 from .processes import Processes
+from .whole_members import make_members
 
 
 def open_trained(config: RunConfig, wanted: str) -> Checkpoint:

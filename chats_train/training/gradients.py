@@ -18,8 +18,9 @@ from chats.objective import OBJECTIVES, Metrics, Objective, PairErrors, squared_
 from ..encodings.cache import EncodedPair
 from ..families import Denoiser, Family, Prompt
 from ..families.prompts import batch_of, same_length
-from ..runs.members import REFERENCE, Members, make_members
+from ..runs.members import REFERENCE, Members
 from ..runs.previews import preview
+from ..runs.whole_members import make_members
 from ..settings.config import RunConfig
 from ..sharding.modules import Shards
 from ..support.dtypes import forward_dtype

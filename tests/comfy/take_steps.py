@@ -20,7 +20,7 @@ from chats_train.data import PairDataset
 from chats_train.encodings.cache import CachedEncodings, fill_cache
 from chats_train.families import Family
 from chats_train.layouts.formats import lora_names
-from chats_train.runs.members import adapter_weights
+from chats_train.runs.adapters import adapter_weights
 from chats_train.runs.opening import open_family, open_pairs
 from chats_train.runs.pair_export import export_pair
 from chats_train.runs.pair_files import export_full

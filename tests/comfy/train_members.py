@@ -22,7 +22,7 @@ from chats_train.distillation.finished_run import open_finished_run
 from chats_train.distillation.settings import DistillSettings, student_config
 from chats_train.distillation.student import STUDENT
 from chats_train.families import Denoiser, Family
-from chats_train.runs.members import LoRAMembers
+from chats_train.runs.adapters import LoRAMembers
 from chats_train.runs.opening import open_family
 from chats_train.runs.pair_files import export_full
 from chats_train.runs.trained import open_trained, trained_members

@@ -14,8 +14,8 @@ from chats_train.data.pair_columns import ColumnsMaker
 from chats_train.data.pairs import FileImage, PairImage
 from chats_train.encodings.cache import fill_cache
 from chats_train.families import adapter_of
-from chats_train.runs.members import make_members
 from chats_train.runs.opening import open_family
+from chats_train.runs.whole_members import make_members
 from chats_train.settings.config_file import PLACEHOLDERS, parse_config
 from chats_train.settings.facts import FAMILIES
 

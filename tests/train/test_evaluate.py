@@ -26,10 +26,10 @@ from chats_train.evaluation.scorers import open_scorers
 from chats_train.evaluation.scoring import score_pictures
 from chats_train.families import load_family
 from chats_train.runs.checkpoint import State, save_checkpoint
-from chats_train.runs.members import make_members
 from chats_train.runs.negative_file import write_negative
 from chats_train.runs.opening import open_family
 from chats_train.runs.trained import export, open_trained, trained_members
+from chats_train.runs.whole_members import make_members
 from chats_train.sampling.pictures import to_images
 from chats_train.sampling.probe import PROBED_SHARES, probe_proxy
 from chats_train.sampling.sampler import SamplingSettings, initial_noise, sample_cfg, sample_pair

@@ -16,9 +16,9 @@ from torch.distributed import HashStore
 from chats_train.cli import main
 from chats_train.encodings.shards import ShardStore
 from chats_train.runs.checkpoint import State, save_checkpoint
-from chats_train.runs.members import make_members
 from chats_train.runs.opening import open_family
 from chats_train.runs.peers import Peers
+from chats_train.runs.whole_members import make_members
 from chats_train.settings.config_file import load_config
 from chats_train.support.errors import UserError
 

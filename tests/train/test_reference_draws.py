@@ -15,7 +15,7 @@ from chats_train.support.errors import UserError
 from chats_train.training.reference_errors import ReferenceErrors, repeats_note
 
 # Of twelve pairs two are held out, and a step has four: an epoch takes 2.5 steps.
-SETTINGS = {"beta": 10.0, "lr_warmup_steps": 0, "max_train_steps": 12}
+SETTINGS = {"lr_warmup_steps": 0, "max_train_steps": 12}
 
 
 class Sample:

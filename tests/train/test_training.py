@@ -17,8 +17,8 @@ from tiny_runs import first_step, trainer_of
 from chats.draws import draw, step_pairs
 from chats.objective import OBJECTIVES
 from chats_train.runs.checkpoint import RESUME, Checkpoint, State, save_checkpoint
-from chats_train.runs.members import make_members
 from chats_train.runs.opening import open_family
+from chats_train.runs.whole_members import make_members
 from chats_train.support.errors import UserError
 from chats_train.training.gradients import Gradients, make_batch
 from chats_train.training.optimizer import learning_rate, make_optimizer, stochastic_round
