@@ -6,7 +6,6 @@ Minis of ComfyUI's own classes; every Linear of each has a LoRA.
 
 import functools
 
-import comfy.ldm.anima.model
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
@@ -38,8 +37,9 @@ def noise(seed, *shape):
 @pytest.fixture(autouse=True)
 def one_layer(monkeypatch):
     """Of the six that Anima's adapter of the text has, 17 million weights each."""
-    adapter = functools.partial(comfy.ldm.anima.model.LLMAdapter, num_layers=1)
-    monkeypatch.setattr(comfy.ldm.anima.model, "LLMAdapter", adapter)
+    from comfy.ldm.anima import model  # which older ones do not have
+
+    monkeypatch.setattr(model, "LLMAdapter", functools.partial(model.LLMAdapter, num_layers=1))
 
 
 def build(family: str, config: dict):

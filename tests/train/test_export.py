@@ -177,7 +177,7 @@ def trained_lora(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("sd15", "lora_unet_up_blocks_1_attentions_2_transformer_blocks_0_attn2_to_out_0.lora_up.weight"),
+        ("sd15", "lora_unet_up_blocks_1_attentions_1_transformer_blocks_0_attn2_to_out_0.lora_up.weight"),
         ("sdxl", "lora_unet_input_blocks_8_1_transformer_blocks_1_attn1_to_q.lora_down.weight"),
         ("sd3", "transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight"),
         ("flux", "transformer.single_transformer_blocks.1.attn.to_v.lora_B.weight"),
