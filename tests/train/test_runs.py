@@ -37,8 +37,9 @@ def damage(path):
 @pytest.mark.parametrize(
     ("family", "method"),
     [
-        *((family, "lora") for family in ("sdxl", "sd3", "z_image", "qwen_image", "chroma", "flux2_klein", "krea2")),
-        *((family, "full") for family in ("flux", "z_image")),
+        (family, method)
+        for family in ("sdxl", "sd3", "flux", "z_image", "qwen_image", "chroma", "flux2_klein", "krea2")
+        for method in ("lora", "full")
     ],
 )
 def test_every_family_trains_resumes_and_exports(family, method, config, tmp_path):

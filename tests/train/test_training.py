@@ -272,7 +272,12 @@ def test_processes_know_whether_they_agree_and_part_before_they_end(tmp_path):
     assert [json.loads((tmp_path / index).read_text()) for index in "01"] == [[True, False, True, True, 1]] * 2
 
 
-@pytest.mark.parametrize(("family", "method"), [("sd15", "full"), ("sd15", "lora"), ("qwen_image", "lora")])
+OWN_LENGTHS = ("z_image", "qwen_image", "chroma", "flux2_klein", "krea2")
+
+
+@pytest.mark.parametrize(
+    ("family", "method"), [("sd15", "full"), ("sd15", "lora"), *((family, "lora") for family in OWN_LENGTHS)]
+)
 def test_two_processes_have_the_gradients_of_one(family, method, config, tmp_path):
     """Of Qwen-Image's last block a layer has none."""
     alone = trainer_of(config(family, training_method=method, gradient_accumulation_steps=4, max_grad_norm=0.0))
