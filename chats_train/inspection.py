@@ -28,6 +28,7 @@ from .layouts.recognition import (
     other_input,
 )
 from .support.amounts import bytes_text, count_text
+from .support.errors import UserError
 from .support.gguf import GgufHeader, read_gguf
 from .support.tensor_files import Tensors, read_tensors
 
@@ -42,9 +43,11 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
 
     Raises:
         PairError: when it is no whole safetensors file, or its `chats.*` metadata cannot be understood.
-        UserError: when it is a GGUF file that is cut off.
+        UserError: for a folder, and a GGUF file that is cut off.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in it, or `export` the pair of a run's checkpoint")
     if path.is_file() and (gguf := read_gguf(path)) is not None:
         return _gguf(path, gguf)
     metadata = read_header(path)

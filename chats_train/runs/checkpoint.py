@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,6 +125,8 @@ class Checkpoint:
             if manifest["version"] == CHECKPOINT_VERSION:
                 return {name: (each["bytes"], each["sha256"]) for name, each in dict(manifest["files"]).items()}
         except OSError as error:
+            if not self.path.exists():
+                raise self._not_whole("there is no such folder") from error
             raise self._unreadable(MANIFEST, error) from error
         except (ValueError, KeyError, TypeError) as error:
             raise self._not_whole(f"its {MANIFEST} is damaged") from error
@@ -167,22 +170,25 @@ def open_checkpoint(folder: Path, wanted: str, purpose: Purpose) -> Checkpoint |
         named = Checkpoint(Path(wanted).expanduser(), purpose)
         named.prove()
         return named
-    for checkpoint in _newest_first(folder, purpose):
-        with suppress(NotWhole):
+    for path in reversed(_checkpoints(folder)):
+        try:
+            checkpoint = Checkpoint(path, purpose)
             checkpoint.prove()
+        except NotWhole as error:
+            reason, _, _ = str(error).rpartition(f"; {purpose.way_out}")
+            print(f"note: {reason}; an older one is looked for", file=sys.stderr)
+        else:
             return checkpoint
     return None
 
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether a run's checkpoints hold one that could be lost; only sizes are looked at."""
-    return any(_newest_first(folder, RESUME))
-
-
-def _newest_first(folder: Path, purpose: Purpose) -> Iterator[Checkpoint]:
-    for path in reversed(_checkpoints(folder)):
+    for path in _checkpoints(folder):
         with suppress(NotWhole):
-            yield Checkpoint(path, purpose)
+            Checkpoint(path, RESUME)
+            return True
+    return False
 
 
 def save_checkpoint(folder: Path, state: State, keep: int | None) -> Path:

@@ -17,6 +17,8 @@ from ..support.errors import UserError
 # place of means.
 TORCH = (2, 9)
 OTHERS = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+# As accelerate reads them.
+YES, NO = ("true", "1", "yes", "y", "t", "on"), ("", "false", "0", "no", "n", "f", "off")
 # accelerate's ways of parallelism that split more than a batch.
 UNKNOWN_SIZES = ("TP", "CP", "SP")
 
@@ -78,7 +80,10 @@ def require_shardable(config: RunConfig) -> None:
 
 def _refuse_what_is_not_done() -> None:
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise UserError("accelerate's config asks for FSDP 1; add `--fsdp_version 2` (in its file `fsdp_version: 2`)")
+        raise UserError(
+            "accelerate's config asks for FSDP 1; add `--fsdp_version 2` (in its file `fsdp_version: 2`, "
+            "with torchrun FSDP_VERSION=2 in the environment)"
+        )
     if _is_set("FSDP_ACTIVATION_CHECKPOINTING"):
         raise UserError(
             "accelerate's config sets `fsdp_activation_checkpointing`; set it to false, and in the run "
@@ -106,8 +111,15 @@ def _sizes(count: int) -> tuple[int, int]:
 
 
 def _size(name: str) -> int:
-    return int(os.environ.get(f"PARALLELISM_CONFIG_{name}_SIZE", "1"))
+    variable = f"PARALLELISM_CONFIG_{name}_SIZE"
+    value = os.environ.get(variable, "1")
+    if not value.isdecimal():
+        raise UserError(f"{variable} is `{value}` in the environment; set it to a number of processes")
+    return int(value)
 
 
 def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "").lower() in ("true", "1")
+    value = os.environ.get(variable, "")
+    if value.lower() not in YES + NO:
+        raise UserError(f"{variable} is `{value}` in the environment; set it to true or false")
+    return value.lower() in YES

@@ -146,7 +146,11 @@ class Trainer:
         tensors = {"members": self.members.state(), "optimizer": optimizer}
         if self.averages is not None:
             tensors["averages"] = self.averages.values
-        facts = {"pairs_per_step": self.pairs_per_step, "dataset_fingerprint": self.dataset_fingerprint}
+        facts = {
+            "pairs_per_step": self.pairs_per_step,
+            "dataset_fingerprint": self.dataset_fingerprint,
+            "optimizer_settings": self._optimizer_settings,
+        }
         if self.references is not None:
             tensors["references"] = {"errors": self.references.table}
             facts["references_basis"] = self._references_basis
@@ -170,6 +174,14 @@ class Trainer:
                 "the data set changed since the checkpoint was written; bring back the old one, or set "
                 "`resume_from_checkpoint: null`"
             )
+        # Version 0.1.0 did not state them.
+        for name, theirs in checkpoint.values.get("optimizer_settings", {}).items():
+            ours = self._optimizer_settings.get(name, theirs)
+            if ours != theirs:
+                raise UserError(
+                    f"`{name}` is {ours}, and the checkpoint was written with {theirs}, whose optimizer's state is "
+                    f"another; set `{name}: {theirs}`, or `resume_from_checkpoint: null`"
+                )
         self.members.load_state(checkpoint.tensors("members", self._like))
         groups = self.optimizer.state_dict()["param_groups"]
         tensors = checkpoint.tensors("optimizer", self._optimizer_like)
@@ -183,6 +195,12 @@ class Trainer:
             self.references.load(checkpoint.tensors("references")["errors"])
             self._release_reference()
         self.step = checkpoint.values["step"]
+
+    @property
+    def _optimizer_settings(self) -> dict[str, str]:
+        """What the form of the optimizer's state follows from."""
+        whole_models = {"weight_dtype": self.config.weight_dtype} if self.config.training_method == "full" else {}
+        return {"optimizer": self.config.optimizer, **whole_models}
 
     def weights(self) -> dict[str, Tensor]:
         """What is exported: the averages where they are kept, else the weights themselves."""

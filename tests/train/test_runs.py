@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from chats.pair import check_files, read_header
 from chats_train.cli import main
 from chats_train.encodings.shards import ShardStore
+from chats_train.inspection import describe
 from chats_train.runs.checkpoint import READ, RESUME, Checkpoint, State, open_checkpoint, save_checkpoint
 from chats_train.settings.facts import FAMILIES
 from chats_train.support.errors import UserError
@@ -220,7 +221,7 @@ def test_a_nan_stops_and_names_the_last_good_checkpoint(config, monkeypatch):
     assert all(tensor.isfinite().all() for tensor in newest(run).tensors("members").values())
 
 
-def test_a_damaged_checkpoint_is_never_used(config):
+def test_a_damaged_checkpoint_is_never_used(config, capsys):
     from chats_train.training.train import train
 
     run = config(max_train_steps=4, checkpointing_steps=1, checkpoints_total_limit=2)
@@ -230,6 +231,8 @@ def test_a_damaged_checkpoint_is_never_used(config):
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-00000004"]
     damage(damaged / "members.safetensors")
     assert newest(run).path == folder / "step-00000003"
+    said = f"{damaged} cannot be used: members.safetensors is not as it was written; an older one is looked for\n"
+    assert capsys.readouterr().err.endswith(said)
     for purpose in (RESUME, READ):
         with pytest.raises(UserError, match=r"members.safetensors is not as it was written"):
             open_checkpoint(folder, str(damaged), purpose)
@@ -345,7 +348,7 @@ def test_a_checkpoint_that_cannot_be_read_names_the_option_that_chose_it(config)
     run = config(max_train_steps=1, checkpointing_steps=1, validation_pairs=0, network_rank=2)
     train(run)
     with pytest.raises(
-        UserError, match=r"nowhere cannot be used: manifest.json is missing; name another with `--checkpoint`"
+        UserError, match=r"nowhere cannot be used: there is no such folder; name another with `--checkpoint`"
     ):
         export(run, "nowhere")
     other = run.model_copy(update={"network_rank": 4})
@@ -355,6 +358,11 @@ def test_a_checkpoint_that_cannot_be_read_names_the_option_that_chose_it(config)
         UserError, match=r"of another model than this run; .* or set `resume_from_checkpoint` to another, or to null"
     ):
         train(other.model_copy(update={"resume_from_checkpoint": "latest", "max_train_steps": 2}))
+    again = {"resume_from_checkpoint": "latest", "max_train_steps": 2, "optimizer": "adafactor"}
+    with pytest.raises(UserError, match=r"`optimizer` is adafactor, .* with adamw, .* set `optimizer: adamw`, or `res"):
+        train(run.model_copy(update=again))
+    with pytest.raises(UserError, match="step-00000001 is a folder; name a file in it"):
+        describe(run.output_dir / "checkpoints" / "step-00000001")
     with pytest.raises(
         UserError, match=r"has no whole checkpoint; train first, or name one's folder with `--checkpoint`"
     ):

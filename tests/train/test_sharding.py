@@ -157,6 +157,14 @@ def test_the_launchers_settings_are_followed(environment, layout, monkeypatch):
         ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP 1; add `--fsdp_version 2`"),
         ({**FSDP, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, "in the run `gradient_checkpointing: true`"),
         ({**HSDP, "PARALLELISM_CONFIG_DP_SHARD_SIZE": "3"}, "`dp_replicate_size` 2 × `dp_shard_size` 3 for 4 proc"),
+        (
+            {**HSDP, "PARALLELISM_CONFIG_DP_SHARD_SIZE": "x"},
+            "SHARD_SIZE is `x` in the environment; set it to a num",
+        ),
+        (
+            {**FSDP, "FSDP_OFFLOAD_PARAMS": "perhaps"},
+            "_PARAMS is `perhaps` in the environment; set it to true",
+        ),
         ({**HSDP, "PARALLELISM_CONFIG_TP_SIZE": "2"}, "sets `tp_size` 2; only FSDP is done here, set 1"),
     ],
 )
