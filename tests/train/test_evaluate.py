@@ -490,7 +490,7 @@ def test_settings_that_make_no_sense_are_sentences(run, capsys):
         (("--steps", 0), "`--steps` is 0; give 1 or more"),
         (("--alpha", "nan"), "`--alpha` is nan"),
         (("--probe", "--alpha", 0), "`--alpha` is 0; leave it out"),
-        (("--checkpoint", path.parent / "none"), "none cannot be used: manifest.json is missing"),
+        (("--checkpoint", path.parent / "none"), "none cannot be used: there is no such folder"),
         (("--set", f"output_dir={path.parent / 'other'}"), "has no whole checkpoint; train first"),
     ):
         assert evaluate(path, *arguments) == 2
